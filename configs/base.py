@@ -1,0 +1,106 @@
+"""EMO at the size of Stable Diffusion 1.5: 512x512, f = 12, n = 4 (the paper's).
+
+emo train --config configs/stage1.py --config.data.directory=DIR --workdir=RUN
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """Every field there is, at the paper's values; what the paper leaves open is marked ours."""
+    return ConfigDict(
+        dict(
+            model=model(),
+            clip=dict(frames=12, motion_frames=4, audio_window=2, fps=25.0, image_size=(512, 512)),
+            diffusion=dict(
+                train_steps=1000,
+                beta_schedule="scaled_linear",
+                beta_start=0.00085,
+                beta_end=0.012,
+                zero_terminal_snr=False,
+                prediction="eps",
+                spacing="leading",
+                min_snr_gamma=0.0,  # 0: off
+                noise_offset=0.0,
+            ),
+            sampling=dict(solver="ddim", steps=40, eta=0.0, reference_scale=3.5, audio_scale=3.5, speed=0.6, clips=4),
+            data=dict(
+                directory="",
+                split="train",
+                crop_scale=(1.0, 1.0),
+                min_reference_gap=1.0,
+                first_clip_prob=0.1,
+                flip_prob=0.0,
+                num_workers=2,
+                prefetch=2,
+            ),
+            train=train(),
+        )
+    )
+
+
+def model():
+    """The networks (Section 3.2)."""
+    return dict(
+        dtype="bfloat16",
+        unet=dict(
+            channels=(320, 640, 1280, 1280),
+            attention=(True, True, True, False),
+            layers=2,
+            heads=8,
+            groups=32,
+            remat=True,
+        ),
+        vae=dict(
+            channels=(128, 256, 512, 512),
+            decoder_channels=(128, 256, 512, 512),
+            layers=2,
+            groups=32,
+            latent_channels=4,
+            patch=1,
+        ),
+        reference_attention="cross",  # cross | concat | off
+        audio_attention=True,
+        temporal_modules=True,
+        face_locator=True,
+        speed_layers=True,
+        locator_channels=(16, 32, 96),
+        audio=dict(encoder="mel", bands=80, steps=4, tokens=32, features=768, hidden=512),
+        # Ours: centres in degrees per frame; fit them to the data set's quantiles.
+        speed=dict(
+            centres=(0.1, 0.2, 0.35, 0.55, 0.8, 1.1, 1.5, 2.0, 2.8),
+            radii=(0.1, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.8),
+            features=768,
+        ),
+    )
+
+
+def train():
+    """The loop; lr, batch sizes and optimizer are Section 4.1's, the rest ours."""
+    return dict(
+        stage="image",  # vae | image | video | speed
+        steps=100_000,
+        batch_size=48,
+        accumulate=1,
+        seed=0,
+        init_from="",  # the run of the stage before
+        optimizer=dict(
+            learning_rate=1e-5,
+            warmup=500,
+            schedule="constant",  # constant | cosine
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.01,
+            clip_norm=1.0,
+        ),
+        ema=0.9999,
+        drop_reference=0.05,
+        drop_audio=0.05,
+        motion_noise=0.0,  # standard deviation of the noise put on motion frames' latents
+        kl_weight=1e-6,
+        mesh=dict(data=-1, fsdp=1),
+        log_every=50,
+        save_every=1000,
+        keep=3,
+        sample_every=5000,
+    )

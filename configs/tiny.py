@@ -1,0 +1,49 @@
+"""The small EMO: the parts of base.py in the same order, small enough to train on two CPU cores.
+
+make tiny-weights   # prepares the data and trains: tiny.py:vae, tiny.py:image, tiny.py:video, tiny.py:speed
+"""
+
+from configs import base
+
+_STAGES = {
+    "vae": dict(steps=1500, batch_size=32, learning_rate=1e-3),
+    "image": dict(steps=1500, batch_size=32, learning_rate=1e-3),
+    "video": dict(steps=4000, batch_size=8, learning_rate=8e-4),
+    "speed": dict(steps=1000, batch_size=8, learning_rate=5e-4),
+}
+
+
+def get_config(stage="video"):
+    """The config of one stage: vae | image | video | speed."""
+    if stage not in _STAGES:
+        raise ValueError(f"configs/tiny.py has no stage {stage!r}; expected one of {', '.join(_STAGES)}")
+    config = base.get_config()
+    config.model.update(
+        dtype="float32",
+        unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=16, remat=False),
+        vae=dict(
+            channels=(32, 64, 128), decoder_channels=(64, 96, 128), layers=1, groups=16, latent_channels=12, patch=4
+        ),
+        locator_channels=(8, 16, 32, 32),
+        audio=dict(encoder="mel", bands=40, steps=4, tokens=4, features=64, hidden=128),
+    )
+    config.model.speed.features = 64
+    config.clip.update(frames=8, motion_frames=2, image_size=(128, 128))
+    config.diffusion.update(zero_terminal_snr=True, prediction="v", spacing="trailing")
+    config.sampling.update(solver="dpm++2m", steps=8, reference_scale=1.0, audio_scale=1.0)
+    config.data.update(crop_scale=(0.8, 0.8), num_workers=0)
+    config.train.update(
+        stage=stage,
+        ema=0.998,
+        kl_weight=2e-4,
+        motion_noise=0.1,
+        log_every=25,
+        save_every=250,
+        sample_every=1000,
+        steps=_STAGES[stage]["steps"],
+        batch_size=_STAGES[stage]["batch_size"],
+    )
+    config.train.optimizer.update(
+        learning_rate=_STAGES[stage]["learning_rate"], warmup=100, schedule="cosine", weight_decay=1e-4
+    )
+    return config

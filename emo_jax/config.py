@@ -1,0 +1,41 @@
+"""Configs on the command line: `--config FILE[:arg]` and `--config.key=value`, by ml_collections."""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+def parse(arguments):
+    """The ConfigDict of command line arguments such as ['--config=configs/tiny.py:video', '--config.train.steps=10'].
+
+    Raises:
+        ValueError: no such file, an unknown key, or a value of another type.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    files = [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
+    files += [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--config"]
+    if not files:
+        raise ValueError("no config given; add --config FILE[:arg], for example --config configs/tiny.py:video")
+    path = files[-1].rsplit(":", 1)[0] if not pathlib.Path(files[-1]).exists() else files[-1]
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"config file {path!r} does not exist; configs/ holds those of this project")
+    try:
+        rest = values(["emo", *arguments])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]!r}; overrides are written --config.key=value")
+    return values.config
+
+
+def to_json(config):
+    """A config as JSON text."""
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=1)
+
+
+def from_json(text):
+    """The config of JSON text, locked: unknown keys are errors."""
+    return ConfigDict(json.loads(text)).lock()

@@ -1,0 +1,201 @@
+"""The input pipeline: records -> Grain -> batches of clips.
+
+Sample number i of epoch e depends on the seed, i and e only. The number of workers and of processes changes who makes
+it, not what it is: the batches of all processes of one step hold the same samples, however many processes share them
+(as long as their number divides the number of records).
+
+Grain is imported when a data set is made: it imports jax where jax is installed (it starts no backend).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from absl import flags, logging
+
+from emo_jax.data import records, transforms
+from emo_jax.data.audio import exact_fps
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSampler:
+    """Draws one clip from one record: (position in the source, generator) -> sample without the batch axis.
+
+    The fields are those of `config.clip` and `config.data`, see `make_dataset`.
+    """
+
+    source: records.RecordSource
+    frames: int
+    motion_frames: int
+    audio_window: int
+    fps: float
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float]
+    min_reference_gap: float
+    first_clip_prob: float
+    flip_prob: float
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record = self.source[position]
+        total, video = len(record["boxes"]), record["video"]
+        has_motion = self.motion_frames > 0 and bool(rng.random() >= self.first_clip_prob)
+        before = self.motion_frames if has_motion else 0
+        start = transforms.choose_start(rng, total, self.frames, before)
+        gap = transforms.gap_frames(self.min_reference_gap, self.fps)
+        at = transforms.choose_reference(rng, total, start, self.frames, gap)
+
+        pictures = records.decode_video(video, start - before, before + self.frames)
+        reference = records.decode_video(video, at, 1)
+        size = pictures.shape[1:3]
+        # Two windows: with one for both, the place of the face in the reference would tell what the mask tells.
+        window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
+        other = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
+        pictures = transforms.crop(pictures, window, self.image_size)
+        boxes = record["boxes"][start : start + self.frames]
+        sample = {
+            "reference": transforms.crop(reference, other, self.image_size)[0],
+            "motion": pictures[:before]
+            if has_motion
+            else np.zeros((self.motion_frames, *self.image_size, 3), np.uint8),
+            "frames": pictures[before:],
+            "has_motion": np.asarray(has_motion),
+            "audio": transforms.audio_window(record["audio"], start, self.frames, self.audio_window, self.fps),
+            "mask": transforms.union_mask(boxes, window, self.image_size),
+            "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
+        }
+        return transforms.flip_horizontally(sample) if rng.random() < self.flip_prob else sample
+
+
+def element_spec(clip_config, batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array of a batch of `batch_size` (per process)."""
+    f, n, m = clip_config.frames, clip_config.motion_frames, clip_config.audio_window
+    size = tuple(clip_config.image_size)
+    spec = {
+        "reference": ((*size, 3), np.uint8),
+        "motion": ((n, *size, 3), np.uint8),
+        "frames": ((f, *size, 3), np.uint8),
+        "has_motion": ((), np.bool_),
+        "audio": ((transforms.audio_window_samples(clip_config),), np.float32),
+        "mask": ((*size, 1), np.uint8),
+        "speed": ((f + 2 * m,), np.float32),
+    }
+    return {name: ((batch_size, *shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
+
+
+def make_dataset(
+    data_config,
+    clip_config,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    needs_sound: bool = False,
+    epochs: int | None = None,
+) -> grain.IterDataset:
+    """Batches of clips, as `element_spec` describes them: shuffled anew in every epoch, one clip a record.
+
+    An iterator's `get_state()` and `set_state(state)` resume exactly, given the same arguments and num_workers.
+
+    Args:
+      data_config: `config.data`: directory, split, crop_scale, min_reference_gap (seconds), first_clip_prob, flip_prob,
+        num_workers, prefetch (batches made ahead, per worker).
+      clip_config: `config.clip`: frames, motion_frames, audio_window, fps, image_size.
+      batch_size: clips per batch of this process.
+      seed: of the order and of every draw; the same in all processes.
+      process_index: which of the `process_count` shares of each epoch this process reads.
+      process_count: number of processes; records left over when it does not divide their number wait for another epoch.
+      needs_sound: leave out the records without sound.
+      epochs: passes over the records; None for no end.
+
+    Raises:
+      ValueError: if a setting is out of range, the records are missing or have another frame rate, or there are fewer
+        suitable records than `batch_size * process_count`.
+    """
+    import grain
+
+    _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
+    source = records.open_records(data_config.directory, data_config.split)
+    positions = suitable_records(source, clip_config, needs_sound)
+    usable = len(positions) // process_count * process_count
+    if usable < batch_size * process_count:
+        raise ValueError(
+            f"{source.directory}, split {source.split}: {len(positions)} records fit this config, expected at least "
+            f"{batch_size * process_count} (batch {batch_size} x {process_count} processes): lower the batch size or "
+            "add records"
+        )
+    sampler = ClipSampler(
+        source,
+        clip_config.frames,
+        clip_config.motion_frames,
+        clip_config.audio_window,
+        clip_config.fps,
+        tuple(clip_config.image_size),
+        tuple(data_config.crop_scale),
+        data_config.min_reference_gap,
+        data_config.first_clip_prob,
+        data_config.flip_prob,
+    )
+    dataset = grain.MapDataset.source(positions).seed(seed).shuffle().random_map(sampler)
+    # The share is cut last: draws then depend on the place in the epoch, and no two processes draw alike.
+    dataset = dataset[:usable].repeat(epochs)[process_index::process_count]
+    dataset = dataset.batch(batch_size, drop_remainder=True)
+    ahead = max(1, data_config.prefetch)
+    options = grain.ReadOptions(num_threads=1 if data_config.num_workers else min(4, ahead), prefetch_buffer_size=ahead)
+    result = dataset.to_iter_dataset(options)
+    if data_config.num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags, and raise outside of an absl app
+        result = result.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=data_config.num_workers, per_worker_buffer_size=ahead)
+        )
+    return result
+
+
+def make_iterator(data_config, clip_config, **options: Any) -> grain.DatasetIterator:
+    """An iterator over `make_dataset(...)`; close it after use if there are workers."""
+    return iter(make_dataset(data_config, clip_config, **options))
+
+
+def suitable_records(source: records.RecordSource, clip_config, needs_sound: bool = False) -> np.ndarray:
+    """Positions (K,) of the records long enough for a clip and its motion frames, and with sound if that is needed."""
+    index = source.index()
+    for fps in np.unique(index["fps"]):
+        if exact_fps(float(fps)) != exact_fps(clip_config.fps):
+            raise ValueError(
+                f"{source.directory} holds records at {fps:g} fps, but clip.fps is {clip_config.fps:g}: "
+                "prepare the records at that rate, or change clip.fps"
+            )
+    keep = index["frames"] >= clip_config.frames + clip_config.motion_frames
+    if needs_sound:
+        keep &= index["sound"]
+    if not keep.all():
+        logging.info("%s, split %s: %d of %d records fit.", source.directory, source.split, keep.sum(), len(keep))
+    return np.flatnonzero(keep)
+
+
+def _check(data, clip, batch_size: int, process_index: int, process_count: int, epochs: int | None) -> None:
+    low, high = data.crop_scale
+    checks = {
+        "clip.frames": (clip.frames, clip.frames >= 1, "at least 1"),
+        "clip.motion_frames": (clip.motion_frames, clip.motion_frames >= 0, "at least 0"),
+        "clip.audio_window": (clip.audio_window, clip.audio_window >= 0, "at least 0"),
+        "clip.image_size": (clip.image_size, len(clip.image_size) == 2 and min(clip.image_size) > 0, "(height, width)"),
+        "data.crop_scale": (data.crop_scale, 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1"),
+        "data.min_reference_gap": (data.min_reference_gap, data.min_reference_gap >= 0, "seconds, at least 0"),
+        "data.first_clip_prob": (data.first_clip_prob, 0 <= data.first_clip_prob <= 1, "a probability in [0, 1]"),
+        "data.flip_prob": (data.flip_prob, 0 <= data.flip_prob <= 1, "a probability in [0, 1]"),
+        "data.num_workers": (data.num_workers, data.num_workers >= 0, "at least 0"),
+        "batch_size": (batch_size, batch_size >= 1, "at least 1 clip per process"),
+        "process_index": (process_index, 0 <= process_index < process_count, f"in [0, {process_count})"),
+        "epochs": (epochs, epochs is None or epochs >= 1, "at least 1, or None for no end"),
+    }
+    for name, (value, fine, wanted) in checks.items():
+        if not fine or (isinstance(value, float) and math.isnan(value)):
+            raise ValueError(f"{name} is {value}; expected {wanted}")

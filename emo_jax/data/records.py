@@ -1,0 +1,354 @@
+"""Records on disk: one record is one continuous shot of one person; ArrayRecord through TFDS, without TensorFlow.
+
+A directory of records is an ordinary TFDS dataset directory and one more file, `index.json`: for each record its
+length, frame rate and whether it has sound, so that the pipeline can choose records without reading the videos.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import av
+import numpy as np
+import tensorflow_datasets as tfds
+
+from emo_jax.data.audio import SAMPLE_RATE, exact_fps
+
+GOP = 16  # frames between keyframes: what a seek decodes in vain at most
+INDEX_FILE = "index.json"
+_BYTES_FIELDS = ("id", "source", "licence", "video")
+
+
+@dataclasses.dataclass
+class Record:
+    """One shot of N frames.
+
+    Attributes:
+      id: unique name within the split.
+      source: where it comes from.
+      licence: under which terms it may be used.
+      video: mp4 file (H.264, GOP 16, no audio track), see `encode_video`.
+      audio: (round(N / fps * 16000),) int16, 16 kHz mono; (0,) if the record has no sound.
+      fps: frames per second.
+      boxes: (N, 4) float32, face box (x0, y0, x1, y1) of each frame in pixels.
+      rotation: (N, 3) float32, yaw, pitch and roll in degrees.
+      speed: (N,) float32, smoothed head rotation speed in degrees per frame.
+      mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for real video.
+      appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for real video.
+    """
+
+    id: str
+    source: str
+    licence: str
+    video: bytes
+    audio: np.ndarray
+    fps: float
+    boxes: np.ndarray
+    rotation: np.ndarray
+    speed: np.ndarray
+    mouth: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    appearance: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
+
+
+def record_features() -> tfds.features.FeaturesDict:
+    """The TFDS schema of a `Record`; every builder of records must use it."""
+    floats = {"boxes": (None, 4), "rotation": (None, 3), "speed": (None,), "mouth": (None, 2), "appearance": (None,)}
+    return tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in _BYTES_FIELDS}
+        | {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "fps": tfds.features.Scalar(np.float32)}
+        | {name: tfds.features.Tensor(shape=shape, dtype=np.float32) for name, shape in floats.items()}
+    )
+
+
+def record_example(record: Record) -> dict[str, Any]:
+    """Checks a `Record` and returns it as an example of `record_features`.
+
+    Raises:
+      ValueError: if a field has the wrong shape or type, or the fields disagree about the number of frames.
+    """
+    count = count_frames(record.video)
+    if not record.fps > 0:
+        raise ValueError(f"record {record.id!r}: fps is {record.fps}, expected more than 0")
+    samples = round(count * SAMPLE_RATE / exact_fps(record.fps))
+    audio = np.asarray(record.audio)
+    if audio.dtype != np.int16 or audio.shape not in ((0,), (samples,)):
+        raise ValueError(
+            f"record {record.id!r}: audio is {audio.dtype}{audio.shape}, expected int16({samples},) for {count} frames "
+            f"at {record.fps:g} fps, or int16(0,) for no sound; pad or trim it"
+        )
+    example = {name: getattr(record, name) for name in _BYTES_FIELDS} | {"audio": audio, "fps": np.float32(record.fps)}
+    wanted = {"boxes": (count, 4), "rotation": (count, 3), "speed": (count,), "mouth": (count, 2)}
+    for name, shape in wanted.items():
+        value = np.asarray(getattr(record, name), np.float32)
+        if value.shape != shape and not (name == "mouth" and value.shape == (0, 2)):
+            raise ValueError(
+                f"record {record.id!r}: {name} has shape {value.shape}, expected {shape}: one row per video frame"
+            )
+        if not np.isfinite(value).all():
+            raise ValueError(
+                f"record {record.id!r}: {name} holds values that are not finite; drop or repair the record"
+            )
+        example[name] = value
+    example["appearance"] = np.asarray(record.appearance, np.float32).reshape(-1)
+    return example
+
+
+class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """TFDS builder that writes what the given callables yield."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
+        self._sources = splits
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(description="Talking heads for emo_jax.", features=record_features())
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        return {name: self._generate_examples(name) for name in self._sources}
+
+    def _generate_examples(self, split):
+        seen = set()
+        for record in self._sources[split]():
+            if record.id in seen:
+                raise ValueError(f"split {split!r} holds two records with the id {record.id!r}; give each its own")
+            seen.add(record.id)
+            yield record.id, record_example(record)
+        if not seen:
+            raise ValueError(f"split {split!r} holds no record; leave the split out, or give it at least one")
+
+    # TFDS prints these two to stdout.
+    def _log_download_bytes(self) -> None:
+        pass
+
+    def _log_download_done(self) -> None:
+        pass
+
+
+class _AtMostOnePerRecord(tfds.core.utils.shard_utils.ShardConfig):
+    """TFDS fails when there are more shards than records."""
+
+    def get_number_shards(self, total_size: int, num_examples: int, uses_precise_sharding: bool = True) -> int:
+        return max(1, min(super().get_number_shards(total_size, num_examples, uses_precise_sharding), num_examples))
+
+
+class _DownloadConfig(tfds.download.DownloadConfig):
+    def get_shard_config(self):
+        return _AtMostOnePerRecord(num_shards=self.num_shards)
+
+
+def write_records(
+    directory: str | os.PathLike,
+    splits: dict[str, Callable[[], Iterable[Record]]],
+    *,
+    shards: int = 4,
+    progress: bool = True,
+) -> None:
+    """Writes records as a TFDS dataset of ArrayRecord files.
+
+    Everything is built in a hidden directory beside `directory` and renamed at the end: a run that fails leaves nothing
+    under the final name.
+
+    Args:
+      directory: where the dataset will lie; must not exist, or be empty.
+      splits: for each split name a callable that yields its records.
+      shards: files per split (fewer if there are fewer records).
+      progress: show progress bars on stderr.
+
+    Raises:
+      ValueError: if the directory is taken, there is no split or a split is empty, or a record is malformed.
+    """
+    target = pathlib.Path(directory).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already: delete it, or choose another directory for the records")
+    if not splits or shards < 1:
+        raise ValueError(f"got splits={sorted(splits)}, shards={shards}; expected at least one of each")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        with _progress_bars(progress):
+            builder = EmoRecords(splits=splits, data_dir=str(partial))
+            builder.download_and_prepare(download_config=_DownloadConfig(num_shards=shards))
+        write_index(builder.data_dir)
+        os.replace(builder.data_dir, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _progress_bars(enable: bool) -> Iterator[None]:
+    before = tfds.core.utils.tqdm_utils._active
+    tfds.display_progress_bar(enable)
+    try:
+        yield
+    finally:
+        tfds.display_progress_bar(before)
+
+
+class RecordSource:
+    """Random access to the records of one split: `source[i]` is a dict with the fields of `Record`.
+
+    Pickles as its directory and split, so that worker processes open their own files.
+    """
+
+    def __init__(self, directory: str, split: str):
+        self.directory, self.split = str(directory), split
+        self._open()
+
+    def _open(self) -> None:
+        path = pathlib.Path(self.directory)
+        if not path.is_dir():
+            raise ValueError(
+                f"{path} is not a directory: write records first (`emo prepare`), or correct data.directory"
+            )
+        try:
+            builder = tfds.builder_from_directory(path)
+            features = builder.info.features
+        except Exception as error:
+            raise ValueError(
+                f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
+            ) from error
+        missing = sorted(set(record_features()) - set(features or {}))
+        if missing:
+            raise ValueError(
+                f"{path} holds another dataset: the fields {', '.join(missing)} are missing; see `emo prepare`"
+            )
+        if str(builder.info.file_format.value) != "array_record":
+            raise ValueError(
+                f"{path} is stored as {builder.info.file_format.value}, expected array_record; see `emo prepare`"
+            )
+        try:
+            self._source = builder.as_data_source(self.split)
+        except Exception as error:
+            known = ", ".join(sorted(builder.info.splits)) or "none"
+            raise ValueError(f"{path} has no split {self.split!r}; it has: {known}") from error
+
+    def __getstate__(self):
+        return {"directory": self.directory, "split": self.split}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self.directory!r}, {self.split!r})"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> dict[str, Any]:
+        example = dict(self._source[int(index)])
+        for name in _BYTES_FIELDS:
+            value = example[name]
+            example[name] = value if name == "video" else value.decode()
+        return example
+
+    def index(self) -> dict[str, np.ndarray]:
+        """`frames` (int), `fps` (float), `sound` (bool), each (len,); from `index.json`, or by reading every record."""
+        path = pathlib.Path(self.directory) / INDEX_FILE
+        if path.exists():
+            found = json.loads(path.read_text()).get(self.split)
+            if found and len(found["frames"]) == len(self):
+                return {name: np.asarray(value) for name, value in found.items()}
+        return {name: np.asarray(value) for name, value in _scan(self).items()}
+
+
+def open_records(directory: str | os.PathLike, split: str) -> RecordSource:
+    """Opens one split (or a slice of it, as 'train[:90%]') of a directory of records.
+
+    Raises:
+      ValueError: if the directory or the split is missing, or holds something else.
+    """
+    return RecordSource(os.fspath(directory), split)
+
+
+def write_index(directory: str | os.PathLike) -> None:
+    """Reads every record once and writes `index.json`; to be called after any other builder of records, too."""
+    path = pathlib.Path(directory)
+    splits = tfds.builder_from_directory(path).info.splits
+    index = {split: _scan(open_records(path, split)) for split in splits}
+    partial = path / f".{INDEX_FILE}.{os.getpid()}"
+    partial.write_text(json.dumps(index))
+    os.replace(partial, path / INDEX_FILE)
+
+
+def _scan(source: RecordSource) -> dict[str, list]:
+    rows: dict[str, list] = {"frames": [], "fps": [], "sound": []}
+    for i in range(len(source)):
+        record = source[i]
+        rows["frames"].append(len(record["boxes"]))
+        rows["fps"].append(float(record["fps"]))
+        rows["sound"].append(bool(len(record["audio"])))
+    return rows
+
+
+def encode_video(frames: np.ndarray, fps: float, crf: int = 18) -> bytes:
+    """Encodes frames (N, H, W, 3) uint8 RGB, H and W even, as mp4: H.264, a keyframe every 16 frames, no audio."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+        raise ValueError(f"frames are {frames.dtype}{frames.shape}, expected uint8(N, height, width, 3) with N > 0")
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(
+            f"frames are {height}x{width}; H.264 needs an even height and width: crop or pad one row or column"
+        )
+    rate = exact_fps(fps)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"crf": str(crf), "g": str(GOP), "threads": "1"}
+        stream = container.add_stream(
+            "libx264", rate=rate, width=width, height=height, pix_fmt="yuv420p", options=options
+        )
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def count_frames(data: bytes) -> int:
+    """Number of frames of an mp4 file, without decoding it."""
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            return container.streams.video[0].frames
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"{len(data)} bytes hold no video that can be read: {error}") from error
+
+
+def decode_video(data: bytes, start: int, count: int) -> np.ndarray:
+    """Frames [start, start + count) of an mp4 file of constant frame rate, as (count, H, W, 3) uint8 RGB.
+
+    Decoding begins at the keyframe before `start`, so the cost hardly depends on the length of the video.
+
+    Raises:
+      ValueError: if the video does not have these frames.
+    """
+    if start < 0 or count < 1:
+        raise ValueError(f"start={start}, count={count}; expected start >= 0 and count >= 1")
+    # One thread everywhere: the pipeline's workers are the parallelism, and the threaded colour conversion, which is
+    # the default, takes three times the processor time on small frames.
+    to_rgb = av.video.reformatter.VideoReformatter()
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+        period = 1 / (stream.average_rate * stream.time_base)
+        begin = stream.start_time or 0
+        frames: list[np.ndarray] = []
+        container.seek(int(begin + start * period), stream=stream)
+        for frame in container.decode(stream):
+            at = round((frame.pts - begin) / period)
+            if at < start:
+                continue
+            if at != start + len(frames):
+                break  # a gap: never return a wrong frame
+            frames.append(to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray())
+            if len(frames) == count:
+                return np.stack(frames)
+    raise ValueError(f"no frames {start} to {start + count - 1} in a video of {count_frames(data)} frames")

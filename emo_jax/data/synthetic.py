@@ -1,0 +1,166 @@
+"""The procedural talking-head world: endless people who talk, and the truth about every frame (`make_record`).
+
+Everything follows from integer seeds. `Track` moves the head, a voice moves the mouth, `rendering.render` draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from emo_jax.data.audio import SAMPLE_RATE
+from emo_jax.data.espeak import espeak_available, espeak_passage
+from emo_jax.data.head import State, rotation_speed
+from emo_jax.data.identities import APPEARANCE_NAMES, Identity
+from emo_jax.data.records import Record, encode_video
+from emo_jax.data.rendering import face_box, mouth_box, nose_tip, render
+from emo_jax.data.voices import LANGUAGES, Speaker, mouth_track, normalise, synthesise
+
+__all__ = [
+    "APPEARANCE_NAMES",
+    "Identity",
+    "State",
+    "Track",
+    "face_box",
+    "make_record",
+    "make_voice",
+    "mouth_box",
+    "nose_tip",
+    "render",
+]
+
+POSE_LIMITS = np.array([30.0, 18.0, 15.0])  # yaw, pitch, roll in degrees
+SLOWEST, FASTEST = 0.15, 2.5  # a record's mean rotation speed, degrees per frame at 25 fps
+_SHARES = np.array([1.0, 0.5, 0.38])  # how much of the motion each axis takes
+
+
+@dataclass(frozen=True)
+class Track:
+    """How one person moves in N frames; the mouth comes from the voice."""
+
+    rotation: np.ndarray  # (N, 3) yaw, pitch, roll in degrees
+    shift: np.ndarray  # (N, 2) in image heights
+    blink: np.ndarray  # (N,) in [0, 1]
+    brow: np.ndarray  # (N,) in [0, 1]
+    gaze: np.ndarray  # (N, 2) in [-1, 1]
+    speed: np.ndarray  # (N,) degrees per frame, see `rotation_speed`
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator, frames: int, fps: float, opening: np.ndarray | None = None) -> Track:
+        """Draw a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
+
+        A loud voice lifts the brows: `opening` (N,). Raises ValueError for less than two frames.
+        """
+        if frames < 2 or not fps > 0:
+            raise ValueError(
+                f"cannot draw a track of {frames} frames at {fps} fps; give two frames or more and a positive rate"
+            )
+        time = np.arange(frames) / fps
+        level = np.exp(rng.uniform(np.log(SLOWEST), np.log(FASTEST))) * 25 / fps
+        rotation = _turns(rng, time, level, fps)
+        shift = 0.012 * np.stack([_wander(rng, time, 0.12), _wander(rng, time, 0.1)], 1)
+        loud = (
+            np.zeros(frames)
+            if opening is None
+            else np.convolve(np.pad(opening, 6, mode="edge"), np.full(13, 1 / 13), "valid")
+        )
+        brow = np.clip(0.25 * _wander(rng, time, 0.3) + 0.5 * loud * rng.uniform(0.2, 1.2), 0, 1)
+        look = np.stack([_wander(rng, time, 0.25), 0.6 * _wander(rng, time, 0.2)], 1)
+        gaze = np.clip(np.round(look * 2) / 2 - rotation[:, :2] / 45, -1, 1)  # saccades; the eyes hold on to the camera
+        kernel = np.array([0.25, 0.5, 0.25])
+        gaze = np.stack([np.convolve(np.pad(column, 1, mode="edge"), kernel, "valid") for column in gaze.T], 1)
+        return cls(rotation, shift, _blinks(rng, time), brow, gaze, rotation_speed(rotation))
+
+    def __len__(self) -> int:
+        return len(self.rotation)
+
+    def state(self, frame: int, mouth: np.ndarray) -> State:
+        """The state of one frame; `mouth` is (opening, width)."""
+        values = (
+            *self.rotation[frame],
+            *self.shift[frame],
+            self.blink[frame],
+            self.brow[frame],
+            *self.gaze[frame],
+            *mouth,
+        )
+        return State(*(float(value) for value in values))
+
+
+def _wander(rng: np.random.Generator, time: np.ndarray, hertz: float) -> np.ndarray:
+    """A smooth band-limited walk around 0, mostly within +-1."""
+    waves = [np.sin(2 * np.pi * (hertz * rng.uniform(0.5, 1.7) * time + rng.random())) for _ in range(4)]
+    return np.tanh(0.62 * np.sum(waves, 0))
+
+
+def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float) -> np.ndarray:
+    """(N, 3) angles within POSE_LIMITS, `level` degrees per frame on average: wide when fast, narrow when slow."""
+    per_second = level * fps
+    reach = np.clip(4.0 + 0.55 * per_second, 5, 26) * _SHARES * rng.uniform(0.75, 1.25, 3)
+    reach = np.minimum(reach, POSE_LIMITS * 0.9)
+    middle = rng.uniform(-1, 1, 3) * (POSE_LIMITS * 0.95 - reach) * 0.8
+    rates, phases = rng.uniform(0.5, 1.7, (3, 4)), rng.random((3, 4))
+    hertz = per_second / (4 * reach[0])
+    for _ in range(8):  # the waves' sum has no simple speed: measure it, correct the tempo
+        waves = np.sin(2 * np.pi * (hertz * rates[:, :, None] * time + phases[:, :, None])).sum(1)
+        angles = middle + reach * np.tanh(0.62 * waves).T
+        hertz *= np.clip(level / max(rotation_speed(angles).mean(), 1e-6), 0.5, 2)
+        hertz = min(hertz, 2.0)  # nobody shakes the head faster
+    return angles
+
+
+def _blinks(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    blink, at = np.zeros(len(time)), rng.uniform(0.3, 3)
+    while at < time[-1]:
+        blink = np.maximum(blink, np.clip(1.5 - np.abs(time - at) / 0.09, 0, 1))
+        at += rng.uniform(2, 4)
+    return blink
+
+
+def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, str]:
+    """A levelled voice, float32 (round(seconds * 16000),), and what made it.
+
+    A sixth sings, a third is espeak-ng where the machine has it, the rest are formant voices.
+    """
+    kind = rng.random()
+    if kind < 1 / 3 and espeak_available():
+        return normalise(espeak_passage(rng, seconds)), "espeak-ng"
+    sings = kind > 5 / 6
+    speaker = Speaker.sample(rng, sings)
+    language = str(rng.choice(list(LANGUAGES)))
+    return normalise(synthesise(rng, seconds, language, speaker)), "song" if sings else "formants"
+
+
+def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25) -> Record:
+    """One shot of one new person with a new voice, N = round(seconds * fps) frames of size x size pixels.
+
+    Equal arguments give equal records (on machines that agree about espeak-ng).
+    """
+    frames = round(seconds * fps)
+    if seed < 0 or frames < 2:
+        raise ValueError(
+            f"cannot make a record from seed {seed} with {frames} frames; give a seed >= 0 and two frames or more"
+        )
+    cv2.setNumThreads(1)
+    identity = Identity.sample(seed)
+    samples = round(frames / fps * SAMPLE_RATE)
+    sound, kind = make_voice(np.random.default_rng([seed, 2]), samples / SAMPLE_RATE)
+    stored = np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+    mouth = mouth_track(stored / np.float32(32767), fps, frames)
+    track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0])
+    states = [track.state(index, mouth[index]) for index in range(frames)]
+    return Record(
+        id=f"synthetic-{seed:010d}",
+        source=f"emo_jax.data.synthetic, voice: {kind}",
+        licence="CC0-1.0",
+        video=encode_video(np.stack([render(identity, state, size) for state in states]), fps),
+        audio=stored,
+        fps=float(fps),
+        boxes=np.stack([face_box(identity, state, size) for state in states]),
+        rotation=track.rotation.astype(np.float32),
+        speed=track.speed,
+        mouth=mouth,
+        appearance=identity.appearance,
+    )

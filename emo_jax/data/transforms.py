@@ -1,0 +1,107 @@
+"""From one decoded record to one training sample: pure numpy functions, every draw from an explicit generator."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from emo_jax.data.audio import cut, window_bounds
+
+Window = tuple[int, int, int, int]  # top, left, height, width in pixels
+
+
+def choose_start(rng: np.random.Generator, total: int, frames: int, motion_frames: int) -> int:
+    """First of `frames` contiguous frames of a record of `total`; uniform over all with `motion_frames` before them.
+
+    Raises ValueError if the record is too short.
+    """
+    if total < frames + motion_frames:
+        raise ValueError(
+            f"a record has {total} frames, expected at least {frames} + {motion_frames} motion frames: "
+            "shorten the clip or drop the record"
+        )
+    return int(rng.integers(motion_frames, total - frames + 1))
+
+
+def choose_reference(rng: np.random.Generator, total: int, start: int, frames: int, gap: int) -> int:
+    """Index of the reference frame; uniform over those at least `gap` frames from all of [start, start + frames).
+
+    If there is none, uniform over the frames outside the clip; if there is none either, over all `total` frames.
+    """
+    for distance in (max(gap, 1), 1):
+        before, after = max(0, start - distance + 1), max(0, total - (start + frames - 1 + distance))
+        if before + after:
+            pick = int(rng.integers(before + after))
+            return pick if pick < before else total - (before + after) + pick
+    return int(rng.integers(total))
+
+
+def gap_frames(seconds: float, fps: float) -> int:
+    """Frames in a gap of at least `seconds`."""
+    return math.ceil(seconds * fps - 1e-6)
+
+
+def choose_window(
+    rng: np.random.Generator, frame_size: tuple[int, int], image_size: tuple[int, int], scale: tuple[float, float]
+) -> Window:
+    """A crop window of the shape of `image_size` (height, width) somewhere inside a frame of `frame_size`.
+
+    Its side is a uniform draw from `scale` times the side of the largest such window; its place is uniform.
+    """
+    fit = min(frame_size[0] / image_size[0], frame_size[1] / image_size[1]) * rng.uniform(*scale)
+    height, width = (min(max(1, round(fit * want)), have) for want, have in zip(image_size, frame_size, strict=True))
+    top, left = rng.integers(frame_size[0] - height + 1), rng.integers(frame_size[1] - width + 1)
+    return int(top), int(left), height, width
+
+
+def crop(frames: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.ndarray:
+    """Cuts `window` out of frames (F, h, w, 3) uint8; resized to `image_size`, antialiased, if the sizes differ."""
+    top, left, height, width = window
+    if (height, width) == tuple(image_size):
+        return frames[:, top : top + height, left : left + width]
+    out = np.empty((len(frames), *image_size, 3), np.uint8)
+    size, box = (image_size[1], image_size[0]), (left, top, left + width, top + height)
+    for i, frame in enumerate(frames):
+        out[i] = Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR, box=box)
+    return out
+
+
+def union_mask(boxes: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.ndarray:
+    """Where the face may be (EMO 3.2, Face Locator): the hull of boxes (F, 4), seen through `window`.
+
+    Returns (height, width, 1) uint8 in {0, 1}; every pixel that a box touches is 1.
+    """
+    top, left, height, width = window
+    scale_x, scale_y = image_size[1] / width, image_size[0] / height
+    (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    rows = slice(max(0, math.floor((y0 - top) * scale_y)), max(0, math.ceil((y1 - top) * scale_y)))
+    columns = slice(max(0, math.floor((x0 - left) * scale_x)), max(0, math.ceil((x1 - left) * scale_x)))
+    mask = np.zeros((*image_size, 1), np.uint8)
+    mask[rows, columns] = 1
+    return mask
+
+
+def audio_window_samples(clip) -> int:
+    """Samples of the waveform of one clip: that of frames + 2 * audio_window frames, and the margin on both sides."""
+    return window_bounds(0, clip.frames + 2 * clip.audio_window, clip.fps)[1]
+
+
+def audio_window(audio: np.ndarray, start: int, frames: int, reach: int, fps: float) -> np.ndarray:
+    """The waveform of frames [start - reach, start + frames + reach) with margins; (W,) float32 in [-1, 1].
+
+    `audio` is the whole record's, int16; samples outside it are zero.
+    """
+    begin, length = window_bounds(start - reach, frames + 2 * reach, fps)
+    return cut(audio, begin, length).astype(np.float32) / 32768
+
+
+def speed_window(speed: np.ndarray, start: int, frames: int, reach: int) -> np.ndarray:
+    """Speeds of frames [start - reach, start + frames + reach), degrees per frame; the record's end values repeat."""
+    at = np.clip(np.arange(start - reach, start + frames + reach), 0, len(speed) - 1)
+    return speed[at].astype(np.float32)
+
+
+def flip_horizontally(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Mirrors all pictures of a sample and its mask; sound and speed stay."""
+    pictures = ("reference", "motion", "frames", "mask")
+    return {name: value[..., ::-1, :] if name in pictures else value for name, value in sample.items()}

@@ -1,0 +1,1 @@
+"""Noise schedule, solvers, guidance and the two scans (over steps, over clips). Knows no network, only callables."""

@@ -1,0 +1,236 @@
+"""EMO: all its networks, built from one config, as pure functions of one params tree (Section 3)."""
+
+import dataclasses
+import math
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_jax.models import audio_encoder
+from emo_jax.models.attention import Conditions
+from emo_jax.models.audio_projector import AudioProjector
+from emo_jax.models.face_locator import FaceLocator
+from emo_jax.models.reference_net import features as reference_net_features
+from emo_jax.models.reference_net import reference_net
+from emo_jax.models.speed_encoder import SpeedEncoder
+from emo_jax.models.unet import UNet, UNetConfig
+from emo_jax.models.vae import VAE, VAEConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class EMO:
+    """The networks that a config describes; a part that the config switches off is None and has no parameters.
+
+    The params tree has a branch for each part: vae, backbone, reference_net, face_locator, audio_projector,
+    speed_encoder. Frames lie on axis 1: (B, frames, height, width, channels).
+    """
+
+    config: object
+    vae: VAE
+    backbone: UNet
+    reference_net: UNet | None
+    face_locator: FaceLocator | None
+    audio_projector: AudioProjector | None
+    speed_encoder: SpeedEncoder | None
+
+    # -- images and latents
+
+    def encode(self, params, images):
+        """Latents of unit variance (..., h, w, c) of images (..., H, W, 3): uint8, or floats in [-1, 1]."""
+        return self.vae.apply({"params": params["vae"]}, to_float(images), method="encode")
+
+    def decode(self, params, latents):
+        """Images uint8 (..., H, W, 3) of latents (..., h, w, c)."""
+        return to_uint8(self.vae.apply({"params": params["vae"]}, latents, method="decode"))
+
+    @property
+    def latent_shape(self):
+        """(h, w, c) of one frame."""
+        height, width = self.config.clip.image_size
+        factor = self.vae.config.factor
+        return height // factor, width // factor, self.vae.config.latent_channels
+
+    # -- conditions
+
+    def reference_features(self, params, latents):
+        """ReferenceNet's features {layer: (B, N, h, w, C)} of N images' latents (B, N, h, w, c), or None."""
+        if self.reference_net is None or latents is None or latents.shape[1] == 0:
+            return None
+        return reference_net_features(self.reference_net, params["reference_net"], latents)
+
+    def audio_features(self, audio, frames):
+        """A^f of each frame: waveform (B, W), a window of data.audio.window_bounds -> (B, frames, L, D)."""
+        audio_config, fps = self.config.model.audio, self.config.clip.fps
+        return audio_encoder.mel_features(audio, frames, fps, bands=audio_config.bands, steps=audio_config.steps)
+
+    def audio_tokens(self, params, features):
+        """Tokens (B, f, tokens, D) of features (B, f + 2m, L, D), or None where audio-attention is off."""
+        if self.audio_projector is None or features is None:
+            return None
+        return self.audio_projector.apply({"params": params["audio_projector"]}, features)
+
+    def speed_features(self, params, speed):
+        """Speed features (B, f, D) of head rotation speeds (B, f + 2m) in degrees per frame, or None."""
+        if self.speed_encoder is None or speed is None:
+            return None
+        return self.speed_encoder.apply({"params": params["speed_encoder"]}, speed)
+
+    def location(self, params, mask):
+        """The Face Locator's map (B, 1, h, w, C) of a mask (B, H, W, 1) in {0, 1}, or None."""
+        if self.face_locator is None or mask is None:
+            return None
+        return self.face_locator.apply({"params": params["face_locator"]}, mask)
+
+    # -- the denoising network
+
+    def denoise(self, params, latents, timesteps, conditions):
+        """The Backbone's prediction (B, f, h, w, c) for noisy latents (B, f, h, w, c) at timesteps (B,)."""
+        return self.backbone.apply({"params": params["backbone"]}, latents, timesteps, conditions)[0]
+
+    def init(self, key):
+        """Fresh params of every part, float32 numpy arrays.
+
+        Kernels are normal with variance 1 / fan-in (LeCun et al. 1998). What EMO adds to a trained network starts silent (_ZERO): a new temporal module,
+        audio-attention, speed layer or locator changes nothing until it is trained. The key of a parameter depends on
+        its path alone, so that switching a part off leaves the others' values alone.
+        """
+        seed = np.asarray(jax.random.key_data(key)).tolist()
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: _fresh("/".join(p.key for p in path), leaf.shape, seed), self.abstract_params()
+        )
+
+    def abstract_params(self):
+        """Shapes and dtypes of the params tree, without computing any."""
+        return jax.eval_shape(self._trace, jax.random.key(0))
+
+    def _trace(self, key):
+        factor = self.vae.config.factor
+        side = 2 ** (self.backbone.config.levels - 1)
+        model, m = self.config.model, self.config.clip.audio_window
+        latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
+        spectra = jnp.zeros((1, 1 + 2 * m, model.audio.steps, model.audio.bands))
+        speed = jnp.zeros((1, 1 + 2 * m))
+
+        def trace(name, *inputs):
+            module = getattr(self, name)
+            return {} if module is None else {name: module.init(key, *inputs)["params"]}
+
+        params = trace("vae", jnp.zeros((1, factor, factor, 3)))
+        params |= trace("reference_net", latents, jnp.zeros(1))
+        params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
+        params |= trace("audio_projector", spectra) | trace("speed_encoder", speed)
+        conditions = Conditions(
+            reference=self.reference_features(params, latents) if model.reference_attention != "off" else None,
+            audio=self.audio_tokens(params, spectra),
+            speed=self.speed_features(params, speed),
+        )
+        return params | trace("backbone", latents, jnp.zeros(1), conditions)
+
+
+_ZERO = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
+
+
+def _fresh(path, shape, seed):
+    if path.endswith("scaling_factor"):
+        return np.float32(0.18215)
+    if path.endswith("/scale"):
+        return np.ones(shape, np.float32)
+    if path.endswith("/bias") or _ZERO.search(path):
+        return np.zeros(shape, np.float32)
+    # numpy: compiling a jax.random draw for each of a hundred shapes would take half a minute
+    rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
+    fan_in = math.prod(shape[:-1])
+    return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
+
+
+def switch(conditions, reference_on, audio_on):
+    """Zeroes the reference features and audio tokens of samples whose flag (B,) is False.
+
+    This is the null condition, the same in training (condition dropout) and in guidance.
+    """
+    return conditions.replace(
+        reference=mask_features(conditions.reference, reference_on),
+        audio=None if conditions.audio is None else conditions.audio * audio_on[:, None, None, None],
+    )
+
+
+def mask_features(features, on):
+    """Zero maps in place of the features {layer: (B, N, h, w, C)} of samples whose flag (B,) is False."""
+    return jax.tree.map(lambda a: a * on[:, None, None, None, None].astype(a.dtype), features)
+
+
+def to_float(images):
+    """uint8 images to floats in [-1, 1]; floats pass through."""
+    return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+
+
+def to_uint8(images):
+    """Float images in [-1, 1] to uint8, rounded and clipped."""
+    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
+
+
+def build(config) -> EMO:
+    """The networks of a config (`model` and `clip`).
+
+    Raises:
+        ValueError: sizes or modes that do not fit together, with the field to change.
+    """
+    model, clip = config.model, config.clip
+    dtype = jnp.dtype(model.dtype)
+    vae = VAE(VAEConfig(dtype=dtype, **{k: _hashable(v) for k, v in model.vae.items()}))
+    _check(model, clip, vae.config)
+    unet = UNetConfig(
+        channels=tuple(model.unet.channels),
+        attention=tuple(model.unet.attention),
+        layers=model.unet.layers,
+        heads=model.unet.heads,
+        groups=model.unet.groups,
+        latent_channels=model.vae.latent_channels,
+        reference=model.reference_attention,
+        audio=model.audio_attention,
+        temporal=model.temporal_modules,
+        speed=model.speed_layers,
+        remat=model.unet.remat,
+        dtype=dtype,
+    )
+    width, m = unet.channels[0], clip.audio_window
+    sees = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)
+    audio, speed = model.audio, model.speed
+    return EMO(
+        config,
+        vae,
+        UNet(unet),
+        reference_net(unet) if sees else None,
+        FaceLocator(tuple(model.locator_channels), width, dtype) if model.face_locator else None,
+        AudioProjector(audio.tokens, audio.features, audio.hidden, m, dtype) if model.audio_attention else None,
+        SpeedEncoder(speed.features, m, tuple(speed.centres), tuple(speed.radii), dtype) if unet.speed else None,
+    )
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check(model, clip, vae):
+    if model.reference_attention not in ("cross", "concat", "off"):
+        raise ValueError(
+            f"model.reference_attention is {model.reference_attention!r}; expected 'cross', 'concat' or 'off'"
+        )
+    if model.speed_layers and not model.temporal_modules:
+        raise ValueError("model.speed_layers is on but model.temporal_modules is off; speed layers live inside them")
+    if model.audio.encoder != "mel":
+        raise ValueError(f"model.audio.encoder is {model.audio.encoder!r}; this version has 'mel'")
+    multiple = vae.factor * 2 ** (len(model.unet.channels) - 1)
+    for name, size in zip(("height", "width"), clip.image_size, strict=True):
+        if size % multiple:
+            raise ValueError(f"clip.image_size has {name} {size}; expected a multiple of {multiple}")
+    if model.face_locator and 2 ** len(model.locator_channels) != vae.factor:
+        raise ValueError(
+            f"model.locator_channels has {len(model.locator_channels)} entries, one per halving; "
+            f"the VAE's factor {vae.factor} needs {vae.factor.bit_length() - 1}"
+        )
+    if len(model.speed.centres) != len(model.speed.radii):
+        raise ValueError("model.speed.centres and model.speed.radii differ in length; one radius per bucket")

@@ -1,0 +1,112 @@
+"""Blocks shared by the UNets and the VAE; names follow diffusers' paths."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018) of (..., H, W, C) over H, W and the channels of a group.
+
+    Written as per-channel sums and one affine map, which XLA turns into a single pass over the input.
+    """
+
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        y = x.astype(jnp.float32)
+        mean, square = (a.mean(axis=(-3, -2)) for a in (y, y * y))
+        mean, square = (self._over_group(a) for a in (mean, square))
+        factor = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon) * scale
+        offset = bias - mean * factor
+        return (y * factor[..., None, None, :] + offset[..., None, None, :]).astype(self.dtype)
+
+    def _over_group(self, a):
+        grouped = a.reshape(*a.shape[:-1], self.groups, -1)
+        mean = grouped.mean(axis=-1, keepdims=True)
+        return jnp.broadcast_to(mean, grouped.shape).reshape(a.shape)
+
+
+def conv(features, kernel=3, stride=1, padding=None, *, dtype=jnp.float32, name=None):
+    """A square convolution over (..., H, W, C)."""
+    pad = kernel // 2 if padding is None else padding
+    return nn.Conv(features, (kernel, kernel), stride, pad, dtype=dtype, name=name)
+
+
+class ResnetBlock(nn.Module):
+    """Residual block of SD's UNet and VAE: (norm, SiLU, conv) twice, with the timestep added in between.
+
+    Maps x (..., H, W, C) and the optional embedding temb, broadcastable to (..., E), to (..., H, W, features).
+    """
+
+    features: int
+    groups: int = 32
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, temb=None):
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
+        h = conv(self.features, dtype=self.dtype, name="conv1")(h)
+        if temb is not None:
+            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
+            h = h + shift[..., None, None, :]
+        h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(h))
+        h = conv(self.features, dtype=self.dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class Downsample(nn.Module):
+    """Halves H and W. `asymmetric` pads below and to the right only, as SD's VAE does."""
+
+    features: int
+    asymmetric: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        padding = ((0, 1), (0, 1)) if self.asymmetric else 1
+        return conv(self.features, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles H and W by nearest neighbour, then convolves."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
+        return conv(self.features, dtype=self.dtype, name="conv")(x)
+
+
+def sinusoid(positions, features, max_period=10_000.0):
+    """Sinusoidal embedding in SD's order, cosines first: (...,) -> (..., features), float32."""
+    half = features // 2
+    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Timesteps (...,) to embeddings (..., 4 * features) by a two-layer network on the sinusoid."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, timesteps):
+        h = sinusoid(timesteps, self.features).astype(self.dtype)
+        h = nn.Dense(4 * self.features, dtype=self.dtype, name="linear_1")(h)
+        return nn.Dense(4 * self.features, dtype=self.dtype, name="linear_2")(nn.silu(h))

@@ -1,0 +1,144 @@
+"""SD1.5's UNet: EMO's Backbone with every part on, ReferenceNet with every part off (Section 3.2)."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from emo_jax.models.attention import Conditions, SpatialTransformer
+from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
+from emo_jax.models.temporal import MotionModule
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes and parts of one UNet.
+
+    Attributes:
+        channels: width of each level, finest first; attention: which levels have spatial transformers.
+        layers: resnets per down level (up levels have one more). heads: of spatial and temporal attention.
+        groups: of GroupNorm. latent_channels: of input and output.
+        reference: 'cross', 'concat' or 'off'. audio, temporal, speed: which parts exist.
+        features_only: end at the last feature and return features alone (ReferenceNet).
+        remat: recompute each level in the backward pass instead of keeping its activations.
+    """
+
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    layers: int
+    heads: int
+    groups: int
+    latent_channels: int
+    reference: str = "off"
+    audio: bool = False
+    temporal: bool = False
+    speed: bool = False
+    features_only: bool = False
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def levels(self):
+        return len(self.channels)
+
+
+class Block(nn.Module):
+    """A level of the UNet: per layer a resnet, a spatial transformer, a temporal module; then a resampling.
+
+    Maps x (B, F, H, W, C), with the skips of its layers for an up level, to (x, outputs, features):
+    outputs are the skips for later, features {layer: (B, F, H, W, C)} what the layer's self-attention puts out
+    (its resnet, in a level without attention).
+    """
+
+    config: UNetConfig
+    level: str
+    features: int
+    layers: int
+    attention: bool
+    resample: str | None = None
+    is_last: bool = False
+
+    @nn.compact
+    def __call__(self, x, temb, conditions, skips=None):
+        outputs, features = [], {}
+        for j in range(self.layers):
+            if skips is not None:
+                x = jnp.concatenate([x, skips[j]], axis=-1)
+            x = self._resnet(j, x, temb)
+            x, features[f"{self.level}.{j}"] = self._attend(j, x, conditions)
+            outputs.append(x)
+        if self.resample == "down":
+            x = Downsample(self.features, dtype=self.config.dtype, name="downsamplers_0")(x)
+            outputs.append(x)
+        elif self.resample == "up":
+            x = Upsample(self.features, dtype=self.config.dtype, name="upsamplers_0")(x)
+        elif self.resample == "mid":
+            x = self._resnet(1, x, temb)
+        return x, outputs, features
+
+    def _resnet(self, j, x, temb):
+        c = self.config
+        return ResnetBlock(self.features, c.groups, 1e-5, c.dtype, name=f"resnets_{j}")(x, temb)
+
+    def _attend(self, j, x, conditions):
+        c, layer = self.config, f"{self.level}.{j}"
+        feature = x
+        if self.attention:
+            ends_here = c.features_only and self.is_last and j == self.layers - 1
+            transformer = SpatialTransformer(
+                c.heads, c.groups, c.reference, c.audio, ends_here, c.dtype, name=f"attentions_{j}"
+            )
+            x, feature = transformer(x, _at(conditions.reference, layer), conditions.audio)
+        if c.temporal and conditions.temporal:
+            module = MotionModule(c.heads, c.groups, c.speed, c.dtype, name=f"motion_modules_{j}")
+            x = module(x, _at(conditions.motion, layer), conditions.speed)
+        return x, feature
+
+
+def _at(features, layer):
+    return None if features is None else features[layer]
+
+
+class UNet(nn.Module):
+    """The UNet on latents (B, F, h, w, c) at timesteps (B,).
+
+    Returns (prediction (B, F, h, w, c), features); with `features_only` the prediction is None.
+    Any h and w that are multiples of 2 ** (levels - 1) are served by the same parameters.
+    """
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, latents, timesteps, conditions=Conditions()):  # noqa: B008 (an immutable default)
+        c = self.config
+        block = nn.remat(Block) if c.remat else Block
+        temb = TimestepEmbedding(c.channels[0], c.dtype, name="time_embedding")(timesteps)[:, None]
+        x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
+        if conditions.location is not None:
+            x = x + conditions.location
+        skips, features = [x], {}
+
+        for i, width in enumerate(c.channels):
+            name = f"down_blocks_{i}"
+            resample = "down" if i < c.levels - 1 else None
+            x, outputs, found = block(c, name, width, c.layers, c.attention[i], resample, name=name)(
+                x, temb, conditions
+            )
+            skips, features = skips + outputs, features | found
+
+        x, _, found = block(c, "mid_block", c.channels[-1], 1, True, "mid", name="mid_block")(x, temb, conditions)
+        features |= found
+
+        for i, width in enumerate(reversed(c.channels)):
+            name, is_last = f"up_blocks_{i}", i == c.levels - 1
+            taken = [skips.pop() for _ in range(c.layers + 1)]
+            resample = None if is_last else "up"
+            level = block(c, name, width, c.layers + 1, c.attention[-1 - i], resample, is_last, name=name)
+            x, _, found = level(x, temb, conditions, taken)
+            features |= found
+
+        if c.features_only:
+            return None, features
+        x = nn.silu(GroupNorm(c.groups, 1e-5, c.dtype, name="conv_norm_out")(x))
+        return conv(c.latent_channels, dtype=jnp.float32, name="conv_out")(x), features

@@ -1,0 +1,1 @@
+"""Attention kernels chosen by backend."""

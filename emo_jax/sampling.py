@@ -1,0 +1,138 @@
+"""Generation of videos, segment by segment: one compiled program for every audio length, seed and portrait (Section 4.1)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_jax.data.audio import cut, frame_count, window_bounds
+from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
+from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
+from emo_jax.diffusion.sampler import sample
+from emo_jax.diffusion.schedule import make_schedule, timesteps
+from emo_jax.diffusion.solvers import make_solver
+from emo_jax.models.attention import Conditions
+from emo_jax.models.emo import mask_features, switch
+
+CONTROLS = ("reference", "audio", "motion", "locator", "speed")
+"""What `off` can replace by its null condition, for the controls of an evaluation."""
+
+
+class VideoSampler:
+    """Samples a batch of B videos of equal length, K clips of f frames at a time.
+
+    Args:
+        emo: the networks. params: their params tree.
+        config: the `sampling` config: solver, steps, eta, clips (K), reference_scale, audio_scale.
+        off: names of CONTROLS.
+
+    Raises:
+        ValueError: an unknown solver or control, or scales of a sort that the solver cannot take.
+    """
+
+    def __init__(self, emo, params, config, off=()):
+        unknown = set(off) - set(CONTROLS)
+        if unknown:
+            raise ValueError(f"off names {sorted(unknown)}; expected some of {', '.join(CONTROLS)}")
+        self.emo, self.params, self.config, self.off = emo, params, config, frozenset(off)
+        self.mode = guidance_mode(config.reference_scale, config.audio_scale)
+        self._schedule = make_schedule(emo.config.diffusion)
+        self._solver = make_solver(config.solver, self._schedule, config.eta)
+        self._timesteps = timesteps(self._schedule, config.steps, self._schedule.spacing)
+        self._prepare = jax.jit(self._prepare_fn)
+        self._segment = jax.jit(self._segment_fn)
+        self._decode = jax.jit(self._decode_fn)
+
+    @property
+    def frames_per_segment(self):
+        """Frames that one call of the compiled program makes."""
+        return self.config.clips * self.emo.config.clip.frames
+
+    def compilations(self):
+        """How many programs were compiled for segments: 1, whatever was generated."""
+        return self._segment._cache_size()
+
+    def stream(self, references, masks, audio, *, speed=None, key):
+        """Yields frames uint8 (B, up to K * f, H, W, 3), one segment at a time, the next being computed meanwhile.
+
+        Args:
+            references: uint8 (B, H, W, 3), the portraits. masks: uint8 (B, H, W, 1), where the face may be.
+            audio: float32 (B, samples) at 16 kHz. speed: degrees per frame, a number or (B,); None: the config's.
+            key: a jax.random key.
+        """
+        clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
+        size, per = len(references), self.frames_per_segment
+        speed = self.config.speed if speed is None else speed
+        speeds = np.broadcast_to(np.asarray(speed, np.float32).reshape(-1, 1), (size, per + 2 * clip.audio_window))
+        scales = jnp.asarray(self.config.reference_scale), jnp.asarray(self.config.audio_scale)
+        known = self._prepare(self.params, references, masks)
+        carry = first_carry(size, clip.motion_frames, self.emo.latent_shape)
+        pending = None
+        for index in range(segments(count, clip.frames, self.config.clips).count):
+            first = index * per
+            bounds = window_bounds(first - clip.audio_window, per + 2 * clip.audio_window, clip.fps)
+            window = np.stack([cut(a, *bounds) for a in audio])
+            inputs = (window, speeds, key, np.int32(index * self.config.clips))
+            carry, latents = self._segment(self.params, known, carry, inputs, scales)
+            frames = self._decode(self.params, latents)
+            if pending is not None:
+                yield np.asarray(pending)
+            pending = frames[:, : min(per, count - first)]
+        yield np.asarray(pending)
+
+    def _prepare_fn(self, params, references, masks):
+        """What is the same for the whole video: ReferenceNet's features and the Face Locator's map."""
+        features = None
+        if self.emo.config.model.reference_attention != "off":
+            latents = self.emo.encode(params, references)[:, None]
+            features = self.emo.reference_features(params, latents)
+        location = self.emo.location(params, masks)
+        if "locator" in self.off and location is not None:
+            location = jnp.zeros_like(location)
+        return features, location
+
+    def _segment_fn(self, params, known, carry, inputs, scales):
+        audio, speed, key, first_clip = inputs
+        clip, clips = self.emo.config.clip, self.config.clips
+        heard = self.emo.audio_features(audio, clips * clip.frames + 2 * clip.audio_window)
+        per_clip = (
+            _windows(heard, clips, clip.frames, clip.audio_window),
+            _windows(speed, clips, clip.frames, clip.audio_window),
+            clip_keys(key, first_clip, clips),
+        )
+        return scan_clips(functools.partial(self._clip, params, known, scales), carry, per_clip)
+
+    def _clip(self, params, known, scales, carry, inputs):
+        (features, location), (motion, has_motion), (heard, speed, key) = known, carry, inputs
+        emo, size = self.emo, motion.shape[0]
+        if "motion" in self.off:
+            has_motion = jnp.zeros_like(has_motion)
+        conditions = Conditions(
+            reference=features,
+            motion=mask_features(emo.reference_features(params, motion), has_motion) if motion.shape[1] else None,
+            audio=emo.audio_tokens(params, heard),
+            speed=None if "speed" in self.off else emo.speed_features(params, speed),
+            location=location,
+        )
+        present = [jnp.full(size, name not in self.off) for name in ("reference", "audio")]
+        conditions = switch(conditions, *present)
+        passes = len(PASSES[self.mode])
+        tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
+
+        def denoise(x, t, reference_on, audio_on):
+            return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
+
+        noise_key, solver_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, (size, emo.config.clip.frames, *emo.latent_shape))
+        guided = guide(denoise, self.mode, *scales)
+        return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
+
+    def _decode_fn(self, params, latents):
+        frames = self.emo.decode(params, latents)  # (K, B, f, H, W, 3)
+        return jnp.moveaxis(frames, 0, 1).reshape(frames.shape[1], -1, *frames.shape[3:])
+
+
+def _windows(values, clips, frames, m):
+    """Cuts (B, K * f + 2m, ...) into the clips' overlapping windows (K, B, f + 2m, ...)."""
+    return jnp.stack([values[:, i * frames : (i + 1) * frames + 2 * m] for i in range(clips)])

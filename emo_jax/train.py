@@ -1,0 +1,127 @@
+"""`emo train`: one stage of EMO's training on all devices.
+
+emo train --config configs/tiny.py:video --workdir runs/video --config.data.directory=data/synthetic \
+    --config.train.init_from=runs/image
+
+The order of side effects in a step is: next batch, step, log, sample, save (state and place in the data together).
+"""
+
+import functools
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from emo_jax import sharding
+from emo_jax.data.pipeline import make_iterator
+from emo_jax.models import emo as emo_lib
+from emo_jax.training.checkpoint import Checkpoints
+from emo_jax.training.metrics import MetricsWriter
+from emo_jax.training.stages import clip_of, get_stage
+from emo_jax.training.step import make_loss, make_step, new_state
+from emo_jax.weights.store import load_weights, nest
+
+
+def add_parser(subparsers):
+    """Adds the verb `train` to the command line."""
+    parser = subparsers.add_parser(
+        "train", help="train one stage", description=__doc__, epilog="Also takes --config FILE[:arg], --config.key=value"
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run; a run that is there already goes on")
+    parser.set_defaults(main=main, takes_config=True)
+
+
+def main(args, config):
+    """Runs `emo train`."""
+    train(config, args.workdir)
+
+
+def train(config, workdir):
+    """Trains the config's stage up to `train.steps` and returns the final state.
+
+    Resumes from the newest checkpoint in `workdir`; without one it starts from `train.init_from`, the run or weights
+    of the stage before, or from fresh parameters where the stage starts from none.
+
+    Raises:
+        ValueError: a config, data set or checkpoint that does not fit.
+    """
+    stage, steps = get_stage(config.train.stage), config.train.steps
+    emo = emo_lib.build(config)
+    mesh = sharding.make_mesh(**config.train.mesh)
+    iterator = make_iterator(
+        config.data,
+        clip_of(config, stage),
+        batch_size=_per_process(config.train.batch_size),
+        seed=config.train.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        needs_sound=stage.sound,
+    )
+    checkpoints = Checkpoints(workdir, config.train.keep)
+    state = _start(config, emo, mesh, checkpoints, iterator)
+    step_fn = make_step(emo, config, mesh, state)
+    writer = MetricsWriter(workdir, first=int(state.step), total=steps)
+
+    for step in range(int(state.step), steps):
+        waited = time.perf_counter()
+        batch = sharding.place_batch(mesh, next(iterator))
+        waited = time.perf_counter() - waited
+        state, metrics = step_fn(state, batch)
+        done = step + 1
+        writer.add(metrics, waited)
+        if done % config.train.log_every == 0 or done == steps:
+            writer.write(done)
+        if done == steps:
+            state = _finish(config, emo, state, batch)
+        if done % config.train.save_every == 0 or done == steps:
+            checkpoints.save(done, state, iterator, config)
+    checkpoints.close()
+    writer.close()
+    _close(iterator)
+    return state
+
+
+def _start(config, emo, mesh, checkpoints, iterator):
+    """Resumes if there is a checkpoint, else starts from init_from, else from fresh parameters."""
+    shapes = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
+    placed = sharding.state_sharding(mesh, shapes)
+    if checkpoints.latest is not None:
+        abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+        logging.info("resuming from step %d", checkpoints.latest)
+        return checkpoints.restore(checkpoints.latest, abstract, iterator)
+    params = _initial_params(config, emo)
+    return jax.jit(functools.partial(new_state, config), out_shardings=placed)(params)
+
+
+def _initial_params(config, emo):
+    before, origin = get_stage(config.train.stage).after, config.train.init_from
+    if origin:
+        return nest(emo, load_weights(origin)[1], origin)
+    if before is not None:
+        print(f"warning: stage {config.train.stage} starts from nothing; it is meant to start from stage {before} "
+              "(--config.train.init_from=RUN)", file=sys.stderr)  # fmt: skip
+    return emo.init(jax.random.key(config.train.seed))
+
+
+def _per_process(batch_size):
+    if batch_size % jax.process_count():
+        raise ValueError(
+            f"train.batch_size is {batch_size}; expected a multiple of the number of processes, {jax.process_count()}"
+        )
+    return batch_size // jax.process_count()
+
+
+def _finish(config, emo, state, batch):
+    """Behind the VAE's last step: the scale that brings its latents to unit variance."""
+    if config.train.stage != "vae":
+        return state
+    std = make_loss(emo, config)(state.params(ema=True), batch, jax.random.key(0))[1]["latent_std"]
+    scale = jnp.asarray(1 / std, jnp.float32)
+    return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
+
+
+def _close(iterator):
+    if hasattr(iterator, "close"):
+        iterator.close()

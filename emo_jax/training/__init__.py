@@ -1,0 +1,1 @@
+"""Stages, state, losses, the jitted step and checkpoints."""

@@ -1,0 +1,89 @@
+"""Checkpoints: orbax saves the state, the data iterator and the resolved config together."""
+
+import json
+import pathlib
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from emo_jax.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, `workdir/checkpoints/STEP/{state,data,config}`.
+
+    Saving is asynchronous and atomic: a killed run leaves whole checkpoints only.
+    """
+
+    def __init__(self, workdir, keep=3):
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(workdir).absolute() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        )
+
+    @property
+    def latest(self):
+        """The newest step saved, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step, state, iterator, config):
+        """Saves the state, the place in the data and the config under `step`."""
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state._asdict() if hasattr(state, "_asdict") else vars(state)),
+            data=grain.checkpoint.CheckpointSave(iterator),
+            config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
+        )
+        self._manager.save(step, args=arguments)
+
+    def restore(self, step, shapes, iterator):
+        """The state at `step`, placed as `shapes` (ShapeDtypeStructs with shardings) say; moves the iterator there.
+
+        Raises:
+            ValueError: the checkpoint holds other parameters than `shapes`.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(vars(shapes)), data=grain.checkpoint.CheckpointRestore(iterator)
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._manager.directory}/{step} does not fit this config (another model or optimizer?): "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
+        return TrainState(**restored["state"])
+
+    def close(self):
+        """Waits until what is being saved is saved."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def load_run(workdir, step=None):
+    """The config and averaged weights {path: array} of a run's checkpoint, the newest by default.
+
+    Raises:
+        ValueError: there is no checkpoint.
+    """
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    if not directory.is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints; expected a --workdir of emo train")
+    with ocp.CheckpointManager(directory) as manager:
+        step = manager.latest_step() if step is None else step
+        if step is None or step not in manager.all_steps():
+            raise ValueError(f"{directory} has no finished checkpoint{'' if step is None else f' {step}'}")
+        metadata = manager.item_metadata(step)["state"]
+        target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata))
+        wanted = {name: target[name] for name in ("frozen", "ema")}
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(wanted, partial_restore=True), config=ocp.args.JsonRestore()
+            ),
+        )
+    state = restored["state"]
+    return ConfigDict(restored["config"]), {**state["frozen"], **state["ema"]}

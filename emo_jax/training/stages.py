@@ -1,0 +1,86 @@
+"""The training stages as rows of a table (Section 3.3), and which parameters each trains."""
+
+import dataclasses
+import re
+
+PARTS = (
+    ("vae_scale", r"vae/scaling_factor$"),
+    ("vae", r"vae/"),
+    ("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/"),
+    ("temporal_modules", r"backbone/.*/motion_modules_\d+/"),
+    ("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio)/"),
+    ("face_locator", r"face_locator/"),
+    ("reference_net", r"reference_net/"),
+    ("backbone", r"backbone/"),
+)
+"""Parts of EMO by parameter path; the first match decides."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage trains, what it is fed and what it starts from.
+
+    Attributes:
+        trains: parts of PARTS with gradients and optimizer state; all others are frozen.
+        video: fed clips of f frames behind n motion frames; otherwise single frames.
+        sound: fed audio. speed: fed head rotation speeds.
+        after: the stage whose weights it starts from; None: from fresh ones.
+    """
+
+    trains: tuple[str, ...]
+    video: bool
+    sound: bool
+    speed: bool
+    after: str | None
+
+
+STAGES = {
+    "vae": Stage(("vae",), video=False, sound=False, speed=False, after=None),
+    "image": Stage(("backbone", "reference_net", "face_locator"), video=False, sound=False, speed=False, after="vae"),
+    "video": Stage(
+        ("backbone", "reference_net", "face_locator", "temporal_modules", "audio_layers"),
+        video=True,
+        sound=True,
+        speed=False,
+        after="image",
+    ),
+    # Audio stays frozen on purpose: trained together, speed takes over from the voice (Section 3.3).
+    "speed": Stage(("temporal_modules", "speed_layers"), video=True, sound=True, speed=True, after="video"),
+}
+
+
+def part_of(path):
+    """The part of PARTS that a parameter path such as 'backbone/conv_in/kernel' belongs to.
+
+    Raises:
+        ValueError: a path that no row matches.
+    """
+    for part, pattern in PARTS:
+        if re.match(pattern, path):
+            return part
+    raise ValueError(f"parameter {path!r} belongs to no part; add a row to training.stages.PARTS")
+
+
+def get_stage(name):
+    """The stage of that name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in STAGES:
+        raise ValueError(f"train.stage is {name!r}; expected one of {', '.join(STAGES)}")
+    return STAGES[name]
+
+
+def split(flat, stage):
+    """Splits flat params {path: array} into (trained, frozen) for a stage."""
+    trained = {path: a for path, a in flat.items() if part_of(path) in stage.trains}
+    return trained, {path: a for path, a in flat.items() if path not in trained}
+
+
+def clip_of(config, stage):
+    """The `clip` config that a stage is fed: single frames without motion frames unless it trains on video."""
+    clip = config.clip.copy_and_resolve_references()
+    if not stage.video:
+        clip.update(frames=1, motion_frames=0)
+    return clip

@@ -1,0 +1,105 @@
+"""Training state and the jitted step."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from emo_jax import sharding
+from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.models.emo import EMO
+from emo_jax.training import losses
+from emo_jax.training.optimizer import learning_rate, make_optimizer
+from emo_jax.training.stages import get_stage, split
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes, and the frozen params beside it.
+
+    Attributes:
+        step: () int32, steps done.
+        trained, frozen: {path: array}, which together are the model.
+        ema: exponential moving average of `trained`.
+        opt_state: optax state over `trained` alone.
+    """
+
+    step: Any
+    trained: Any
+    frozen: Any
+    ema: Any
+    opt_state: Any
+
+    def params(self, ema=False):
+        """The nested params tree, with the averaged weights if `ema`."""
+        return unflatten_dict({**self.frozen, **(self.ema if ema else self.trained)}, sep="/")
+
+
+def new_state(config, params):
+    """The state at step 0 of the config's stage, from a nested params tree."""
+    trained, frozen = split(flatten_dict(params, sep="/"), get_stage(config.train.stage))
+    optimizer = make_optimizer(config.train.optimizer, config.train.steps)
+    ema = jax.tree.map(jnp.copy, trained)
+    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, ema, optimizer.init(trained))
+
+
+def make_loss(emo: EMO, config):
+    """loss(params, batch, key) -> (loss, metrics) of the config's stage."""
+    stage = get_stage(config.train.stage)
+    if config.train.stage == "vae":
+        return functools.partial(losses.vae_loss, emo, config.train)
+    return functools.partial(losses.denoising_loss, emo, make_schedule(config.diffusion), stage, config.train)
+
+
+def make_step(emo: EMO, config, mesh, state):
+    """The jitted step(state, batch) -> (state, metrics) over a mesh; the old state is donated.
+
+    Args:
+        state: the state, or its shapes (jax.eval_shape).
+    """
+    train = config.train
+    loss_fn, optimizer = make_loss(emo, config), make_optimizer(train.optimizer, train.steps)
+    rate, base_key = learning_rate(train.optimizer, train.steps), train.seed
+
+    def loss_of(trained, frozen, batch, key):
+        return loss_fn(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)
+
+    def step(state, batch):
+        key = jax.random.fold_in(jax.random.key(base_key), state.step)
+        grads, metrics = _accumulate(jax.value_and_grad(loss_of, has_aux=True), state, batch, key, train.accumulate)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        decay = jnp.minimum(train.ema, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(trained, state.ema, 1 - decay)
+        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": rate(state.step)}
+        return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
+
+    placed = sharding.state_sharding(mesh, state)
+    return jax.jit(
+        step, in_shardings=(placed, sharding.batch_sharding(mesh)), out_shardings=(placed, None), donate_argnums=0
+    )
+
+
+def _accumulate(grad_fn, state, batch, key, count):
+    """Mean gradients and metrics over `count` equal parts of the batch, one part in memory at a time."""
+
+    def one(part, key):
+        (loss, metrics), grads = grad_fn(state.trained, state.frozen, part, key)
+        return grads, {"loss": loss, **metrics}
+
+    if count == 1:
+        return one(batch, key)
+    parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(total, inputs):
+        return jax.tree.map(jnp.add, total, one(*inputs)), None
+
+    keys = jax.random.split(key, count)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda a: a[0], parts), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (parts, keys))
+    return jax.tree.map(lambda a: a / count, total)

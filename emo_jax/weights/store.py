@@ -1,0 +1,66 @@
+"""Weights in a folder: config.json and model.safetensors, in half precision for what ships."""
+
+import os
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from emo_jax import config as config_lib
+
+BUNDLED = {"tiny": pathlib.Path(__file__).parent / "tiny"}
+"""Presets whose weights are in the package."""
+
+
+def save_weights(directory, config, flat, dtype=np.float16):
+    """Writes {path: array} and its config to a folder; the files appear whole or not at all."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {path: np.ascontiguousarray(np.asarray(a), dtype) for path, a in flat.items()}
+    partial = directory / ".model.safetensors.part"
+    save_file(tensors, partial)
+    (directory / "config.json").write_text(config_lib.to_json(config) + "\n")
+    os.replace(partial, directory / "model.safetensors")
+
+
+def load_weights(name_or_directory):
+    """The config and flat float32 weights {path: array} of a preset, of such a folder, or of a training run.
+
+    Raises:
+        ValueError: an unknown preset, or a folder without weights.
+    """
+    directory = BUNDLED.get(str(name_or_directory), pathlib.Path(name_or_directory))
+    if (directory / "checkpoints").is_dir():
+        from emo_jax.training.checkpoint import load_run
+
+        return load_run(directory)
+    if not (directory / "model.safetensors").is_file() or not (directory / "config.json").is_file():
+        raise ValueError(
+            f"{str(name_or_directory)!r} is neither a preset ({', '.join(BUNDLED)}) nor a folder with "
+            "config.json and model.safetensors, nor a run of emo train"
+        )
+    try:
+        flat = load_file(directory / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{directory / 'model.safetensors'} is damaged ({error}); copy it again") from error
+    config = config_lib.from_json((directory / "config.json").read_text())
+    return config, {path: jnp.asarray(a, jnp.float32) for path, a in flat.items()}
+
+
+def nest(emo, flat, origin):
+    """The params tree of flat weights, checked against the networks.
+
+    Raises:
+        ValueError: a missing, unknown or differently shaped parameter: the weights are of another config.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    wrong = [f"{p} is missing" for p in shapes if p not in flat]
+    wrong += [f"{p} is unknown" for p in flat if p not in shapes]
+    common = {p: (flat[p].shape, shape) for p, shape in shapes.items() if p in flat}
+    wrong += [f"{p} has shape {found}, expected {shape}" for p, (found, shape) in common.items() if found != shape]
+    if wrong:
+        raise ValueError(f"{origin}: the weights are of another config: {wrong[0]} (and {len(wrong) - 1} more)")
+    return unflatten_dict(flat, sep="/")

@@ -1,0 +1,277 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from emo_jax.data import pipeline, records, transforms
+
+
+def configs(directory, fps=25, **changes):
+    data = dict(directory=str(directory), split="train", crop_scale=(1.0, 1.0), min_reference_gap=0.4)
+    data |= dict(first_clip_prob=0.3, flip_prob=0.0, num_workers=0, prefetch=2)
+    clip = dict(frames=4, motion_frames=2, audio_window=2, fps=fps, image_size=(48, 64))
+    for name, value in changes.items():
+        (data if name in data else clip)[name] = value
+    return ConfigDict(data), ConfigDict(clip)
+
+
+def samples(batches):
+    """The samples of batches, one dict each."""
+    return [{name: value[i] for name, value in b.items()} for b in batches for i in range(len(b["speed"]))]
+
+
+def take(count, *args, **options):
+    iterator = pipeline.make_iterator(*args, **options)
+    return [next(iterator) for _ in range(count)]
+
+
+def record_number(sample):
+    return int(sample["speed"][0]) // 100
+
+
+def frame_numbers(frames):
+    return list(np.round((frames[:, :, 32:].reshape(len(frames), -1).mean(axis=1) - 40) / 3).astype(int))
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("fps", [25, 30])
+def test_windows_of_a_sample_agree(fps, request):
+    data, clip = configs(request.getfixturevalue("record_dir" if fps == 25 else "record_dir_30"), fps)
+    drawn = samples(take(30, data, clip, batch_size=6, seed=3))
+    firsts = 0
+    for sample in drawn:
+        k = record_number(sample)
+        total = 40 + 4 * k
+        numbers = frame_numbers(sample["frames"])
+        s = numbers[0]
+        assert numbers == list(range(s, s + 4)) and 0 <= s and s + 4 <= total
+        for picture in (*sample["frames"], sample["reference"]):  # the left third names the record
+            assert abs(picture[:, :16].mean() - 40 * k) < 10
+        if sample["has_motion"]:
+            assert frame_numbers(sample["motion"]) == [s - 2, s - 1]
+        else:
+            firsts += 1
+            assert not sample["motion"].any()
+        np.testing.assert_array_equal(sample["speed"], 100 * k + np.clip(np.arange(s - 2, s + 6), 0, total - 1))
+        at = round((s - 2) * 16000 / fps) - 256 + np.arange(-(-8 * 16000 // fps) + 512)
+        inside = (at >= 0) & (at < round(total * 16000 / fps)) & (k not in (1, 4))
+        np.testing.assert_array_equal(sample["audio"] * 32768, np.where(inside, at - 20000, 0))
+        (reference,) = frame_numbers(sample["reference"][None])
+        gap = 0.4 * fps
+        assert reference <= s - gap or reference >= s + 3 + gap
+    assert 0.15 < firsts / len(drawn) < 0.45
+
+
+def test_batches_match_their_spec(record_dir):
+    for changes in (
+        {},
+        dict(frames=1, motion_frames=0),
+        dict(image_size=(64, 32), crop_scale=(0.5, 1.0), flip_prob=0.5),
+    ):
+        data, clip = configs(record_dir, **changes)
+        (batch,) = take(1, data, clip, batch_size=3, seed=0)
+        assert {name: (value.shape, value.dtype) for name, value in batch.items()} == pipeline.element_spec(clip, 3)
+
+
+def test_masks_cover_every_box_of_the_clip(record_dir):
+    data, clip = configs(record_dir)
+    for sample in samples(take(4, data, clip, batch_size=6, seed=5)):
+        mask, s = sample["mask"][..., 0], frame_numbers(sample["frames"])[0]
+        x0, y0, x1, y1 = 12 + s / 4, 8 + s / 4, 30 + (s + 3) / 4, 28 + (s + 3) / 4
+        want = np.zeros((48, 64), np.uint8)
+        want[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = 1
+        np.testing.assert_array_equal(mask, want)
+
+
+def test_mask_follows_the_crop_window():
+    boxes = np.array([[20.0, 10, 30, 18], [24, 12, 36, 22]])
+    mask = transforms.union_mask(boxes, (8, 16, 20, 40), (40, 80))  # a window of 20 x 40 doubled in size
+    rows, columns = np.nonzero(mask[..., 0])
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (4, 28, 8, 40)
+    assert not transforms.union_mask(boxes, (30, 40, 10, 10), (10, 10)).any()  # the face is outside the window
+    assert not transforms.union_mask(boxes, (22, 36, 10, 10), (10, 10)).any()
+    assert transforms.union_mask(boxes, (12, 22, 4, 4), (8, 8)).all()
+
+
+def test_every_start_is_drawn_and_no_other():
+    rng = np.random.default_rng(0)
+    starts = {transforms.choose_start(rng, 12, 4, 2) for _ in range(400)}
+    assert starts == set(range(2, 9))
+    assert {transforms.choose_start(rng, 12, 4, 0) for _ in range(400)} == set(range(9))
+    with pytest.raises(ValueError, match="has 5 frames, expected at least 4 [+] 2"):
+        transforms.choose_start(rng, 5, 4, 2)
+
+
+def test_reference_is_the_farthest_kind_there_is():
+    rng = np.random.default_rng(0)
+
+    def drawn(total, start, gap):
+        return {transforms.choose_reference(rng, total, start, 4, gap) for _ in range(600)}
+
+    assert drawn(20, 8, 3) == {0, 1, 2, 3, 4, 5} | {14, 15, 16, 17, 18, 19}
+    assert drawn(12, 0, 3) == {6, 7, 8, 9, 10, 11}
+    assert drawn(12, 8, 3) == {0, 1, 2, 3, 4, 5}
+    assert drawn(8, 2, 9) == {0, 1, 6, 7}  # no frame is far enough: any outside the clip
+    assert drawn(4, 0, 9) == {0, 1, 2, 3}  # none outside either
+    assert drawn(6, 1, 0) == {0, 5}  # no gap: still not a frame of the clip
+    assert [transforms.gap_frames(s, fps) for s, fps in ((1.0, 25), (0.2, 30), (0.5, 25))] == [25, 6, 13]
+
+
+def test_crop_windows_fill_their_range():
+    rng = np.random.default_rng(0)
+    windows = np.array([transforms.choose_window(rng, (100, 200), (50, 50), (0.5, 0.8)) for _ in range(500)])
+    top, left, height, width = windows.T
+    assert (height == width).all() and height.min() == 50 and height.max() == 80
+    assert top.min() == 0 and (top + height).max() == 100 and left.min() < 3 and (left + width).max() > 197
+    assert transforms.choose_window(rng, (160, 160), (128, 128), (0.8, 0.8))[2:] == (128, 128)
+
+
+def test_cropping_keeps_pixels_or_resizes():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(transforms.crop(frames, (3, 5, 8, 10), (8, 10)), frames[:, 3:11, 5:15])
+    halves = np.zeros((1, 16, 16, 3), np.uint8)
+    halves[:, :, 8:] = 200
+    small = transforms.crop(halves, (0, 0, 16, 16), (4, 8))
+    assert small.shape == (1, 4, 8, 3) and (small[:, :, :3] == 0).all() and (small[:, :, 5:] == 200).all()
+
+
+def test_a_flip_turns_pictures_and_mask_together():
+    rng = np.random.default_rng(0)
+    sample = {n: rng.integers(0, 9, (2, 3, 4, 3)) for n in ("frames", "motion")} | {"speed": np.arange(4)}
+    sample |= {"reference": rng.integers(0, 9, (3, 4, 3)), "mask": np.arange(12).reshape(3, 4, 1)}
+    flipped = transforms.flip_horizontally(sample)
+    for name in ("frames", "motion"):
+        np.testing.assert_array_equal(flipped[name], sample[name][:, :, ::-1])
+    for name in ("reference", "mask"):
+        np.testing.assert_array_equal(flipped[name], sample[name][:, ::-1])
+    np.testing.assert_array_equal(flipped["speed"], sample["speed"])
+
+
+def test_the_seed_decides(record_dir):
+    args = configs(record_dir, crop_scale=(0.5, 0.9), flip_prob=0.5)
+    first = take(4, *args, batch_size=3, seed=1)
+    assert_same(first, take(4, *args, batch_size=3, seed=1))
+    other = take(4, *args, batch_size=3, seed=2)
+    assert any(not np.array_equal(a["frames"], b["frames"]) for a, b in zip(first, other, strict=True))
+
+
+def test_epochs_hold_every_record_once_and_differ(record_dir):
+    drawn = samples(take(10, *configs(record_dir), batch_size=3, seed=1))
+    epochs = [drawn[i : i + 6] for i in range(0, 30, 6)]
+    for epoch in epochs:
+        assert sorted(record_number(sample) for sample in epoch) == [0, 1, 2, 3, 4, 5]
+    assert len({tuple(record_number(sample) for sample in epoch) for epoch in epochs}) > 1
+    starts = [{record_number(x): frame_numbers(x["frames"])[0] for x in epoch} for epoch in epochs]
+    assert all(len({start[k] for start in starts}) > 1 for k in range(6))
+
+
+def test_finite_epochs_end(record_dir):
+    assert len(list(pipeline.make_dataset(*configs(record_dir), batch_size=2, seed=0, epochs=2))) == 6
+
+
+def test_processes_share_the_samples_of_one(record_dir):
+    args = configs(record_dir)
+    alone = take(4, *args, batch_size=6, seed=1)
+    shares = [take(4, *args, batch_size=3, seed=1, process_index=p, process_count=2) for p in (0, 1)]
+    for whole, left, right in zip(alone, *shares, strict=True):
+        assert sorted(map(record_number, samples([left, right]))) == [0, 1, 2, 3, 4, 5]
+        for name in whole:
+            np.testing.assert_array_equal(
+                whole[name], np.stack([left[name], right[name]], 1).reshape(whole[name].shape)
+            )
+    uneven = [take(3, *args, batch_size=1, seed=1, process_index=p, process_count=4) for p in range(4)]
+    for step in zip(*uneven, strict=True):  # 6 records, 4 processes: an epoch is one record each
+        assert len(set(map(record_number, samples(step)))) == 4
+
+
+def test_resuming_equals_not_stopping(record_dir):
+    args, options = configs(record_dir), dict(batch_size=3, seed=7)
+    whole = take(7, *args, **options)
+    iterator = pipeline.make_iterator(*args, **options)
+    for _ in range(3):
+        next(iterator)
+    state = iterator.get_state()
+    resumed = pipeline.make_iterator(*args, **options)
+    resumed.set_state(state)
+    assert_same(whole[3:], [next(resumed) for _ in range(4)])
+
+
+def test_workers_change_nothing_and_resume(record_dir):
+    options = dict(batch_size=2, seed=7)
+    whole = take(5, *configs(record_dir), **options)
+    data, clip = configs(record_dir, num_workers=2)
+    iterator = pipeline.make_iterator(data, clip, **options)
+    head = [next(iterator) for _ in range(3)]
+    state = iterator.get_state()
+    iterator.close()
+    resumed = pipeline.make_iterator(data, clip, **options)
+    resumed.set_state(state)
+    tail = [next(resumed) for _ in range(2)]
+    resumed.close()
+    assert_same(whole, head + tail)
+
+
+def test_silent_records_never_appear_where_sound_is_needed(record_dir):
+    drawn = samples(take(12, *configs(record_dir), batch_size=4, seed=1, needs_sound=True))
+    assert {record_number(sample) for sample in drawn} == {0, 2, 3, 5}
+    assert all(sample["audio"].any() for sample in drawn)
+
+
+def test_short_records_are_left_out(record_dir):
+    data, clip = configs(record_dir, frames=50)
+    drawn = samples(take(4, data, clip, batch_size=3, seed=1))
+    assert {record_number(sample) for sample in drawn} == {3, 4, 5}  # of 52, 56 and 60 frames: 50 + 2 are needed
+
+
+@pytest.mark.parametrize(
+    "changes, options, message",
+    [
+        ({"directory": "/nowhere"}, {}, "/nowhere is not a directory"),
+        ({"fps": 30}, {}, "records at 25 fps, but clip.fps is 30"),
+        ({}, {"batch_size": 7}, "6 records fit this config, expected at least 7"),
+        ({}, {"batch_size": 4, "process_count": 2}, "expected at least 8"),
+        ({}, {"batch_size": 5, "needs_sound": True}, "4 records fit"),
+        ({}, {"process_index": 1}, "process_index is 1"),
+        ({"crop_scale": (0.9, 0.8)}, {}, "data.crop_scale is"),
+        ({"first_clip_prob": 1.5}, {}, "data.first_clip_prob is 1.5"),
+    ],
+)
+def test_bad_settings_are_one_line(record_dir, changes, options, message):
+    data, clip = configs(**{"directory": record_dir} | changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        pipeline.make_dataset(data, clip, **{"batch_size": 2, "seed": 0} | options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_pipeline_imports_no_jax_and_starts_no_backend(record_dir):
+    code = f"""
+import sys
+from emo_jax.data import pipeline
+print("jax" in sys.modules)
+from ml_collections import ConfigDict
+data, clip = {configs(record_dir)[0].to_dict()!r}, {configs(record_dir)[1].to_dict()!r}
+next(pipeline.make_iterator(ConfigDict(data), ConfigDict(clip), batch_size=2, seed=0))
+from jax._src import xla_bridge
+print(xla_bridge.backends_are_initialized(), "tensorflow" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "False", "False"]
+
+
+def test_a_sampler_decodes_only_what_it_needs(record_dir, monkeypatch):
+    calls = []
+    decode = records.decode_video
+    monkeypatch.setattr(
+        records, "decode_video", lambda data, start, count: calls.append(count) or decode(data, start, count)
+    )
+    take(1, *configs(record_dir, first_clip_prob=0.0, prefetch=1), batch_size=1, seed=0)
+    assert set(calls) == {6, 1}

@@ -1,0 +1,167 @@
+import dataclasses
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from emo_jax.data import records
+
+
+def frame_numbers(frames):
+    return np.round((frames.reshape(len(frames), -1).mean(axis=1) - 40) / 3).astype(int)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """50 frames of moving noise and their mp4 at 25 fps: motion makes x264 use B-frames."""
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (16, 40, 3)).repeat(4, axis=0).repeat(4, axis=1).astype(np.uint8)
+    frames = np.stack([scene[:, i : i + 64] for i in range(50)])
+    return frames, records.encode_video(frames, 25)
+
+
+def test_round_trip(record_dir, make_record):
+    source = records.open_records(record_dir, "train")
+    found = {record["id"]: record for record in (source[i] for i in range(len(source)))}
+    assert sorted(found) == [f"head-{k}" for k in range(6)]
+    for k in range(6):
+        want = dataclasses.asdict(make_record(k))
+        got = found[f"head-{k}"]
+        assert set(got) == set(want)
+        for name in ("id", "source", "licence", "video"):
+            assert got[name] == want[name] and type(got[name]) is type(want[name])
+        for name in ("audio", "boxes", "rotation", "speed", "mouth", "appearance", "fps"):
+            np.testing.assert_array_equal(got[name], want[name])
+        assert got["audio"].dtype == np.int16 and got["boxes"].dtype == np.float32
+
+
+def test_source_pickles_by_path(record_dir):
+    source = records.open_records(record_dir, "train")
+    data = pickle.dumps(source)
+    assert len(data) < 1000
+    assert pickle.loads(data)[3]["id"] == source[3]["id"]
+
+
+def test_index_agrees_with_the_records(record_dir):
+    source = records.open_records(record_dir, "train")
+    index = source.index()
+    for i in range(len(source)):
+        k = int(source[i]["id"][-1])
+        assert (index["frames"][i], index["fps"][i], index["sound"][i]) == (40 + 4 * k, 25, k not in (1, 4))
+    part = records.open_records(record_dir, "train[:50%]").index()  # a slice has no index on disk
+    np.testing.assert_array_equal(part["frames"], index["frames"][:3])
+
+
+def test_decoding_is_frame_exact_at_every_start(noise):
+    frames, video = noise
+    whole = records.decode_video(video, 0, len(frames))
+    assert whole.shape == frames.shape and whole.dtype == np.uint8
+    # Each decoded frame is nearest to its own picture, so the order is right; then any seek must agree with it.
+    error = np.abs(whole[:, None].astype(int) - frames[None].astype(int)).mean(axis=(2, 3, 4))
+    np.testing.assert_array_equal(error.argmin(axis=1), np.arange(len(frames)))
+    for start in range(len(frames) - 4):
+        np.testing.assert_array_equal(records.decode_video(video, start, 5), whole[start : start + 5])
+    np.testing.assert_array_equal(records.decode_video(video, 49, 1), whole[49:])
+
+
+@pytest.mark.parametrize("fps", [25, 30, 24, 30000 / 1001])
+def test_frame_numbers_survive_any_rate(fps):
+    frames = np.broadcast_to(40 + 3 * np.arange(40)[:, None, None, None], (40, 32, 32, 3)).astype(np.uint8)
+    video = records.encode_video(frames, fps)
+    assert records.count_frames(video) == 40
+    for start in range(0, 38):
+        assert list(frame_numbers(records.decode_video(video, start, 2))) == [start, start + 1]
+
+
+def test_keyframes_are_at_most_16_apart(noise):
+    import io
+
+    import av
+
+    with av.open(io.BytesIO(noise[1])) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        keys = sorted(int(packet.pts * packet.time_base * 25) for packet in packets if packet.is_keyframe)
+        assert any(packet.pts != packet.dts for packet in packets)  # B-frames: the seeks above were not the easy ones
+        assert not container.streams.audio
+    assert keys[0] == 0 and max(np.diff(keys + [50])) <= 16
+
+
+def test_frames_outside_the_video_are_an_error(noise):
+    with pytest.raises(ValueError, match="no frames 48 to 50 in a video of 50 frames"):
+        records.decode_video(noise[1], 48, 3)
+    with pytest.raises(ValueError, match="start=-1"):
+        records.decode_video(noise[1], -1, 3)
+    with pytest.raises(ValueError, match="no video"):
+        records.count_frames(b"not a video")
+    with pytest.raises(ValueError, match="even height"):
+        records.encode_video(np.zeros((2, 33, 32, 3), np.uint8), 25)
+
+
+def test_a_failed_run_leaves_nothing(tmp_path, make_record):
+    def stops():
+        yield make_record(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records.write_records(tmp_path / "out", {"train": stops}, progress=False)
+    assert os.listdir(tmp_path) == []
+
+
+def test_writing_is_reproducible_and_quiet(tmp_path, make_record, capfd):
+    made = [make_record(0), make_record(1)]
+    for name in "ab":
+        records.write_records(tmp_path / name, {"train": lambda: made}, shards=9, progress=False)
+    ids = [[records.open_records(tmp_path / name, "train")[i]["id"] for i in range(2)] for name in "ab"]
+    assert ids[0] == ids[1]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"audio": np.zeros(5, np.int16)}, r"audio is int16\(5,\), expected int16\(25600,\)"),
+        ({"audio": np.zeros(25600, np.float32)}, "audio is float32"),
+        ({"speed": np.zeros(39)}, r"speed has shape \(39,\), expected \(40,\)"),
+        ({"boxes": np.full((40, 4), np.nan)}, "boxes holds values that are not finite"),
+        ({"fps": 0.0}, "fps is 0.0"),
+        ({"video": b"x"}, "no video"),
+    ],
+)
+def test_malformed_records_are_refused(make_record, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        records.record_example(dataclasses.replace(make_record(0), **change))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_directories_are_one_line(tmp_path, record_dir, make_record):
+    (tmp_path / "empty").mkdir()
+    record = make_record(0)
+    for call, message in [
+        (lambda: records.open_records(tmp_path / "nowhere", "train"), "is not a directory"),
+        (lambda: records.open_records(tmp_path / "empty", "train"), "holds no records"),
+        (lambda: records.open_records(record_dir, "dev"), "no split 'dev'; it has: test, train"),
+        (lambda: records.write_records(record_dir, {"train": list}), "exists already"),
+        (lambda: records.write_records(tmp_path / "x", {"a": list}, progress=False), "holds no record"),
+        (lambda: records.write_records(tmp_path / "x", {}), "at least one"),
+        (
+            lambda: records.write_records(tmp_path / "x", {"a": lambda: [record, record]}, progress=False),
+            "two records with the id 'head-0'",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_no_tensorflow_and_no_jax(record_dir):
+    code = (
+        "import sys; from emo_jax.data import records; "
+        f"records.open_records({str(record_dir)!r}, 'train')[0]; "
+        "print([m for m in ('jax', 'tensorflow') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,16 @@
+"""An EMO with every part, as small as it gets, for tests."""
+
+from configs import tiny
+
+
+def small_config(stage="video", **model):
+    """configs/tiny.py at test size; keyword arguments override fields of `model`."""
+    config = tiny.get_config(stage)
+    config.model.unet.update(channels=(16, 32), heads=2, groups=8)
+    config.model.vae.update(channels=(8, 16, 32), decoder_channels=(8, 16, 32), groups=4, latent_channels=4)
+    config.model.audio.update(bands=8, tokens=2, features=16, hidden=16)
+    config.model.speed.features = 16
+    config.model.locator_channels = (4, 4, 8, 8)
+    config.clip.update(image_size=(64, 64), frames=4, motion_frames=2)
+    config.model.update(model)
+    return config
