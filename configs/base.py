@@ -58,6 +58,7 @@ def model():
             groups=32,
             latent_channels=4,
             patch=1,
+            shortcut=False,
         ),
         reference_attention="cross",  # cross | concat | off
         audio_attention=True,

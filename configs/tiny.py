@@ -6,7 +6,7 @@ make tiny-weights   # prepares the data and trains: tiny.py:vae, tiny.py:image, 
 from configs import base
 
 _STAGES = {
-    "vae": dict(steps=1500, batch_size=32, learning_rate=1e-3),
+    "vae": dict(steps=1800, batch_size=16, learning_rate=2e-3),
     "image": dict(steps=1500, batch_size=32, learning_rate=1e-3),
     "video": dict(steps=4000, batch_size=8, learning_rate=8e-4),
     "speed": dict(steps=1000, batch_size=8, learning_rate=5e-4),
@@ -20,9 +20,15 @@ def get_config(stage="video"):
     config = base.get_config()
     config.model.update(
         dtype="float32",
-        unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=16, remat=False),
+        unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=8, remat=False),
         vae=dict(
-            channels=(32, 64, 128), decoder_channels=(64, 96, 128), layers=1, groups=16, latent_channels=12, patch=4
+            channels=(32, 64, 128),
+            decoder_channels=(64, 96, 128),
+            layers=1,
+            groups=4,
+            latent_channels=16,
+            patch=4,
+            shortcut=True,
         ),
         locator_channels=(8, 16, 32, 32),
         audio=dict(encoder="mel", bands=40, steps=4, tokens=4, features=64, hidden=128),
@@ -44,6 +50,6 @@ def get_config(stage="video"):
         batch_size=_STAGES[stage]["batch_size"],
     )
     config.train.optimizer.update(
-        learning_rate=_STAGES[stage]["learning_rate"], warmup=100, schedule="cosine", weight_decay=1e-4
+        learning_rate=_STAGES[stage]["learning_rate"], warmup=100, schedule="cosine", beta2=0.99, weight_decay=1e-4
     )
     return config

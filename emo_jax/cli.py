@@ -4,33 +4,60 @@ import argparse
 import importlib
 import sys
 
-VERBS = ("generate", "train", "prepare", "evaluate", "export", "demo")
+VERBS = {
+    "generate": "make a talking video of a portrait and a voice",
+    "demo": "generate with the portrait and the voice that come with the package",
+    "prepare": "write records to train on",
+    "train": "train one stage",
+    "evaluate": "measure a model on held-out people and voices",
+    "export": "write a training run's averaged weights for use",
+}
+"""Module emo_jax.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ValueError(f"{message}; {self.prog} --help tells more")
 
 
 def main(argv=None):
-    """Runs `emo VERB ...`; returns the exit status: 0, or 2 with one line on stderr after bad input."""
+    """Runs `emo VERB ...`; returns the exit status: 0, 2 with one line on stderr after bad input, 1 after a failure."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser("emo", description="A portrait and a voice make a talking video (EMO, in JAX).")
-    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in VERBS if not argv or argv[0] not in VERBS else argv[:1]:
-        importlib.import_module(f"emo_jax.{verb}").add_parser(subparsers)
-    args, rest = parser.parse_known_args(argv)
+    verb = argv[0] if argv and argv[0] in VERBS else None
+    name = f"emo {verb}" if verb else "emo"
     try:
+        args, rest = _parser(verb).parse_known_args(argv)
         if getattr(args, "takes_config", False):
             from emo_jax import config
 
             args.main(args, config.parse(rest))
         elif rest:
-            raise ValueError(f"unknown argument {rest[0]!r}; emo {args.verb} --help lists those there are")
+            raise ValueError(f"unknown argument {rest[0]!r}; {name} --help lists those there are")
         else:
             args.main(args)
     except ValueError as error:
-        print(f"emo {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _fail(name, error, 2)
+    except OSError as error:  # a full disk, say
+        return _fail(name, error, 1)
     except KeyboardInterrupt:
-        print(f"emo {args.verb}: interrupted", file=sys.stderr)
-        return 130
+        return _fail(name, "interrupted", 130)
     return 0
+
+
+def _parser(verb):
+    parser = _Parser("emo", description="A portrait and a voice make a talking video (EMO, in JAX).")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    if verb:
+        importlib.import_module(f"emo_jax.{verb}").add_parser(subparsers)
+        return parser
+    for other, text in VERBS.items():
+        subparsers.add_parser(other, help=text)
+    return parser
+
+
+def _fail(name, error, status):
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

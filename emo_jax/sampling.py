@@ -1,4 +1,4 @@
-"""Generation of videos, segment by segment: one compiled program for every audio length, seed and portrait (Section 4.1)."""
+"""Generation of videos, segment by segment: one program for every audio length, seed and portrait (Section 4.1)."""
 
 import functools
 
@@ -53,19 +53,23 @@ class VideoSampler:
         """How many programs were compiled for segments: 1, whatever was generated."""
         return self._segment._cache_size()
 
-    def stream(self, references, masks, audio, *, speed=None, key):
+    def stream(self, references, masks, audio, *, speed=None, scales=None, key):
         """Yields frames uint8 (B, up to K * f, H, W, 3), one segment at a time, the next being computed meanwhile.
 
         Args:
             references: uint8 (B, H, W, 3), the portraits. masks: uint8 (B, H, W, 1), where the face may be.
             audio: float32 (B, samples) at 16 kHz. speed: degrees per frame, a number or (B,); None: the config's.
+            scales: (reference_scale, audio_scale) of the same guidance mode as the config's; None: the config's.
             key: a jax.random key.
+
+        Raises:
+            ValueError: scales of another mode, which is another program.
         """
         clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
         size, per = len(references), self.frames_per_segment
         speed = self.config.speed if speed is None else speed
         speeds = np.broadcast_to(np.asarray(speed, np.float32).reshape(-1, 1), (size, per + 2 * clip.audio_window))
-        scales = jnp.asarray(self.config.reference_scale), jnp.asarray(self.config.audio_scale)
+        scales = self._scales(scales)
         known = self._prepare(self.params, references, masks)
         carry = first_carry(size, clip.motion_frames, self.emo.latent_shape)
         pending = None
@@ -80,6 +84,12 @@ class VideoSampler:
                 yield np.asarray(pending)
             pending = frames[:, : min(per, count - first)]
         yield np.asarray(pending)
+
+    def _scales(self, scales):
+        scales = (self.config.reference_scale, self.config.audio_scale) if scales is None else scales
+        if guidance_mode(*scales) != self.mode:
+            raise ValueError(f"scales {scales} are not of guidance mode {self.mode!r}; make another VideoSampler")
+        return tuple(np.float32(scale) for scale in scales)
 
     def _prepare_fn(self, params, references, masks):
         """What is the same for the whole video: ReferenceNet's features and the Face Locator's map."""

@@ -54,3 +54,31 @@ def record_dir_30(tmp_path_factory):
 def make_record():
     """Record k of `record_dir`."""
     return lambda k: coded_record(k, 25.0)
+
+
+@pytest.fixture(scope="session")
+def weights_dir(tmp_path_factory):
+    """Weights of a small EMO, random in every part, that makes 8 frames of 64x64 pixels a segment in two steps."""
+    import jax
+    from flax.traverse_util import flatten_dict
+
+    from emo_jax.models.emo import build
+    from emo_jax.weights.store import save_weights
+    from tests.small import small_config
+
+    config = small_config()
+    config.sampling.update(steps=2, clips=2, reference_scale=1.5, audio_scale=2.0)
+    flat = flatten_dict(build(config).init(jax.random.key(0)), sep="/")
+    rng = np.random.default_rng(1)  # what starts at zero must show too
+    flat = {path: a + rng.normal(0, 0.1, np.shape(a)).astype(np.float32) for path, a in flat.items()}
+    directory = tmp_path_factory.mktemp("weights") / "small"
+    save_weights(directory, config, flat)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def pipeline(weights_dir):
+    """The pipeline of `weights_dir`: one for all tests, so that its one program is compiled once."""
+    from emo_jax.generate import EmoPipeline
+
+    return EmoPipeline.from_pretrained(weights_dir)

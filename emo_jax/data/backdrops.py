@@ -33,32 +33,15 @@ def _draw_backdrop(identity: Identity, side: int) -> np.ndarray:
     if identity.background == "gradient":
         angle = rng.uniform(0, 2 * np.pi)
         mix = 0.5 + 0.7 * ((u - 0.5) * np.cos(angle) + (v - 0.5) * np.sin(angle))
-    elif identity.background == "stripes":
-        angle, count = rng.uniform(0, np.pi), rng.uniform(3, 8)
-        mix = np.clip(0.5 + 6 * np.sin(2 * np.pi * count * (u * np.cos(angle) + v * np.sin(angle))), 0, 1)
-    elif identity.background == "checks":
-        count = rng.integers(3, 7)
-        mix = ((np.floor(u * count) + np.floor(v * count)) % 2).astype(float)
     image = (first + mix[..., None] * (second - first)) * 255
     image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
     if identity.background == "blobs":
-        for _ in range(9):
-            centre, radius = rng.integers(0, side, 2), int(side * rng.uniform(0.05, 0.16))
+        for _ in range(6):
+            centre, radius = rng.integers(0, side, 2), int(side * rng.uniform(0.08, 0.2))
             cv2.circle(
                 image, centre.tolist(), radius, ((second, third)[rng.integers(2)] * 255).tolist(), -1, cv2.LINE_AA
             )
-        if identity.style == "shaded":
-            image = cv2.GaussianBlur(image, (0, 0), side / 40)
-    elif identity.background == "window":
-        left, top = (np.array([rng.uniform(0.02, 0.6), rng.uniform(0.03, 0.2)]) * side).astype(int).tolist()
-        width, height = int(0.36 * side), int(0.5 * side)
-        cv2.rectangle(image, (left, top), (left + width, top + height), (third * 255).tolist(), -1)
-        for start, end in (
-            ((left, top), (left + width, top + height)),
-            ((left + width // 2, top), (left + width // 2, top + height)),
-            ((left, top + height // 2), (left + width, top + height // 2)),
-        ):
-            cv2.rectangle(image, start, end, (second * 255).tolist(), max(1, side // 50))
+        image = cv2.GaussianBlur(image, (0, 0), side / 20)
     return image
 
 
@@ -147,6 +130,6 @@ def paint_texture(identity: Identity, image: np.ndarray) -> np.ndarray:
     if key not in identity.cache:
         rng = np.random.default_rng([identity.seed, 6])
         weave = cv2.GaussianBlur(rng.normal(0, 1, image.shape[:2]), (0, 0), sigmaX=1.6, sigmaY=0.7)
-        weave = 128 * (1 + 0.022 * weave / weave.std())
+        weave = 128 * (1 + 0.01 * weave / weave.std())
         identity.cache[key] = cv2.merge([weave.clip(0, 255).astype(np.uint8)] * 3)
     return cv2.multiply(cv2.medianBlur(image, 3), identity.cache[key], scale=1 / 128)

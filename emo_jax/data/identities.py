@@ -12,7 +12,7 @@ FRINGES = ("none", "straight", "swept")
 GLASSES = ("none", "round", "square")
 BEARDS = ("none", "moustache", "full")
 STYLES = ("flat", "cartoon", "shaded", "painterly")
-BACKGROUNDS = ("plain", "gradient", "stripes", "blobs", "checks", "window")
+BACKGROUNDS = ("plain", "gradient", "blobs")
 CLOTHES = ("plain", "stripes", "collar", "v-neck", "zip", "dots")
 
 _SKINS = (

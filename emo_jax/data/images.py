@@ -42,11 +42,15 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
             )
         try:
             image.load()
-            upright = _upright(image)
-            return np.array(_to_rgb(upright))
+            return from_pil(image)
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ...
             reason = " ".join(str(error).split())
             raise ValueError(f"{path} is damaged or cut off ({reason}); export or download it again") from error
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """A Pillow image as `load_image` gives it: upright uint8 RGB (height, width, 3)."""
+    return np.array(_to_rgb(_upright(image)))
 
 
 def _open(file: Path, path) -> Image.Image:

@@ -303,7 +303,8 @@ def encode_video(frames: np.ndarray, fps: float, crf: int = 18) -> bytes:
     rate = exact_fps(fps)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": str(crf), "g": str(GOP), "threads": "1"}
+        # x264 varies from run to run with its macroblock tree on.
+        options = {"crf": str(crf), "g": str(GOP), "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream(
             "libx264", rate=rate, width=width, height=height, pix_fmt="yuv420p", options=options
         )

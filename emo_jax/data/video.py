@@ -245,7 +245,12 @@ def _checked_audio(audio: np.ndarray) -> np.ndarray:
     audio = np.asarray(audio)
     if audio.ndim != 1 or audio.dtype.kind != "f" or not np.isfinite(audio).all():
         raise ValueError(f"audio is {audio.dtype} {audio.shape}; expected finite float32 (samples,) in [-1, 1]")
-    return np.clip(audio, -1.0, 1.0).astype(np.float32)
+    return np.clip(audio, -1.0, 1.0).astype(np.float32, copy=False)  # an hour of sound is 600 MB
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """ValueError (one line) where `VideoWriter` could not write to `path`; leaves nothing behind."""
+    _free_partial(Path(path)).unlink(missing_ok=True)
 
 
 def _free_partial(path: Path) -> Path:

@@ -17,7 +17,7 @@ from emo_jax.models.reference_net import features as reference_net_features
 from emo_jax.models.reference_net import reference_net
 from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
-from emo_jax.models.vae import VAE, VAEConfig
+from emo_jax.models.vae import VAE, VAEConfig, cosine_basis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,16 +130,23 @@ class EMO:
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
-_ZERO = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
+_ZERO = re.compile(
+    r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/|vae/(quant_conv|decoder/conv_out)/"
+)
 
 
 def _fresh(path, shape, seed):
     if path.endswith("scaling_factor"):
-        return np.float32(0.18215)
+        return np.full(shape, 0.18215, np.float32)
     if path.endswith("/scale"):
         return np.ones(shape, np.float32)
+    if path == "vae/quant_conv/bias":  # posteriors start narrow
+        return np.repeat(np.float32([0, -5]), shape[0] // 2)
     if path.endswith("/bias") or _ZERO.search(path):
         return np.zeros(shape, np.float32)
+    if path.startswith("vae/shortcut"):
+        basis = cosine_basis(math.isqrt(max(shape) // 3), min(shape))
+        return basis if path.startswith("vae/shortcut_in") else basis.T / (basis**2).sum(0)[:, None]
     # numpy: compiling a jax.random draw for each of a hundred shapes would take half a minute
     rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
     fan_in = math.prod(shape[:-1])

@@ -91,6 +91,20 @@ class Upsample(nn.Module):
         return conv(self.features, dtype=self.dtype, name="conv")(x)
 
 
+def fold(x, p):
+    """Squares of p x p pixels into channels: (..., H, W, C) -> (..., H / p, W / p, p * p * C)."""
+    *lead, height, width, channels = x.shape
+    x = x.reshape(*lead, height // p, p, width // p, p, channels)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
+
+
+def unfold(x, p):
+    """The inverse of `fold`: (..., h, w, p * p * C) -> (..., h * p, w * p, C)."""
+    *lead, height, width, _ = x.shape
+    x = jnp.moveaxis(x.reshape(*lead, height, width, p, p, -1), -3, -4)
+    return x.reshape(*lead, height * p, width * p, x.shape[-1])
+
+
 def sinusoid(positions, features, max_period=10_000.0):
     """Sinusoidal embedding in SD's order, cosines first: (...,) -> (..., features), float32."""
     half = features // 2

@@ -5,9 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from emo_jax.models.attention import Attention
-from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv
+from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
 
 _EPSILON = 1e-6
 
@@ -21,6 +22,9 @@ class VAEConfig:
         layers: resnets per encoder level (the decoder has one more). groups: of GroupNorm.
         latent_channels: of the latent. patch: side of the pixel squares folded into channels before the first
             convolution and unfolded behind the last (SD: 1; the small model: 4, which makes it cheap on a CPU).
+        shortcut: a linear map beside encoder and decoder, from each square of factor x factor pixels to its latent
+            and back (SD: none). It starts as a cosine transform (`cosine_basis`), so that training starts at the
+            quality of a JPEG of few coefficients instead of at nothing.
     """
 
     channels: tuple[int, ...]
@@ -29,6 +33,7 @@ class VAEConfig:
     groups: int
     latent_channels: int
     patch: int = 1
+    shortcut: bool = False
     dtype: Any = jnp.float32
 
     @property
@@ -87,7 +92,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, images):
         c = self.config
-        x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(_fold(images.astype(c.dtype), c.patch))
+        x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(fold(images.astype(c.dtype), c.patch))
         for i, width in enumerate(c.channels):
             resample = "down" if i < len(c.channels) - 1 else None
             x = _Level(width, c.layers, c.groups, resample, c.dtype, name=f"down_blocks_{i}")(x)
@@ -111,14 +116,14 @@ class Decoder(nn.Module):
             resample = "up" if i < len(widths) - 1 else None
             x = _Level(width, c.layers + 1, c.groups, resample, c.dtype, name=f"up_blocks_{i}")(x)
         x = nn.silu(GroupNorm(c.groups, _EPSILON, c.dtype, name="conv_norm_out")(x))
-        return _unfold(conv(3 * c.patch**2, dtype=jnp.float32, name="conv_out")(x), c.patch)
+        return unfold(conv(3 * c.patch**2, dtype=jnp.float32, name="conv_out")(x), c.patch)
 
 
 class VAE(nn.Module):
     """Encoder, decoder and the scale that brings latents to unit variance.
 
-    `scaling_factor` is a number that travels with the weights: 0.18215 for SD, measured at the end of the VAE's own
-    training here; no stage's optimizer touches it.
+    `scaling_factor` (c,) travels with the weights: 0.18215 in all channels for SD, measured at the end of the VAE's
+    own training here; no stage's optimizer touches it.
     """
 
     config: VAEConfig
@@ -128,11 +133,16 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(c), Decoder(c)
         self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype)
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
-        self.scaling_factor = self.param("scaling_factor", nn.initializers.constant(0.18215), ())
+        self.scaling_factor = self.param("scaling_factor", nn.initializers.constant(0.18215), (c.latent_channels,))
+        if c.shortcut:
+            self.shortcut_in = nn.Dense(c.latent_channels, dtype=c.dtype)
+            self.shortcut_out = nn.Dense(3 * c.factor**2, dtype=c.dtype)
 
     def moments(self, images):
         """Mean and log variance of q(z | x), each (..., h, w, c), unscaled, from images (..., H, W, 3)."""
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
+        if self.config.shortcut:
+            mean = mean + self.shortcut_in(fold(images, self.config.factor)).astype(jnp.float32)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def encode(self, images):
@@ -145,19 +155,32 @@ class VAE(nn.Module):
 
     def decode_unscaled(self, z):
         """Images from z as q(z | x) has it."""
-        return self.decoder(self.post_quant_conv(z))
+        images = self.decoder(self.post_quant_conv(z))
+        if self.config.shortcut:
+            images = images + unfold(self.shortcut_out(z).astype(jnp.float32), self.config.factor)
+        return images
 
     def __call__(self, images):
         return self.decode(self.encode(images))
 
 
-def _fold(x, p):
-    *lead, height, width, channels = x.shape
-    x = x.reshape(*lead, height // p, p, width // p, p, channels)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
+def cosine_basis(factor, channels):
+    """Orthonormal transform of factor x factor RGB squares to `channels` numbers: (3 * factor ** 2, channels).
 
-
-def _unfold(x, p):
-    *lead, height, width, _ = x.shape
-    x = jnp.moveaxis(x.reshape(*lead, height, width, p, p, -1), -3, -4)
-    return x.reshape(*lead, height * p, width * p, -1)
+    Products of a colour axis (luma, two chroma) and a two-dimensional cosine, lowest frequencies first; chroma gets
+    a quarter of luma's share, as in JPEG.
+    """
+    steps = (np.arange(factor) + 0.5) * np.pi / factor
+    colours = np.linalg.qr(np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]).T)[0].T
+    waves = sorted(
+        ((u * u + v * v) * (1 if colour == 0 else 4) + 3 * (colour > 0), colour, u, v)
+        for colour in range(3)
+        for u in range(factor)
+        for v in range(factor)
+    )
+    basis = [
+        np.cos(u * steps)[:, None, None] * np.cos(v * steps)[:, None] * colours[colour]
+        for _, colour, u, v in waves[:channels]
+    ]
+    basis = np.stack([b.ravel() / np.linalg.norm(b) for b in basis], axis=1)
+    return (basis / np.sqrt(factor)).astype(np.float32)

@@ -72,13 +72,16 @@ def load_run(workdir, step=None):
     directory = pathlib.Path(workdir).absolute() / "checkpoints"
     if not directory.is_dir():
         raise ValueError(f"{workdir} holds no checkpoints; expected a --workdir of emo train")
-    with ocp.CheckpointManager(directory) as manager:
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(directory, item_names=tuple(handlers), item_handlers=handlers) as manager:
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise ValueError(f"{directory} has no finished checkpoint{'' if step is None else f' {step}'}")
-        metadata = manager.item_metadata(step)["state"]
-        target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), dict(metadata))
-        wanted = {name: target[name] for name in ("frozen", "ema")}
+        metadata = manager.item_metadata(step)["state"].tree
+        wanted = {
+            name: {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in metadata[name].items()}
+            for name in ("frozen", "ema")
+        }
         restored = manager.restore(
             step,
             args=ocp.args.Composite(

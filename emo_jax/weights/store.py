@@ -19,7 +19,7 @@ def save_weights(directory, config, flat, dtype=np.float16):
     """Writes {path: array} and its config to a folder; the files appear whole or not at all."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {path: np.ascontiguousarray(np.asarray(a), dtype) for path, a in flat.items()}
+    tensors = {path: np.asarray(a, dtype, order="C") for path, a in flat.items()}
     partial = directory / ".model.safetensors.part"
     save_file(tensors, partial)
     (directory / "config.json").write_text(config_lib.to_json(config) + "\n")
@@ -37,6 +37,11 @@ def load_weights(name_or_directory):
         from emo_jax.training.checkpoint import load_run
 
         return load_run(directory)
+    if str(name_or_directory) in BUNDLED and not (directory / "model.safetensors").is_file():
+        raise ValueError(
+            f"preset {str(name_or_directory)!r} has no weights in this installation ({directory}); make tiny-weights "
+            "trains them, or give a folder of weights"
+        )
     if not (directory / "model.safetensors").is_file() or not (directory / "config.json").is_file():
         raise ValueError(
             f"{str(name_or_directory)!r} is neither a preset ({', '.join(BUNDLED)}) nor a folder with "
@@ -46,7 +51,10 @@ def load_weights(name_or_directory):
         flat = load_file(directory / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{directory / 'model.safetensors'} is damaged ({error}); copy it again") from error
-    config = config_lib.from_json((directory / "config.json").read_text())
+    try:
+        config = config_lib.from_json((directory / "config.json").read_text())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / 'config.json'} is damaged ({error}); copy it again") from error
     return config, {path: jnp.asarray(a, jnp.float32) for path, a in flat.items()}
 
 

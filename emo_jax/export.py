@@ -1,0 +1,89 @@
+"""`emo export`: the averaged weights of a training run as config.json and model.safetensors, for use and sharing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+DTYPES = ("float16", "float32")
+_FILES = {"config.json", "model.safetensors"}
+
+
+def add_parser(subparsers) -> None:
+    """Adds the verb `export` to the command line."""
+    parser = subparsers.add_parser("export", help="write a run's averaged weights", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="run of emo train")
+    parser.add_argument("--output", required=True, help="folder to write; an earlier export is replaced")
+    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of the file (default %(default)s)")
+    parser.set_defaults(main=main)
+
+
+def main(args) -> None:
+    """Runs `emo export`."""
+    size = export(args.workdir, args.output, args.dtype)
+    print(f"{args.output}: {size / 1e6:.1f} MB, {args.dtype}")
+
+
+def export(workdir: str | os.PathLike, output: str | os.PathLike, dtype: str = "float16") -> int:
+    """Writes the newest checkpoint's averaged weights to the folder `output`; returns the bytes written.
+
+    The folder appears whole or not at all; one that holds an earlier export, and nothing else, is replaced.
+
+    Raises:
+        ValueError: no run, a folder that holds other things or cannot be written, or weights that `dtype` cannot hold.
+    """
+    output = Path(os.path.abspath(output))
+    _check_output(output)
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints; expected a --workdir of emo train")
+    from emo_jax.training.checkpoint import load_run
+    from emo_jax.weights.store import save_weights
+
+    config, flat = load_run(workdir)
+    _check_range(flat, dtype)
+    partial = output.with_name(f".{output.name}.part")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        save_weights(partial, config, flat, np.dtype(dtype).type)
+        size = sum(file.stat().st_size for file in partial.iterdir())
+        _put(partial, output)
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return size
+
+
+def _put(partial: Path, output: Path) -> None:
+    """Renames; an earlier export is moved away first, as a folder cannot take a full one's name."""
+    if output.is_dir():
+        old = output.with_name(f".{output.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(output, old)
+        os.replace(partial, output)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, output)
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; give a folder")
+    other = sorted(set(os.listdir(output)) - _FILES) if output.is_dir() else []
+    if other:
+        raise ValueError(f"{output} holds other files ({other[0]}); give a new folder or that of an earlier export")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _check_range(flat, dtype: str) -> None:
+    limit = float(np.finfo(dtype).max)
+    for path, array in flat.items():
+        peak = float(np.abs(np.asarray(array, np.float32)).max(initial=0.0))
+        if not peak <= limit:  # NaN too
+            raise ValueError(f"{path} holds {peak:g}, which {dtype} cannot hold; train again or use --dtype float32")

@@ -1,0 +1,214 @@
+"""The properties that `emo evaluate` measures: one function for each row of its table.
+
+Each takes `ev`, an `emo_jax.evaluate.Evaluation`, which generates the videos and reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import wave
+
+import numpy as np
+from PIL import Image
+
+from emo_jax.metrics.heldout import long_voices
+from emo_jax.metrics.identity import colour_distance, drift, nearest, retrieval
+from emo_jax.metrics.motion import following_slope, mask_centres, measured_speed, seam_ratio
+from emo_jax.metrics.sync import lip_correlation, silence_ratio
+
+LONG_PEOPLE, LONG_PART = 4, 10  # people of the long videos, and the seconds compared at both ends
+SHIFTS = ((0, 0), (-12, 6), (-6, -12), (6, 12), (12, -6))  # of the mask, in 128ths of the image; x and y uncorrelated
+SHIFT_SEGMENTS = SPEED_SEGMENTS = 2  # of the videos made to measure place and speed
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the table: a measure, its bar (`below`: it must not exceed it), and its control."""
+
+    property: str
+    measure: str
+    value: float
+    bar: float
+    below: bool = False
+    aim: float | None = None
+    renders: float | None = None
+    control: str = ""
+    control_value: float | None = None
+    control_bar: float | None = None  # the control fails, as it must, if it does not reach this
+    detail: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.bar if self.below else self.value >= self.bar
+
+    @property
+    def control_failed(self) -> bool | None:
+        """Whether the control failed, as it must; None where it has no bar."""
+        return None if self.control_bar is None else bool(self.control_value <= self.control_bar)
+
+    def as_dict(self) -> dict:
+        return dataclasses.asdict(self) | {"passed": bool(self.passed), "control_failed": self.control_failed}
+
+
+def talk_rows(ev) -> tuple[list[Row], np.ndarray]:
+    """lips, silence, identity and seams, from one generation of everybody; also the frames (P, N, H, W, 3)."""
+    frames, renders = ev.generate("talking"), ev.people.renders
+    found, drawn = ev.measure(frames), ev.measure(renders)
+    makers = {"lips": lips_row, "silence": silence_row, "identity": identity_row, "seams": seams_row}
+    rows = [maker(ev, frames, found, drawn) for name, maker in makers.items() if name in ev.wanted]
+    return rows, frames
+
+
+def lips_row(ev, frames, found, drawn) -> Row:
+    truth = ev.people.openings
+    r = lip_correlation(found["opening"], truth)
+    other = ev.measure(ev.generate("shuffled voices", voices=np.roll(ev.people.voices, 1, 0)))["opening"]
+    control = lip_correlation(other, truth)
+    return Row(
+        "lips", "median Pearson r of mouth opening and voice", float(np.median(r)), 0.6, aim=0.85,
+        renders=float(np.median(lip_correlation(drawn["opening"], ev.people.rendered_openings))),
+        control="voices shuffled", control_value=float(np.median(control)), control_bar=0.15,
+        detail={"each": _list(r), "each_shuffled": _list(control), "lowest": float(r.min())},
+    )  # fmt: skip
+
+
+def silence_row(ev, frames, found, drawn) -> Row:
+    return Row(
+        "silence", "mouth opening, silent / voiced", silence_ratio(found["opening"], ev.people.openings), 0.35,
+        below=True, renders=silence_ratio(drawn["opening"], ev.people.rendered_openings),
+    )  # fmt: skip
+
+
+def identity_row(ev, frames, found, drawn) -> Row:
+    references = ev.appearance(np.concatenate([ev.people.references, ev.people.others]))
+    whitening = ev.probe["whitening"]
+    off = ev.appearance(ev.generate("reference off", off=("reference",)))
+    own = np.arange(len(frames))[:, None]
+    few = references[: len(frames)]
+    return Row(
+        "identity", f"frames that find their reference among {len(references)}",
+        retrieval(found["appearance"] @ whitening, references), 0.9, aim=0.98,
+        renders=retrieval(drawn["appearance"] @ whitening, references),
+        control="reference off", control_value=retrieval(off, references), control_bar=3 / len(few),
+        detail={
+            "each": _list((nearest(found["appearance"] @ whitening, references) == own).mean(1)),
+            f"among_{len(few)}": retrieval(found["appearance"] @ whitening, few),
+            f"among_{len(few)}_reference_off": retrieval(off, few),
+        },
+    )  # fmt: skip
+
+
+def seams_row(ev, frames, found, drawn) -> Row:
+    length = ev.clip.frames
+    off = ev.generate("motion frames off", off=("motion",))
+    return Row(
+        "seams", "frame difference, clip borders / inside", seam_ratio(frames, length), 1.3, below=True,
+        renders=seam_ratio(ev.people.renders, length), control="motion frames off",
+        control_value=seam_ratio(off, length),
+    )  # fmt: skip
+
+
+def speed_row(ev) -> Row:
+    centres = list(ev.config.model.speed.centres)
+    asked = [centres[1], centres[len(centres) // 2], centres[-2]]
+    voices, means = ev.short(SPEED_SEGMENTS), []
+    for speed in asked:
+        frames = ev.generate(f"speed {speed:g}", voices=voices, speed=speed)
+        means.append(float(measured_speed(ev.measure(frames)["rotation"]).mean()))
+    found = measured_speed(ev.measure(ev.people.renders)["rotation"]).mean(1)
+    ordered = means[0] < means[1] < means[2]
+    true = ev.people.rendered_speeds.mean(1)
+    return Row(
+        "speed", "head rotation, fast / slow" + ("" if ordered else " (not in order)"),
+        means[2] / max(means[0], 1e-9) if ordered else 0.0, 1.7,
+        detail={"asked": asked, "degrees_per_frame": means, "ratio": means[2] / max(means[0], 1e-9),
+                "renders_true": _list(true), "renders_measured": _list(found)},
+    )  # fmt: skip
+
+
+def place_row(ev) -> Row:
+    voices, slopes = ev.short(SHIFT_SEGMENTS), {}
+    for name, off in (("on", ()), ("off", ("locator",))):
+        moved, found = [], []
+        for x, y in SHIFTS:
+            masks = ev.people.masks((x / 128, y / 128))
+            frames = ev.generate(f"mask moved {x}, {y}, locator {name}", off=off, voices=voices, masks=masks)
+            moved.append(mask_centres(masks))
+            found.append(ev.measure(frames)["centre"].mean(1))
+        moved, found = np.stack(moved), np.stack(found)
+        slopes[name] = [following_slope(moved[..., axis], found[..., axis]) for axis in (0, 1)]
+    return Row(
+        "place", "slope of face centre on mask centre (lower of x, y)", min(slopes["on"]), 0.5,
+        control="locator off", control_value=max(map(abs, slopes["off"])), control_bar=0.15,
+        detail={"slope_xy": slopes["on"], "slope_xy_locator_off": slopes["off"]},
+    )  # fmt: skip
+
+
+def length_row(ev) -> Row:
+    count = min(LONG_PEOPLE, len(ev.people.references))
+    references = ev.people.references[:count]
+    own = ev.appearance(references)[:, None]
+    identity, colour = [], []
+    for frames in ev.stream(f"{ev.long:g} s", voices=long_voices(count, ev.long), people=count):
+        identity.append(np.linalg.norm(ev.appearance(frames) - own, axis=-1))
+        colour.append(np.stack([colour_distance(f, r) for f, r in zip(frames, references, strict=True)]))
+    window = round(min(LONG_PART, ev.long / 2) * ev.clip.fps)
+    ratios = {
+        "identity": drift(np.concatenate(identity, 1), window),
+        "colour": drift(np.concatenate(colour, 1), window),
+    }
+    return Row(
+        "length", f"{ev.long:g} s: distance to the reference, last / first {window / ev.clip.fps:g} s",
+        max(ratios.values()), 1.15, below=True, detail=ratios,
+    )  # fmt: skip
+
+
+def memory_row(checkpoint: str, reference: np.ndarray, long: float, steps: int | None) -> Row:
+    """Peak resident memory of `emo generate` for a long voice over that for 10 s, each in a fresh process."""
+
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        portrait = f"{folder}/portrait.png"
+        Image.fromarray(reference).save(portrait)
+        for seconds in (min(10.0, long / 2), long):
+            voice, out = f"{folder}/voice.wav", f"{folder}/out.mp4"
+            write_wav(voice, long_voices(1, seconds)[0])
+            command = [sys.executable, "-m", "emo_jax.cli", "generate", "--checkpoint", checkpoint]
+            command += ["--portrait", portrait, "--audio", voice, "--out", out]
+            command += ["--steps", str(steps)] if steps else []
+            print(f"memory: emo generate with {seconds:g} s of sound", file=sys.stderr, flush=True)
+            peaks.append(peak_memory(command))
+    return Row(
+        "memory", f"peak memory of emo generate, {long:g} s / 10 s", peaks[1] / peaks[0], 1.15, below=True,
+        detail={"MiB": peaks},
+    )  # fmt: skip
+
+
+def peak_memory(command: list[str]) -> float:
+    """Peak resident memory of a command in MiB. Raises ValueError with its last line of stderr if it fails."""
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            last = (errors.read().decode(errors="replace").strip().splitlines() or ["no message"])[-1]
+            raise ValueError(f"{' '.join(command[:4])} failed (exit status {process.returncode}): {last}")
+    return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def write_wav(path: str, voice: np.ndarray) -> None:
+    """16-bit mono at 16 kHz."""
+    with wave.open(path, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(np.round(np.clip(voice, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+def _list(values) -> list[float]:
+    return [round(float(v), 4) for v in np.ravel(values)]

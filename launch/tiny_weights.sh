@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Trains the bundled weights from nothing: data, VAE, then EMO's three stages in order (make tiny-weights).
+# Killed and started again, it goes on where it was. About 2.5 hours on two CPU cores.
+set -euo pipefail
+RUNS=${RUNS:-runs/tiny}
+DATA=${DATA:-data/synthetic}
+OUTPUT=${OUTPUT:-emo_jax/weights/tiny}
+
+[ -d "$DATA" ] || emo prepare synthetic --output "$DATA" --records 1600 --held-out 64
+previous=
+for stage in vae image video speed; do
+  emo train --config "configs/tiny.py:$stage" --workdir "$RUNS/$stage" \
+    --config.data.directory="$DATA" --config.train.init_from="$previous"
+  previous=$RUNS/$stage
+done
+emo export --workdir "$previous" --output "$OUTPUT"
