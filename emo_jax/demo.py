@@ -16,7 +16,7 @@ from emo_jax import generate
 from emo_jax.data.audio import SAMPLE_RATE, frame_count
 
 ASSETS = Path(__file__).parent / "assets"
-PERSON = (1 << 24) + 66  # a seed of the validation range of `emo prepare synthetic`: training never sees this person
+PERSON = (1 << 24) + 121  # a seed of the validation range of `emo prepare synthetic`: training never sees this person
 SECONDS, SIDE = 6.0, 256
 SHOWN = 8  # frames in the strip
 

@@ -29,6 +29,7 @@ MASK_GROWTH = (0.012, 0.025, 0.012, 0.098)
 """By how much a training clip's union of boxes exceeds the box at rest (left, top, right, bottom, in its width and
 height): heads move and jaws drop. Medians, as FACE_HEIGHT, over 300 records of `emo prepare synthetic`."""
 MAX_FPS = 240
+PRESET = "tiny"
 
 
 class Voice(NamedTuple):
@@ -350,7 +351,7 @@ def add_parser(subparsers) -> None:
 def add_model_arguments(parser) -> None:
     """--preset, --checkpoint and --seed."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", default="tiny", help="weights of the package (default %(default)s)")
+    model.add_argument("--preset", help=f"weights of the package (default {PRESET})")
     model.add_argument("--checkpoint", metavar="DIR", help="folder of emo export or of emo train")
     parser.add_argument("--seed", type=int, default=0, help="other seeds, other videos (default %(default)s)")
 
@@ -359,9 +360,10 @@ def load_model(args) -> EmoPipeline:
     """The pipeline that --preset or --checkpoint names."""
     from emo_jax.weights.store import BUNDLED
 
-    if args.checkpoint is None and args.preset not in BUNDLED:
-        raise ValueError(f"preset {args.preset!r} is unknown; expected {', '.join(BUNDLED)}, or give --checkpoint DIR")
-    return EmoPipeline.from_pretrained(args.preset if args.checkpoint is None else args.checkpoint)
+    preset = PRESET if args.preset is None else args.preset
+    if preset not in BUNDLED:
+        raise ValueError(f"preset {preset!r} is unknown; expected {', '.join(BUNDLED)}, or give --checkpoint DIR")
+    return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint)
 
 
 def main(args) -> None:

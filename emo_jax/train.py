@@ -19,15 +19,19 @@ from emo_jax.data.pipeline import make_iterator
 from emo_jax.models import emo as emo_lib
 from emo_jax.training.checkpoint import Checkpoints
 from emo_jax.training.metrics import MetricsWriter
+from emo_jax.training.samples import Samples
 from emo_jax.training.stages import clip_of, get_stage
-from emo_jax.training.step import make_loss, make_step, new_state
+from emo_jax.training.step import make_step, new_state
 from emo_jax.weights.store import load_weights, nest
 
 
 def add_parser(subparsers):
     """Adds the verb `train` to the command line."""
     parser = subparsers.add_parser(
-        "train", help="train one stage", description=__doc__, epilog="Also takes --config FILE[:arg], --config.key=value"
+        "train",
+        help="train one stage",
+        description=__doc__,
+        epilog="also takes --config FILE[:arg] and --config.key=value",
     )
     parser.add_argument("--workdir", required=True, help="folder of the run; a run that is there already goes on")
     parser.set_defaults(main=main, takes_config=True)
@@ -63,6 +67,7 @@ def train(config, workdir):
     state = _start(config, emo, mesh, checkpoints, iterator)
     step_fn = make_step(emo, config, mesh, state)
     writer = MetricsWriter(workdir, first=int(state.step), total=steps)
+    samples = Samples(config, emo, workdir, writer)
 
     for step in range(int(state.step), steps):
         waited = time.perf_counter()
@@ -73,6 +78,8 @@ def train(config, workdir):
         writer.add(metrics, waited)
         if done % config.train.log_every == 0 or done == steps:
             writer.write(done)
+        if config.train.sample_every and done % config.train.sample_every == 0 and jax.process_index() == 0:
+            samples.write(done, state.params(ema=True))
         if done == steps:
             state = _finish(config, emo, state, batch)
         if done % config.train.save_every == 0 or done == steps:
@@ -114,11 +121,12 @@ def _per_process(batch_size):
 
 
 def _finish(config, emo, state, batch):
-    """Behind the VAE's last step: the scale that brings its latents to unit variance."""
+    """Behind the VAE's last step: the scale that brings each channel of its latents to unit variance."""
     if config.train.stage != "vae":
         return state
-    std = make_loss(emo, config)(state.params(ema=True), batch, jax.random.key(0))[1]["latent_std"]
-    scale = jnp.asarray(1 / std, jnp.float32)
+    params = state.params(ema=True)
+    latents = jax.jit(emo.encode)(params, batch["frames"]) / params["vae"]["scaling_factor"]
+    scale = 1 / jnp.std(latents, axis=(0, 1, 2, 3))
     return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
 
 

@@ -48,10 +48,20 @@ def choose_window(
 
     Its side is a uniform draw from `scale` times the side of the largest such window; its place is uniform.
     """
-    fit = min(frame_size[0] / image_size[0], frame_size[1] / image_size[1]) * rng.uniform(*scale)
-    height, width = (min(max(1, round(fit * want)), have) for want, have in zip(image_size, frame_size, strict=True))
+    height, width = _window_size(frame_size, image_size, rng.uniform(*scale))
     top, left = rng.integers(frame_size[0] - height + 1), rng.integers(frame_size[1] - width + 1)
     return int(top), int(left), height, width
+
+
+def middle_window(frame_size: tuple[int, int], image_size: tuple[int, int], scale: float) -> Window:
+    """The window of that scale in the middle of the frame, see `choose_window`."""
+    height, width = _window_size(frame_size, image_size, scale)
+    return (frame_size[0] - height) // 2, (frame_size[1] - width) // 2, height, width
+
+
+def _window_size(frame_size, image_size, scale):
+    fit = min(frame_size[0] / image_size[0], frame_size[1] / image_size[1]) * scale
+    return tuple(min(max(1, round(fit * want)), have) for want, have in zip(image_size, frame_size, strict=True))
 
 
 def crop(frames: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.ndarray:

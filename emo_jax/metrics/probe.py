@@ -69,6 +69,11 @@ def _apply(weights, frames):
     return Probe().apply({"params": weights}, to_input(frames))
 
 
+@jax.jit
+def _init(key):
+    return Probe().init(key, jnp.zeros((1, SIZE, SIZE, 3)))
+
+
 def measure(params, frames) -> dict[str, np.ndarray]:
     """What frames show.
 
@@ -112,9 +117,8 @@ def measure(params, frames) -> dict[str, np.ndarray]:
 
 def fresh_params(seed: int = 0) -> dict:
     """Untrained params, for training and tests; measures are not scaled, identities not whitened."""
-    weights = Probe().init(jax.random.key(seed), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
     return {
-        "weights": weights,
+        "weights": _init(jax.random.key(seed))["params"],
         "mean": np.zeros(TARGETS, np.float32),
         "scale": np.ones(TARGETS, np.float32),
         "whitening": np.eye(PARTS["appearance"], dtype=np.float32),
@@ -145,7 +149,7 @@ def load_probe(path: str | os.PathLike = WEIGHTS) -> dict:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
     flat = {k.removeprefix("weights/"): v.astype(np.float32) for k, v in tensors.items() if k.startswith("weights/")}
-    wanted = jax.eval_shape(lambda: Probe().init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3))))["params"]
+    wanted = jax.eval_shape(_init, jax.random.key(0))["params"]
     shapes = {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}
     if {k: v.shape for k, v in flat.items()} != shapes or any(name not in tensors for name in _STATISTICS):
         raise ValueError(f"{path} holds other weights than the measuring network's; train it again")

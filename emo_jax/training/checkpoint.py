@@ -5,6 +5,7 @@ import pathlib
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -82,11 +83,9 @@ def load_run(workdir, step=None):
             name: {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in metadata[name].items()}
             for name in ("frozen", "ema")
         }
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(wanted, partial_restore=True), config=ocp.args.JsonRestore()
-            ),
-        )
+        # numpy: the mesh that the run was trained on need not exist here
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        state_args = ocp.args.PyTreeRestore(wanted, restore_args=plain, partial_restore=True)
+        restored = manager.restore(step, args=ocp.args.Composite(state=state_args, config=ocp.args.JsonRestore()))
     state = restored["state"]
     return ConfigDict(restored["config"]), {**state["frozen"], **state["ema"]}

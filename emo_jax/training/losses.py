@@ -17,7 +17,7 @@ def vae_loss(emo: EMO, config, params, batch, key):
     error = emo.vae.apply(variables, z, method="decode_unscaled") - images
     l1, l2 = jnp.abs(error).mean(), (error**2).mean()
     kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-    metrics = {"l1": l1, "psnr": -10 * jnp.log10(l2 / 4 + 1e-12), "kl": kl, "latent_std": mean.std(axis=(0, 1, 2, 3)).mean()}
+    metrics = {"l1": l1, "psnr": -10 * jnp.log10(l2 / 4 + 1e-12), "kl": kl}
     return l1 + l2 + config.kl_weight * kl, metrics
 
 

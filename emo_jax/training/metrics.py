@@ -37,6 +37,11 @@ class MetricsWriter:
         line = " ".join(f"{name} {value:.4g}" for name, value in means.items())
         print(f"step {step}/{self._total} {line} left {left / 60:.0f} min", flush=True)
 
+    def image(self, name, image, step):
+        """Writes a picture, uint8 (H, W, 3)."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
     def close(self):
         """Closes the TensorBoard file."""
         if self._writer is not None:

@@ -75,7 +75,7 @@ def make_step(emo: EMO, config, mesh, state):
         trained = optax.apply_updates(state.trained, updates)
         decay = jnp.minimum(train.ema, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(trained, state.ema, 1 - decay)
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": rate(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate(state.step)}
         return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
     placed = sharding.state_sharding(mesh, state)
@@ -93,6 +93,9 @@ def _accumulate(grad_fn, state, batch, key, count):
 
     if count == 1:
         return one(batch, key)
+    size = len(jax.tree.leaves(batch)[0])
+    if size % count:
+        raise ValueError(f"train.accumulate is {count}, which does not divide the batch of {size}; choose a divisor of it")
     parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total, inputs):

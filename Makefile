@@ -1,0 +1,37 @@
+# Two commands on a fresh machine: make demo, make test. Each sets up .venv from the pinned versions by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint tiny-weights clean
+
+demo: $(VENV)/.installed
+	$(BIN)/emo demo --out out/demo.mp4
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+
+tiny-weights: $(VENV)/.installed-test
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/tiny_weights.sh
+
+$(VENV)/.created: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emo_jax needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) out *.egg-info

@@ -1,0 +1,76 @@
+"""Sample videos while training: people of the data set speak with their own voices."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from emo_jax.data import records, transforms
+from emo_jax.data.video import VideoWriter
+from emo_jax.sampling import VideoSampler
+
+_PEOPLE, _SECONDS = 2, 2.0
+
+
+class Samples:
+    """Writes workdir/samples/STEP.mp4 (each person beside the reference) and hands a strip of frames to TensorBoard."""
+
+    def __init__(self, config, emo, workdir, writer):
+        self._config, self._emo, self._writer = config, emo, writer
+        self._directory = pathlib.Path(workdir) / "samples"
+
+    def write(self, step, params):
+        """Samples with `params` (nested) and writes; the VAE's stage shows reconstructions alone."""
+        references, masks, audio = self._people
+        if self._config.train.stage == "vae":
+            images = np.asarray(self._reconstruct(params, references))
+            self._writer.image("reconstructions", _beside(references, images), step)
+            return
+        self._sampler.params = params
+        parts = self._sampler.stream(references, masks, audio, key=jax.random.key(0))
+        frames = np.concatenate(list(parts), axis=1)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for person, (reference, video, sound) in enumerate(zip(references, frames, audio, strict=True)):
+            path = self._directory / f"{step:07d}_{person}.mp4"
+            with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
+                file.write(video)
+            strip = np.concatenate([reference, *video[:: max(1, len(video) // 8)]], axis=1)
+            self._writer.image(f"sample_{person}", strip, step)
+
+    @functools.cached_property
+    def _sampler(self):
+        return VideoSampler(self._emo, None, self._config.sampling)
+
+    @functools.cached_property
+    def _reconstruct(self):
+        return jax.jit(lambda params, images: self._emo.decode(params, self._emo.encode(params, images)))
+
+    @functools.cached_property
+    def _people(self):
+        """References (B, H, W, 3), masks (B, H, W, 1) and voices (B, samples) of the first records with sound."""
+        clip, source = self._config.clip, records.open_records(self._config.data.directory, self._config.data.split)
+        length = round(_SECONDS * 16_000)
+        chosen = []
+        for index in range(min(len(source), 50)):
+            record = source[index]
+            if len(record["audio"]) >= length and len(chosen) < _PEOPLE:
+                chosen.append(_person(record, tuple(clip.image_size), self._config.data.crop_scale, length))
+        if not chosen:
+            raise ValueError(
+                f"{self._config.data.directory} has no record of {_SECONDS:g} s with sound to sample from; "
+                "set train.sample_every to 0"
+            )
+        return tuple(np.stack(a) for a in zip(*chosen, strict=True))
+
+
+def _person(record, size, crop_scale, length):
+    frame = records.decode_video(record["video"], 0, 1)
+    window = transforms.middle_window(frame.shape[1:3], size, sum(crop_scale) / 2)
+    mask = transforms.union_mask(record["boxes"][:1], window, size)
+    audio = record["audio"][:length].astype(np.float32) / 32768
+    return transforms.crop(frame, window, size)[0], mask, audio
+
+
+def _beside(first, second):
+    return np.concatenate([np.concatenate(list(a), axis=1) for a in (first, second)], axis=0)

@@ -1,0 +1,87 @@
+"""The first steps of each stage on a fixed batch: one compiled program per stage, shared by all tests that look at it."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from emo_jax import sharding
+from emo_jax.data.pipeline import element_spec
+from emo_jax.models.emo import EMO, build
+from emo_jax.training.stages import clip_of, get_stage
+from emo_jax.training.step import TrainState, make_step, new_state
+from tests.small import small_config
+
+STEPS = 3
+
+
+def training_config(stage):
+    """`small_config` with a batch of two, a full learning rate at the second step and four steps in all."""
+    config = small_config(stage)
+    config.train.update(steps=4, batch_size=2, save_every=2, log_every=2, sample_every=0, ema=0.9)
+    config.train.optimizer.warmup = 1
+    return config
+
+
+def fixed_batch(config, size=2, seed=0):
+    """A batch of noise, the same in every run; its first sample has motion frames, its second begins a video."""
+    rng = np.random.default_rng(seed)
+    batch = {}
+    for name, (shape, dtype) in element_spec(clip_of(config, get_stage(config.train.stage)), size).items():
+        draw = rng.integers(0, 256, shape) if dtype == np.uint8 else rng.uniform(0, 1, shape)
+        batch[name] = draw.astype(dtype)
+    batch["audio"] = 0.4 * batch["audio"] - 0.2
+    batch["has_motion"] = np.arange(size) % 2 == 0
+    batch["mask"] = (batch["mask"] > 100).astype(np.uint8)
+    return batch
+
+
+def fresh_params(emo):
+    """A new model's params tree."""
+    return emo.init(jax.random.key(0))
+
+
+def random_params(emo, fresh=None):
+    """The same, moved at random: what starts at zero would hide what is behind it. Paths that match `fresh` stay."""
+    rng = np.random.default_rng(1)
+    flat = flatten_dict(fresh_params(emo), sep="/")
+    noise = {path: rng.normal(0, 0.05, np.shape(a)).astype(np.float32) for path, a in flat.items()}
+    keep = {path for path in flat if path.endswith("scaling_factor") or (fresh and fresh.search(path))}
+    return unflatten_dict({path: a if path in keep else a + noise[path] for path, a in flat.items()}, sep="/")
+
+
+@functools.cache
+def step_of(stage):
+    """(emo, mesh, jitted step) of `training_config(stage)` on one device."""
+    config = training_config(stage)
+    emo = build(config)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    shapes = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
+    return emo, mesh, make_step(emo, config, mesh, shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstSteps:
+    """What the first STEPS steps of a stage gave: states[k] and metrics[k] after k and k + 1 steps."""
+
+    emo: EMO
+    states: list[TrainState]
+    metrics: list[dict[str, float]]
+
+
+@functools.cache
+def first_steps(stage):
+    """Runs them, from random params."""
+    config = training_config(stage)
+    emo, mesh, step = step_of(stage)
+    state = new_state(config, random_params(emo))
+    states, metrics = [jax.device_get(state)], []
+    state = jax.device_put(state, sharding.state_sharding(mesh, state))
+    for k in range(STEPS):
+        state, told = step(state, sharding.place_batch(mesh, fixed_batch(config, seed=k)))
+        states.append(jax.device_get(state))
+        metrics.append({name: float(value) for name, value in told.items()})
+    assert step._cache_size() == 1
+    return FirstSteps(emo, states, metrics)

@@ -1,0 +1,219 @@
+"""The eight traps found in the code of EMO's relatives, each with a test that it is not here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from emo_jax.data.audio import frame_count
+from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.models.emo import build
+from emo_jax.sampling import VideoSampler
+from emo_jax.training.losses import denoising_loss
+from emo_jax.training.stages import STAGES, get_stage
+from emo_jax.training.step import make_loss
+from tests.echo import Listener, echo, oracle
+from tests.small import small_config
+from tests.steps import first_steps, fixed_batch, training_config
+
+GREY = 200  # of the videos below; 200 / 127.5 - 1 as a latent of an Echo
+
+
+def sampler_of(config, rule, **sampling):
+    config.sampling.update(dict(steps=2, clips=2, reference_scale=1.0, audio_scale=1.0) | sampling)
+    return VideoSampler(echo(config, rule), {}, config.sampling)
+
+
+def stream(sampler, samples, size=1):
+    side = sampler.emo.config.clip.image_size
+    sound = np.random.default_rng(0).uniform(-0.2, 0.2, (size, samples)).astype(np.float32)
+    portraits, masks = np.full((size, *side, 3), 90, np.uint8), np.ones((size, *side, 1), np.uint8)
+    return sampler.stream(portraits, masks, sound, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("changes", [
+    dict(),
+    dict(beta_schedule="linear", zero_terminal_snr=False, prediction="eps"),
+    dict(beta_end=0.03, prediction="x0"),
+])  # fmt: skip
+def test_trap_1_one_schedule_serves_training_and_sampling(changes):
+    """Who knows the clean latents and the config's schedule has no loss in training, and samples those latents."""
+    config = training_config("video")
+    config.diffusion.update(changes)
+    rule = oracle(make_schedule(config.diffusion), GREY / 127.5 - 1)
+    batch = fixed_batch(config)
+    batch["frames"][:] = GREY
+    loss = make_loss(echo(config, rule), config)({}, batch, jax.random.key(3))[0]
+    assert loss < 1e-6
+    frames = next(stream(sampler_of(config, rule, solver="ddim", steps=4), 5120))
+    np.testing.assert_allclose(frames, GREY, atol=1)
+
+    config.diffusion.beta_start = 0.01  # another schedule than the oracle's: both must notice
+    assert make_loss(echo(config, rule), config)({}, batch, jax.random.key(3))[0] > 1e-4
+    frames = next(stream(sampler_of(config, rule, solver="ddim", steps=4), 5120))
+    assert np.abs(frames.astype(float) - GREY).max() > 1
+
+
+@pytest.mark.parametrize("stage", ["video", "speed"])
+def test_trap_2_every_motion_module_runs_and_learns(stage):
+    after = first_steps(stage).states[1]
+    gradients = optax.tree_utils.tree_get(after.opt_state, "mu")
+    modules = {path: g for path, g in gradients.items() if "motion_modules" in path}
+    names = {path.split("/transformer_blocks")[0].rsplit("/", 1)[0] for path in modules if "transformer_blocks" in path}
+    assert len(names) == 1 + 1 + 1 + 2 + 2  # per layer of the small UNet: down, down, middle, up, up
+    assert all(np.abs(g).max() > 0 for g in modules.values())
+    for other in ("vae", "image"):
+        held = optax.tree_utils.tree_get(first_steps(other).states[1].opt_state, "mu")
+        assert not any("motion_modules" in path for path in held)
+
+
+def test_trap_2_nothing_is_skipped_where_activations_are_recomputed():
+    def work(**unet):
+        config = training_config("speed")
+        config.model.unet.update(unet)
+        emo = build(config)
+        loss, batch = make_loss(emo, config), fixed_batch(config)
+        jaxpr = jax.make_jaxpr(loss)(emo.abstract_params(), batch, jax.random.key(0))
+        return {name: count(jaxpr, name) for name in ("dot_general", "conv_general_dilated", "remat2", "checkpoint")}
+
+    plain, again = work(remat=False), work(remat=True)
+    recomputed = [work.pop("remat2") + work.pop("checkpoint") for work in (plain, again)]
+    assert recomputed[0] == 0 and recomputed[1] > 0
+    assert plain == again and plain["dot_general"] > 100
+
+
+def count(jaxpr, primitive):
+    """How often a primitive occurs in a jaxpr and all that is inside it."""
+    jaxpr, total = getattr(jaxpr, "jaxpr", jaxpr), 0
+    for eqn in jaxpr.eqns:
+        total += eqn.primitive.name == primitive
+        inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr"))
+        total += sum(count(v, primitive) for v in inner if hasattr(getattr(v, "jaxpr", v), "eqns"))
+    return total
+
+
+def test_trap_3_the_first_clip_is_conditioned_as_in_training():
+    config = training_config("speed")
+    config.diffusion.prediction = "x0"
+    sampled, trained = Listener(0.25), Listener()
+    list(stream(sampler_of(config, sampled), 16 * 640))  # two segments of two clips of four frames, two steps each
+    motion = [seen["motion"]["layer"] for seen in sampled.seen]
+    assert len(motion) == 8
+    assert not motion[0].any() and not motion[1].any()
+    for later in motion[2:]:
+        np.testing.assert_allclose(later, 0.25, rtol=1e-5)  # the frames just made, in a later segment too
+
+    batch = fixed_batch(config)  # its second sample begins a video; the pixels there are noise, to be ignored
+    make_loss(echo(config, trained), config)({}, batch, jax.random.key(0))
+    jax.effects_barrier()
+    (seen,) = trained.seen
+    assert seen["motion"]["layer"][0].any()
+    np.testing.assert_array_equal(seen["motion"]["layer"][1], motion[0][0])
+    assert seen["motion"].keys() == sampled.seen[0]["motion"].keys()
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 64), (64, 192), (32, 96)])
+@pytest.mark.parametrize("mode", ["cross", "concat"])
+def test_trap_4_height_and_width_may_differ(size, mode):
+    config = training_config("speed")
+    config.model.reference_attention = mode
+    config.clip.image_size = size
+    config.sampling.update(clips=2, steps=2)
+    emo, batch = build(config), fixed_batch(config)
+    loss, _ = jax.eval_shape(make_loss(emo, config), emo.abstract_params(), batch, jax.random.key(0))
+    assert loss.shape == ()
+    assert _video_shape(emo, config) == (1, 8, *size, 3)
+
+
+def _video_shape(emo, config):
+    """Shape of one segment's frames, from a portrait and a voice; nothing is computed."""
+    sampler, clip = VideoSampler(emo, {}, config.sampling), config.clip
+    samples = fixed_batch(config, 1)["audio"].shape[1] + 640 * clip.frames
+
+    def segment(params, portrait, mask, audio, motion, key):
+        known = sampler._prepare(params, portrait, mask)
+        carry = motion, jnp.zeros(1, bool)
+        speed = jnp.zeros((1, sampler.frames_per_segment + 2 * clip.audio_window))
+        carry, latents = sampler._segment(params, known, carry, (audio, speed, key, 0), (1.0, 1.0))
+        assert carry[0].shape == motion.shape
+        return sampler._decode(params, latents)
+
+    return jax.eval_shape(
+        segment, emo.abstract_params(), np.zeros((1, *clip.image_size, 3), np.uint8),
+        np.zeros((1, *clip.image_size, 1), np.uint8), np.zeros((1, samples), np.float32),
+        np.zeros((1, clip.motion_frames, *emo.latent_shape), np.float32), jax.random.key(0),
+    ).shape  # fmt: skip
+
+
+def test_trap_5_the_video_is_as_long_as_the_sound():
+    sampler = sampler_of(training_config("speed"), Listener())
+    for samples in (640, 641, 3200, 5120, 5121, 9000, 12801):
+        frames = np.concatenate(list(stream(sampler, samples)), axis=1)
+        assert frames.shape[1] == -(-samples * 25 // 16000) == frame_count(samples, 25)
+    assert sampler.compilations() == 1
+
+
+def test_trap_6_segments_are_decoded_as_they_are_finished():
+    sampler = sampler_of(training_config("speed"), Listener())
+    events = []
+    for name in ("_segment", "_decode"):
+        setattr(sampler, name, _logged(events, name, getattr(sampler, name)))
+    finished = stream(sampler, 40 * 640)
+    for taken in range(5):
+        frames = next(finished)
+        assert frames.shape == (1, 8, 64, 64, 3)
+        wanted = min(taken + 2, 5)  # one segment is computed ahead, never more
+        assert events.count("_segment") == events.count("_decode") == wanted
+    assert next(finished, None) is None
+    assert events == ["_segment", "_decode"] * 5
+
+
+def _logged(events, name, function):
+    def call(*args):
+        events.append(name)
+        return function(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_trap_7_snr_weights_are_applied_to_each_sample_before_the_mean(prediction):
+    config = training_config("video")
+    config.diffusion.update(min_snr_gamma=5.0, zero_terminal_snr=False, prediction=prediction)
+    config.train.update(drop_reference=0.0, drop_audio=0.0)
+    listener, batch = Listener(0.0), fixed_batch(config, 16)
+    emo, schedule = echo(config, listener), make_schedule(config.diffusion)
+    loss, _ = denoising_loss(emo, schedule, get_stage("video"), config.train, {}, batch, jax.random.key(0))
+    jax.effects_barrier()
+    (seen,) = listener.seen
+    alpha, sigma = (np.asarray(a, np.float64)[seen["timesteps"]] for a in (schedule.alphas, schedule.sigmas))
+    x0 = np.asarray(emo.encode({}, batch["frames"]), np.float64)
+    a, s = (c.reshape(-1, 1, 1, 1, 1) for c in (alpha, sigma))
+    target = x0 if prediction == "x0" else a * (seen["latents"] - a * x0) / s - s * x0
+    error = (target**2).mean(axis=(1, 2, 3, 4))
+    snr = (alpha / sigma) ** 2
+    weight = np.minimum(snr, 5) / (1 if prediction == "x0" else snr + 1)
+    np.testing.assert_allclose(loss, (weight * error).mean(), rtol=1e-3)
+    assert abs(weight.mean() * error.mean() / (weight * error).mean() - 1) > 5e-3  # the trap would show
+
+
+def test_trap_8_frames_are_decoded_in_one_go():
+    emo = build(small_config())
+    params = emo.abstract_params()
+
+    def program(frames):
+        latents = jnp.zeros((1, frames, *emo.latent_shape))
+        return jax.make_jaxpr(emo.decode)(params, latents)
+
+    one, many = program(1), program(12)
+    convolutions = count(one, "conv_general_dilated")
+    assert convolutions > 10
+    for primitive in ("conv_general_dilated", "dot_general", "scan", "while"):
+        assert count(one, primitive) == count(many, primitive)
+    assert count(many, "scan") + count(many, "while") == 0
+    assert many.out_avals[0].shape == (1, 12, 64, 64, 3)
+
+
+def test_the_stages_of_the_traps_are_those_there_are():
+    assert set(STAGES) == {"vae", "image", "video", "speed"}

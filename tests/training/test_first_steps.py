@@ -1,0 +1,56 @@
+"""The first steps of every stage: golden numbers, and which parameters move.
+
+python -m tests.training.test_first_steps    # prints GOLDEN anew, after a change of the numbers that is meant
+"""
+
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from emo_jax.training.stages import STAGES, part_of
+from tests.steps import STEPS, first_steps
+
+# {stage: [(loss, gradient norm) of steps 1, 2, 3]}
+GOLDEN = {}
+
+
+def _numbers(stage):
+    return [(m["loss"], m["grad_norm"]) for m in first_steps(stage).metrics]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_golden_first_steps(stage):
+    np.testing.assert_allclose(_numbers(stage), GOLDEN[stage], rtol=2e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_parameter_of_the_stage_gets_a_gradient_and_no_other_moves(stage):
+    first, second, *_, last = first_steps(stage).states
+    gradients = optax.tree_utils.tree_get(second.opt_state, "mu")  # (1 - beta1) times the first gradient
+    wanted = {path for path in {**first.trained, **first.frozen} if part_of(path) in STAGES[stage].trains}
+    assert set(gradients) == set(first.trained) == set(first.ema) == wanted
+    dead = [path for path, g in gradients.items() if not np.abs(g).max() > 0 or not np.isfinite(g).all()]
+    assert not dead
+    still = [path for path in first.trained if np.array_equal(first.trained[path], last.trained[path])]
+    assert not still
+    for path, value in first.frozen.items():
+        np.testing.assert_array_equal(value, last.frozen[path], err_msg=path)
+
+
+def test_the_stages_together_train_everything_but_the_vaes_scale():
+    paths = flatten_dict(first_steps("vae").emo.abstract_params(), sep="/")
+    trained = {path for stage in STAGES for path in paths if part_of(path) in STAGES[stage].trains}
+    assert set(paths) - trained == {"vae/scaling_factor"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_steps_count_and_keep_float32(stage):
+    states = first_steps(stage).states
+    assert [int(state.step) for state in states] == list(range(STEPS + 1))
+    assert {np.asarray(a).dtype for a in (*states[-1].trained.values(), *states[-1].ema.values())} == {np.float32}
+
+
+if __name__ == "__main__":
+    for name in STAGES:
+        print(f'    "{name}": {[(round(a, 6), round(b, 5)) for a, b in _numbers(name)]},')

@@ -1,0 +1,112 @@
+"""The losses, against formulas, with networks that are formulas too (tests/echo.py)."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.training.losses import denoising_loss, vae_loss
+from emo_jax.training.stages import get_stage
+from tests.echo import Listener, echo
+from tests.steps import fixed_batch, training_config
+
+
+def conditions_of(stage, size=2, batch=None, **train):
+    """What the Backbone is handed in one loss of a stage, and the loss's metrics."""
+    config = training_config(stage)
+    config.train.update(dict(drop_reference=0.0, drop_audio=0.0, motion_noise=0.0) | train)
+    listener = Listener()
+    emo = echo(config, listener)
+    batch = fixed_batch(config, size) if batch is None else batch
+    loss, metrics = denoising_loss(
+        emo, make_schedule(config.diffusion), get_stage(stage), config.train, {}, batch, jax.random.key(0)
+    )
+    jax.effects_barrier()
+    (seen,) = listener.seen
+    return seen, dict(metrics, loss=loss, temporal=listener.temporal), batch, emo
+
+
+@pytest.mark.parametrize("stage, parts, temporal", [
+    ("image", {"reference", "location"}, False),
+    ("video", {"reference", "location", "motion", "audio"}, True),
+    ("speed", {"reference", "location", "motion", "audio", "speed"}, True),
+])  # fmt: skip
+def test_each_stage_is_fed_its_conditions(stage, parts, temporal):
+    seen, told, batch, emo = conditions_of(stage)
+    assert set(seen) == parts | {"latents", "timesteps"} and told["temporal"] == temporal
+    np.testing.assert_allclose(seen["reference"]["layer"], emo.encode({}, batch["reference"][:, None]), atol=1e-6)
+    np.testing.assert_array_equal(seen["location"][:, 0], batch["mask"])
+    if temporal:
+        motion = np.array(emo.encode({}, batch["motion"])) * batch["has_motion"][:, None, None, None, None]
+        np.testing.assert_allclose(seen["motion"]["layer"], motion, atol=1e-6)
+        assert seen["audio"].shape[:2] == (2, 4)
+
+
+def test_dropped_conditions_are_zeros_for_whole_samples_at_the_rate():
+    seen, *_ = conditions_of("video", size=64, drop_reference=0.5, drop_audio=0.25)
+    for values, rate in ((seen["reference"]["layer"], 0.5), (seen["audio"], 0.25)):
+        flat = values.reshape(64, -1)
+        dropped = (flat == 0).all(axis=1)
+        assert ((flat == 0).any(axis=1) == dropped).all()
+        assert abs(dropped.mean() - rate) < 0.16
+    reference_gone, audio_gone = ((v.reshape(64, -1) == 0).all(1) for v in (seen["reference"]["layer"], seen["audio"]))
+    assert (reference_gone != audio_gone).any()  # two draws, not one
+    kept, *_ = conditions_of("video", size=64)
+    assert kept["reference"]["layer"].reshape(64, -1).any(axis=1).all() and kept["motion"]["layer"][::2].any()
+
+
+def test_noise_on_motion_frames_leaves_the_reference_alone():
+    clean, *_ = conditions_of("video")
+    noisy, *_ = conditions_of("video", motion_noise=0.3)
+    np.testing.assert_array_equal(clean["reference"]["layer"], noisy["reference"]["layer"])
+    moved = (noisy["motion"]["layer"] - clean["motion"]["layer"])[0]
+    assert 0.2 < moved.std() < 0.4
+    assert not noisy["motion"]["layer"][1].any()  # the first clip of a video
+
+
+def test_the_loss_of_each_third_of_the_timesteps():
+    seen, told, batch, emo = conditions_of("video", size=64)
+    schedule = make_schedule(emo.config.diffusion)
+    t = seen["timesteps"]
+    assert t.min() >= 0 and t.max() < 1000 and len(set(t.tolist())) > 50
+    alpha, sigma = (np.asarray(a)[t].reshape(-1, 1, 1, 1, 1) for a in (schedule.alphas, schedule.sigmas))
+    x0 = np.asarray(emo.encode({}, batch["frames"]))
+    noise = (seen["latents"] - alpha * x0) / sigma
+    error = ((alpha * noise - sigma * x0 - 0.5) ** 2).mean(axis=(1, 2, 3, 4))  # v-prediction, always 0.5
+    np.testing.assert_allclose(told["loss"], error.mean(), rtol=1e-3)
+    for band in range(3):
+        inside = (t >= band * 1000 / 3) & (t < (band + 1) * 1000 / 3)
+        np.testing.assert_allclose(told[f"loss_t{band}"], error[inside].mean(), rtol=1e-3)
+
+
+def test_the_vaes_loss_is_its_formula():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 1, 8, 8, 3)).astype(np.uint8)
+    mean, logvar = rng.normal(size=(2, 2, 1, 2, 2, 4)).astype(np.float32)
+    decoded = rng.normal(size=images.shape).astype(np.float32)
+    latents = []
+
+    def apply(variables, x, method):
+        assert variables == {"params": "weights"}
+        if method == "moments":
+            np.testing.assert_allclose(x, images / 127.5 - 1, atol=1e-6)
+            return mean, logvar
+        latents.append(x)
+        return jnp.asarray(decoded)
+
+    emo = SimpleNamespace(vae=SimpleNamespace(apply=apply))
+    losses = [
+        vae_loss(emo, SimpleNamespace(kl_weight=0.1), {"vae": "weights"}, {"frames": images}, jax.random.key(k))
+        for k in (0, 1)
+    ]
+    (loss, told), _ = losses
+    error = decoded - (images / 127.5 - 1)
+    kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean()
+    np.testing.assert_allclose(told["kl"], kl, rtol=1e-4)
+    np.testing.assert_allclose(told["psnr"], -10 * np.log10((error**2).mean() / 4), rtol=1e-4)
+    np.testing.assert_allclose(loss, np.abs(error).mean() + (error**2).mean() + 0.1 * kl, rtol=1e-4)
+    draws = [(np.asarray(z) - mean) / np.exp(0.5 * logvar) for z in latents]
+    assert not np.allclose(*draws) and 0.5 < np.std(draws) < 1.5  # z is drawn, anew for each key

@@ -1,0 +1,137 @@
+"""The step around the loss, with a loss of two parameters: optimizer, averaging, accumulation, schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from emo_jax import sharding
+from emo_jax.training import step as step_lib
+from emo_jax.training.optimizer import learning_rate, make_optimizer
+from emo_jax.training.step import make_step, new_state
+from tests.small import small_config
+
+PARAMS = {
+    "vae": {"line": {"kernel": np.float32([[1.0], [-2.0]]), "bias": np.float32([0.5])}},
+    "backbone": {"idle": {"kernel": np.ones((2, 2), np.float32)}},
+}
+BATCH = {"x": np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32), "y": np.arange(8, dtype=np.float32)}
+
+
+def regression(params, batch, key):
+    line = params["vae"]["line"]
+    loss = jnp.mean(((batch["x"] @ line["kernel"] + line["bias"])[:, 0] - batch["y"]) ** 2)
+    draw = jax.random.uniform(key)
+    return loss, {"draw": draw, "square": draw**2, "scale": params["backbone"]["idle"]["kernel"].sum()}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """run(steps, loss=..., **train) -> (states, metrics) of the toy; optimizer fields are mixed into `train`."""
+
+    def go(steps, loss=regression, **train):
+        monkeypatch.setattr(step_lib, "make_loss", lambda emo, config: loss)
+        config = small_config("vae")
+        config.train.update(steps=20, ema=0.99)
+        config.train.optimizer.update(warmup=1, learning_rate=0.1, weight_decay=0.0, schedule="constant")
+        for name, value in train.items():
+            (config.train if name in config.train else config.train.optimizer)[name] = value
+        state = new_state(config, PARAMS)
+        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        step = make_step(None, config, mesh, state)
+        states, metrics = [jax.device_get(state)], []
+        for _ in range(steps):
+            state, told = step(state, BATCH)
+            states.append(jax.device_get(state))
+            metrics.append(jax.device_get(told))
+        return states, metrics
+
+    return go
+
+
+def test_the_loss_falls_and_the_frozen_stay(run):
+    states, metrics = run(20)
+    losses = [m["loss"] for m in metrics]
+    assert losses[-1] < 0.6 * losses[0]
+    np.testing.assert_array_equal(states[-1].frozen["backbone/idle/kernel"], np.ones((2, 2)))
+    assert set(optax.tree_utils.tree_get(states[-1].opt_state, "mu")) == {"vae/line/kernel", "vae/line/bias"}
+
+
+def test_the_average_follows_its_formula(run):
+    states, _ = run(4, ema=0.3)  # the limit is reached: (1 + k) / (10 + k) passes 0.3 at k = 3
+    average = states[0].trained["vae/line/kernel"]
+    for k, state in enumerate(states[1:]):
+        decay = min(0.3, (1 + k) / (10 + k))
+        average = decay * average + (1 - decay) * state.trained["vae/line/kernel"]
+        np.testing.assert_allclose(state.ema["vae/line/kernel"], average, rtol=1e-5)
+    assert not np.allclose(states[-1].ema["vae/line/kernel"], states[-1].trained["vae/line/kernel"], rtol=1e-4)
+    nested = states[-1].params(ema=True)
+    np.testing.assert_array_equal(nested["vae"]["line"]["kernel"], states[-1].ema["vae/line/kernel"])
+    np.testing.assert_array_equal(
+        states[-1].params()["vae"]["line"]["kernel"], states[-1].trained["vae/line/kernel"]
+    )
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_accumulation_is_the_gradient_of_the_whole_batch(run, count):
+    whole, told = run(3)
+    parts, told_parts = run(3, accumulate=count)
+    for path in ("vae/line/kernel", "vae/line/bias"):
+        np.testing.assert_allclose(parts[-1].trained[path], whole[-1].trained[path], rtol=1e-5, atol=1e-6)
+    for one, other in zip(told, told_parts, strict=True):
+        np.testing.assert_allclose([one["loss"], one["grad_norm"]], [other["loss"], other["grad_norm"]], rtol=1e-5)
+
+
+def test_every_step_and_every_part_of_a_batch_draws_anew(run):
+    _, metrics = run(3, accumulate=2)
+    assert len({float(m["draw"]) for m in metrics}) == 3
+    for m in metrics:
+        assert m["square"] - m["draw"] ** 2 > 1e-5  # a mean of two different draws
+    _, other = run(3, accumulate=2, seed=1)
+    assert metrics[0]["draw"] != other[0]["draw"]
+
+
+def test_a_batch_that_does_not_divide_is_one_line(run):
+    with pytest.raises(ValueError, match="train.accumulate is 3.*8") as caught:
+        run(1, accumulate=3)
+    assert "\n" not in str(caught.value)
+
+
+def test_gradients_are_clipped_by_their_global_norm(run):
+    states, metrics = run(1, clip_norm=0.25, beta1=0.9)
+    first = optax.tree_utils.tree_get(states[1].opt_state, "mu")
+    assert metrics[0]["grad_norm"] > 1  # told before clipping
+    np.testing.assert_allclose(optax.tree.norm(first), 0.1 * 0.25, rtol=1e-5)
+
+
+def test_weight_decay_is_for_kernels(run):
+    def nothing(params, batch, key):
+        return 0.0 * sum(a.sum() for a in jax.tree.leaves(params)), {}
+
+    states, _ = run(2, loss=nothing, weight_decay=0.5)  # the first step's rate is 0
+    np.testing.assert_allclose(states[2].trained["vae/line/kernel"], [[0.95], [-1.9]], rtol=1e-5)
+    np.testing.assert_array_equal(states[2].trained["vae/line/bias"], [0.5])
+
+
+def optimizer_config(**changes):
+    config = small_config("vae").train.optimizer
+    config.update(learning_rate=1e-3, warmup=10, **changes)
+    return config
+
+
+def test_learning_rate_schedules():
+    constant = learning_rate(optimizer_config(schedule="constant"), 100)
+    np.testing.assert_allclose([constant(k) for k in (0, 5, 10, 99)], [0, 5e-4, 1e-3, 1e-3], rtol=1e-5)
+    cosine = learning_rate(optimizer_config(schedule="cosine"), 110)
+    wanted = [0, 5e-4, 1e-3, 1e-3 * (0.02 + 0.98 * 0.5), 2e-5]
+    np.testing.assert_allclose([cosine(k) for k in (0, 5, 10, 60, 110)], wanted, rtol=1e-4)
+    short = learning_rate(optimizer_config(schedule="constant"), 4)  # a run shorter than the warm-up still gets there
+    np.testing.assert_allclose(short(2), 1e-3, rtol=1e-5)
+    with pytest.raises(ValueError, match="schedule is 'linear'; expected 'constant' or 'cosine'"):
+        make_optimizer(optimizer_config(schedule="linear"), 10)
+
+
+def test_the_step_tells_the_rate_that_it_used(run):
+    _, metrics = run(4, warmup=2, learning_rate=0.2)
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], [0, 0.1, 0.2, 0.2], rtol=1e-5)

@@ -1,0 +1,84 @@
+"""The table of stages, against Section 3.3 and 4.1 of the paper."""
+
+import re
+
+import pytest
+from flax.traverse_util import flatten_dict
+
+from emo_jax.models.emo import build
+from emo_jax.training.stages import PARTS, STAGES, clip_of, get_stage, part_of, split
+from tests.small import small_config
+
+MODES = ("cross", "concat")
+
+
+def paths_of(**model):
+    return flatten_dict(build(small_config(**model)).abstract_params(), sep="/")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_path_is_of_one_part_and_every_part_is_there(mode):
+    paths = paths_of(reference_attention=mode)
+    assert {part_of(path) for path in paths} == {part for part, _ in PARTS}
+
+
+EXAMPLES = {
+    "vae/scaling_factor": "vae_scale",
+    "vae/encoder/conv_in/kernel": "vae",
+    "backbone/conv_in/kernel": "backbone",
+    "backbone/down_blocks_0/attentions_0/transformer_blocks_0/attn2/to_q/kernel": "backbone",
+    "backbone/down_blocks_0/attentions_0/transformer_blocks_0/norm_reference/scale": "backbone",
+    "backbone/down_blocks_0/attentions_0/transformer_blocks_0/audio_attn/to_v/kernel": "audio_layers",
+    "backbone/down_blocks_0/attentions_0/transformer_blocks_0/norm_audio/bias": "audio_layers",
+    "audio_projector/proj1/kernel": "audio_layers",
+    "backbone/mid_block/motion_modules_0/proj_in/kernel": "temporal_modules",
+    "backbone/mid_block/motion_modules_0/transformer_blocks_0/attn1/to_q/kernel": "temporal_modules",
+    "backbone/mid_block/motion_modules_0/transformer_blocks_0/speed_attn/to_q/kernel": "speed_layers",
+    "backbone/mid_block/motion_modules_0/transformer_blocks_0/norm_speed/scale": "speed_layers",
+    "speed_encoder/linear_1/kernel": "speed_layers",
+    "face_locator/conv_out/kernel": "face_locator",
+    "reference_net/down_blocks_0/attentions_0/transformer_blocks_0/attn1/to_q/kernel": "reference_net",
+}
+
+
+def test_examples_of_every_part():
+    paths = paths_of()
+    assert set(EXAMPLES) <= set(paths)
+    assert {path: part_of(path) for path in EXAMPLES} == EXAMPLES
+    with pytest.raises(ValueError, match="'hands/kernel' belongs to no part"):
+        part_of("hands/kernel")
+
+
+TRAINS = {  # by name alone, not by the table
+    "vae": r"vae/(?!scaling_factor)",
+    "image": r"(backbone/(?!.*(motion_modules|audio_attn|norm_audio))|reference_net/|face_locator/)",
+    "video": r"(backbone/(?!.*(speed_attn|norm_speed))|reference_net/|face_locator/|audio_projector/)",
+    "speed": r"(backbone/.*motion_modules|speed_encoder/)",
+}
+
+
+@pytest.mark.parametrize("stage", TRAINS)
+def test_what_a_stage_trains_is_the_papers(stage):
+    paths = paths_of()
+    trained, frozen = split(paths, get_stage(stage))
+    assert not set(trained) & set(frozen) and {*trained, *frozen} == set(paths)
+    assert set(trained) == {path for path in paths if re.match(TRAINS[stage], path)}
+
+
+def test_stages_follow_each_other_and_are_fed_what_they_train():
+    assert [(name, stage.after) for name, stage in STAGES.items()] == [
+        ("vae", None), ("image", "vae"), ("video", "image"), ("speed", "video"),
+    ]  # fmt: skip
+    fed = {name: (stage.video, stage.sound, stage.speed) for name, stage in STAGES.items()}
+    assert fed == dict(vae=(0, 0, 0), image=(0, 0, 0), video=(1, 1, 0), speed=(1, 1, 1))
+    with pytest.raises(ValueError, match="train.stage is 'sound'; expected one of vae, image, video, speed"):
+        get_stage("sound")
+
+
+def test_a_stage_of_images_is_fed_single_frames():
+    config = small_config()
+    clip = clip_of(config, get_stage("image"))
+    assert (clip.frames, clip.motion_frames) == (1, 0) and tuple(clip.image_size) == (64, 64)
+    clip = clip_of(config, get_stage("video"))
+    assert (clip.frames, clip.motion_frames) == (4, 2)
+    assert (config.clip.frames, config.clip.motion_frames) == (4, 2)
