@@ -69,24 +69,26 @@ def train(config, workdir):
     writer = MetricsWriter(workdir, first=int(state.step), total=steps)
     samples = Samples(config, emo, workdir, writer)
 
-    for step in range(int(state.step), steps):
-        waited = time.perf_counter()
-        batch = sharding.place_batch(mesh, next(iterator))
-        waited = time.perf_counter() - waited
-        state, metrics = step_fn(state, batch)
-        done = step + 1
-        writer.add(metrics, waited)
-        if done % config.train.log_every == 0 or done == steps:
-            writer.write(done)
-        if config.train.sample_every and done % config.train.sample_every == 0 and jax.process_index() == 0:
-            samples.write(done, state.params(ema=True))
-        if done == steps:
-            state = _finish(config, emo, state, batch)
-        if done % config.train.save_every == 0 or done == steps:
-            checkpoints.save(done, state, iterator, config)
-    checkpoints.close()
-    writer.close()
-    _close(iterator)
+    try:
+        for step in range(int(state.step), steps):
+            waited = time.perf_counter()
+            batch = sharding.place_batch(mesh, next(iterator))
+            waited = time.perf_counter() - waited
+            state, metrics = step_fn(state, batch)
+            done = step + 1
+            writer.add(metrics, waited)
+            if done % config.train.log_every == 0 or done == steps:
+                writer.write(done)
+            if config.train.sample_every and done % config.train.sample_every == 0 and jax.process_index() == 0:
+                samples.write(done, state.params(ema=True))
+            if done == steps:
+                state = _finish(config, emo, state, batch)
+            if done % config.train.save_every == 0 or done == steps:
+                checkpoints.save(done, state, iterator, config)
+    finally:  # interrupted too: what is being saved is saved, and Grain's workers end
+        checkpoints.close()
+        writer.close()
+        _close(iterator)
     return state
 
 
@@ -121,12 +123,12 @@ def _per_process(batch_size):
 
 
 def _finish(config, emo, state, batch):
-    """Behind the VAE's last step: the scale that brings each channel of its latents to unit variance."""
+    """Behind the VAE's last step: the scale that brings its latents to unit variance."""
     if config.train.stage != "vae":
         return state
     params = state.params(ema=True)
     latents = jax.jit(emo.encode)(params, batch["frames"]) / params["vae"]["scaling_factor"]
-    scale = 1 / jnp.std(latents, axis=(0, 1, 2, 3))
+    scale = 1 / jnp.std(latents)
     return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
 
 

@@ -82,3 +82,14 @@ def pipeline(weights_dir):
     from emo_jax.generate import EmoPipeline
 
     return EmoPipeline.from_pretrained(weights_dir)
+
+
+@pytest.fixture(scope="session")
+def talking_records(tmp_path_factory):
+    """Five drawn people who talk for 1.2 s, at 80 x 80 pixels and 25 fps."""
+    from emo_jax.data.synthetic import make_record as draw
+
+    directory = tmp_path_factory.mktemp("talking") / "records"
+    splits = {"train": lambda: (draw(seed, seconds=1.2, size=80) for seed in range(5))}
+    records.write_records(directory, splits, shards=1, progress=False)
+    return directory

@@ -113,8 +113,7 @@ def test_trap_3_the_first_clip_is_conditioned_as_in_training():
     assert seen["motion"].keys() == sampled.seen[0]["motion"].keys()
 
 
-@pytest.mark.parametrize("size", [(64, 128), (128, 64), (64, 192), (32, 96)])
-@pytest.mark.parametrize("mode", ["cross", "concat"])
+@pytest.mark.parametrize("size, mode", [((64, 128), "cross"), ((128, 64), "concat"), ((96, 32), "off")])
 def test_trap_4_height_and_width_may_differ(size, mode):
     config = training_config("speed")
     config.model.reference_attention = mode

@@ -137,7 +137,7 @@ _ZERO = re.compile(
 
 def _fresh(path, shape, seed):
     if path.endswith("scaling_factor"):
-        return np.full(shape, 0.18215, np.float32)
+        return np.float32(0.18215)
     if path.endswith("/scale"):
         return np.ones(shape, np.float32)
     if path == "vae/quant_conv/bias":  # posteriors start narrow
@@ -186,6 +186,8 @@ def build(config) -> EMO:
         ValueError: sizes or modes that do not fit together, with the field to change.
     """
     model, clip = config.model, config.clip
+    if model.dtype not in _DTYPES:
+        raise ValueError(f"model.dtype is {model.dtype!r}; expected one of {', '.join(_DTYPES)}")
     dtype = jnp.dtype(model.dtype)
     vae = VAE(VAEConfig(dtype=dtype, **{k: _hashable(v) for k, v in model.vae.items()}))
     _check(model, clip, vae.config)
@@ -217,6 +219,9 @@ def build(config) -> EMO:
     )
 
 
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
 def _hashable(value):
     return tuple(value) if isinstance(value, (list, tuple)) else value
 
@@ -230,6 +235,9 @@ def _check(model, clip, vae):
         raise ValueError("model.speed_layers is on but model.temporal_modules is off; speed layers live inside them")
     if model.audio.encoder != "mel":
         raise ValueError(f"model.audio.encoder is {model.audio.encoder!r}; this version has 'mel'")
+    _check_sizes(model.unet, model.vae)
+    if not 0 <= clip.motion_frames <= clip.frames:
+        raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")
     multiple = vae.factor * 2 ** (len(model.unet.channels) - 1)
     for name, size in zip(("height", "width"), clip.image_size, strict=True):
         if size % multiple:
@@ -241,3 +249,19 @@ def _check(model, clip, vae):
         )
     if len(model.speed.centres) != len(model.speed.radii):
         raise ValueError("model.speed.centres and model.speed.radii differ in length; one radius per bucket")
+
+
+def _check_sizes(unet, vae):
+    for name, entries, levels in (
+        ("model.unet.attention", unet.attention, unet.channels),
+        ("model.vae.decoder_channels", vae.decoder_channels, vae.channels),
+    ):
+        if len(entries) != len(levels):
+            raise ValueError(f"{name} has {len(entries)} entries; expected one per level, {len(levels)}")
+    for name, divisor, widths in (
+        ("model.unet.heads", unet.heads, unet.channels),
+        ("model.unet.groups", unet.groups, unet.channels),
+        ("model.vae.groups", vae.groups, (*vae.channels, *vae.decoder_channels)),
+    ):
+        if any(width % divisor for width in widths):
+            raise ValueError(f"{name} is {divisor}; expected a divisor of every width, {', '.join(map(str, widths))}")

@@ -122,8 +122,9 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, decoder and the scale that brings latents to unit variance.
 
-    `scaling_factor` (c,) travels with the weights: 0.18215 in all channels for SD, measured at the end of the VAE's
-    own training here; no stage's optimizer touches it.
+    `scaling_factor` is a number that travels with the weights: 0.18215 for SD, measured at the end of the VAE's own
+    training here; no stage's optimizer touches it. One number for all channels: whitened ones would make the denoising
+    loss spend itself on detail that nobody sees.
     """
 
     config: VAEConfig
@@ -133,7 +134,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder = Encoder(c), Decoder(c)
         self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype)
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
-        self.scaling_factor = self.param("scaling_factor", nn.initializers.constant(0.18215), (c.latent_channels,))
+        self.scaling_factor = self.param("scaling_factor", nn.initializers.constant(0.18215), ())
         if c.shortcut:
             self.shortcut_in = nn.Dense(c.latent_channels, dtype=c.dtype)
             self.shortcut_out = nn.Dense(3 * c.factor**2, dtype=c.dtype)

@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emo_jax.ops import attention as op
+
+
+def arrays(lead, queries, keys, heads=2, dim=4, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = (*lead, queries, heads, dim), (*lead, keys, heads, dim), (*lead, keys, heads, dim)
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+def by_numpy(query, key, value):
+    scores = np.einsum("...shd,...thd->...hst", query, key, dtype=np.float64) / np.sqrt(query.shape[-1])
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("...hst,...thd->...shd", weights / weights.sum(axis=-1, keepdims=True), value)
+
+
+# The last three are cut in chunks of 256 queries: a multiple of them, more, and fewer than one.
+SHAPES = [((), 5, 7), ((2, 3), 16, 1), ((2,), 512, 520), ((1, 2), 300, 1000), ((), 200, 2000)]
+
+
+@pytest.mark.parametrize("lead, queries, keys", SHAPES)
+def test_it_is_softmax_attention(lead, queries, keys):
+    q, k, v = arrays(lead, queries, keys)
+    np.testing.assert_allclose(jax.jit(op.attention)(q, k, v), by_numpy(q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_change_neither_values_nor_gradients(monkeypatch):
+    inputs = arrays((2,), 300, 1000)
+
+    def run():
+        loss = lambda q, k, v: (op.attention(q, k, v) ** 2).sum()  # noqa: E731
+        jaxpr = str(jax.make_jaxpr(op.attention)(*inputs))
+        return "scan" in jaxpr, jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(*inputs)
+
+    is_chunked, (value, gradients) = run()
+    monkeypatch.setattr(op, "_SHORT", 10**6)
+    is_chunked_too, (plain_value, plain_gradients) = run()
+    assert is_chunked and not is_chunked_too
+    np.testing.assert_allclose(value, plain_value, rtol=1e-5)
+    for one, other in zip(gradients, plain_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_scores_of_a_thousand_are_no_overflow():
+    q, k, v = arrays((), 6, 6)
+    out = op.attention(100 * q, 100 * k, v)
+    np.testing.assert_allclose(out, by_numpy(100 * q, 100 * k, v), rtol=1e-3, atol=1e-4)
+
+
+def test_half_precision_keeps_its_dtype_and_stays_near():
+    inputs = arrays((2,), 40, 60)
+    half = op.attention(*(jnp.asarray(a, jnp.bfloat16) for a in inputs))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(np.float32), by_numpy(*inputs), atol=0.04)

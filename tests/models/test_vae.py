@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from emo_jax.models.emo import build, to_float, to_uint8
+from emo_jax.models.layers import fold, unfold
+from emo_jax.models.vae import cosine_basis
+from tests.small import small_config
+from tests.steps import FAST, fresh_params
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_unfold_is_the_inverse_of_fold(patch):
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 12, 3))
+    folded = fold(x, patch)
+    assert folded.shape == (2, 3, 8 // patch, 12 // patch, 3 * patch**2)
+    np.testing.assert_array_equal(unfold(folded, patch), x)
+
+
+def test_fold_puts_each_square_in_one_place():
+    x = np.arange(4 * 6).reshape(4, 6, 1)
+    np.testing.assert_array_equal(fold(x, 2)[1, 2], [16, 17, 22, 23])
+
+
+def test_bytes_survive_the_way_to_floats_and_back():
+    values = jnp.arange(256, dtype=jnp.uint8)
+    floats = to_float(values)
+    assert (floats.min(), floats.max()) == (-1, 1)
+    np.testing.assert_array_equal(to_uint8(floats), values)
+    np.testing.assert_array_equal(to_uint8(jnp.array([-3.0, 3.0])), [0, 255])
+    np.testing.assert_array_equal(to_float(floats), floats)
+
+
+@pytest.mark.parametrize("factor, channels", [(16, 4), (8, 192), (4, 12)])
+def test_the_cosine_basis_is_orthogonal(factor, channels):
+    basis = cosine_basis(factor, channels)
+    assert basis.shape == (3 * factor**2, channels)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(channels) / factor, atol=1e-6)
+
+
+@pytest.mark.parametrize("size, patch, factor", [((64, 128), 4, 16), ((128, 64), 4, 16), ((64, 32), 1, 4)])
+def test_shapes(size, patch, factor):
+    config = small_config(face_locator=False)
+    config.model.vae.patch = patch
+    config.clip.image_size = size
+    emo = build(config)
+    params = emo.abstract_params()
+    latents = jax.eval_shape(emo.encode, params, np.zeros((2, 3, *size, 3), np.uint8))
+    assert latents.shape == (2, 3, size[0] // factor, size[1] // factor, 4)
+    assert latents.shape[2:] == emo.latent_shape and latents.dtype == jnp.float32
+    images = jax.eval_shape(emo.decode, params, latents)
+    assert images.shape == (2, 3, *size, 3) and images.dtype == jnp.uint8
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """(params, encode, decode) of a new small VAE on images of 64 x 128 pixels."""
+    config = small_config()
+    config.clip.image_size = (64, 128)
+    emo = build(config)
+    params = fresh_params(emo)
+    images, latents = jnp.zeros((2, 64, 128, 3)), jnp.zeros((2, *emo.latent_shape))
+    encode = jax.jit(emo.encode).lower(params, images).compile(compiler_options=FAST)
+    decode = jax.jit(emo.decode).lower(params, latents).compile(compiler_options=FAST)
+    return params, encode, decode
+
+
+def test_a_new_vae_keeps_plain_colours(vae):
+    params, encode, decode = vae
+    colours = np.array([[10, 120, 240], [255, 0, 90]], np.uint8)
+    images = np.broadcast_to(colours[:, None, None], (2, 64, 128, 3))
+    seen = decode(params, encode(params, to_float(jnp.asarray(images)))).astype(int)
+    assert np.abs(seen - images).mean(axis=(1, 2)).max() < 40  # 4 channels hold luma and one chroma fully
+    np.testing.assert_allclose(seen.mean(axis=-1), images.mean(axis=-1), atol=22)
+    assert np.ptp(seen, axis=(1, 2)).max() == 0
+
+
+def test_the_scale_of_the_latents_is_undone_by_the_decoder(vae):
+    params, encode, decode = vae
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 64, 128, 3)).astype(np.float32))
+    flat = flatten_dict(params, sep="/")
+    scaled = unflatten_dict({**flat, "vae/scaling_factor": 3 * flat["vae/scaling_factor"]}, sep="/")
+    latents, larger = encode(params, images), encode(scaled, images)
+    np.testing.assert_allclose(larger, 3 * latents, rtol=1e-4, atol=1e-6)
+    assert np.abs(decode(params, latents).astype(int) - decode(scaled, larger).astype(int)).max() <= 1
+    assert np.abs(decode(params, latents).astype(int) - decode(params, larger).astype(int)).max() > 1

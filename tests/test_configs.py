@@ -1,0 +1,180 @@
+"""Every config of configs/ builds, says what it means, and refuses what it does not know."""
+
+import importlib
+import inspect
+import math
+import pathlib
+import re
+
+import pytest
+from flax.traverse_util import flatten_dict
+
+from configs import base
+from emo_jax import config as config_lib
+from emo_jax.diffusion.schedule import make_schedule, timesteps
+from emo_jax.models.emo import build
+from emo_jax.training.optimizer import make_optimizer
+from emo_jax.training.stages import STAGES, get_stage, part_of, split
+from tests.small import small_config
+
+CONFIGS = pathlib.Path(base.__file__).parent
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
+ARGUMENTS = {"tiny.py": tuple(STAGES)}
+
+
+def every_config():
+    """(file, argument) of every config; the argument is None where a file takes none."""
+    for file in FILES:
+        module = importlib.import_module("configs." + file.removesuffix(".py").replace("/", "."))
+        if not hasattr(module, "get_config"):
+            continue
+        takes = inspect.signature(module.get_config).parameters
+        yield from ((file, argument) for argument in (ARGUMENTS[file] if takes else (None,)))
+
+
+def parse(file, argument, *overrides):
+    return config_lib.parse([f"--config={CONFIGS / file}" + (f":{argument}" if argument else ""), *overrides])
+
+
+@pytest.mark.parametrize("file, argument", every_config())
+def test_every_config_builds(file, argument):
+    config = parse(file, argument)
+    assert keys(config) == keys(base.get_config())  # no field that nothing reads, none missing
+    params = flatten_dict(build(config).abstract_params(), sep="/")
+    trained, frozen = split(params, get_stage(config.train.stage))
+    assert trained and (frozen or config.train.stage == "vae") and len(trained) + len(frozen) == len(params)
+    schedule = make_schedule(config.diffusion)
+    assert len(timesteps(schedule, config.sampling.steps, schedule.spacing)) == config.sampling.steps
+    make_optimizer(config.train.optimizer, config.train.steps)
+    assert config_lib.to_json(config_lib.from_json(config_lib.to_json(config))) == config_lib.to_json(config)
+
+
+def keys(config, prefix=""):
+    found = set()
+    for name, value in config.items():
+        found |= keys(value, f"{prefix}{name}.") if hasattr(value, "items") else {prefix + name}
+    return found
+
+
+def test_the_small_config_has_the_parts_of_the_large_one():
+    large, small = (flatten_dict(build(c).abstract_params(), sep="/") for c in (base.get_config(), small_config()))
+    order = [[part_of(path) for path in paths] for paths in (large, small)]
+    assert list(dict.fromkeys(order[0])) == list(dict.fromkeys(order[1]))
+    layers = [{re.sub(r"\d+", "N", path) for path in paths if "blocks" in path} for paths in (large, small)]
+    assert {path for path in layers[0] ^ layers[1] if not path.startswith("vae/")} == set()
+    for name in ("reference_attention", "audio_attention", "temporal_modules", "face_locator", "speed_layers"):
+        assert base.get_config().model[name] == small_config().model[name]
+
+
+# -- sizes, against those of SD1.5 and AnimateDiff
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return _count(base.get_config())
+
+
+def _count(config):
+    """{part: number of parameters}."""
+    found = dict.fromkeys(("vae", "backbone", "reference_net", "temporal_modules"), 0)
+    for path, leaf in flatten_dict(build(config).abstract_params(), sep="/").items():
+        found[part_of(path)] = found.get(part_of(path), 0) + math.prod(leaf.shape)
+    return found
+
+
+WIDTHS = {320: 5, 640: 5, 1280: 6}  # spatial transformers of SD1.5: two going down, three going up, one in the middle
+TEMPORAL_WIDTHS = {320: 5, 640: 5, 1280: 11}  # a motion module behind every resnet: the coarsest level has them too
+SD15_UNET = 859_520_964
+TEXT = 768
+
+
+def test_the_vae_is_stable_diffusions(counts):
+    assert counts["vae"] == 83_653_863
+
+
+def test_the_unet_without_text_attention_is_stable_diffusions(counts):
+    config = base.get_config()
+    config.model.update(
+        reference_attention="off", audio_attention=False, temporal_modules=False, speed_layers=False, face_locator=False
+    )
+    text_attention = sum(n * (2 * c * c + 2 * TEXT * c + c + 2 * c) for c, n in WIDTHS.items())  # and its norm
+    assert _count(config)["backbone"] == SD15_UNET - text_attention == 815_533_444
+
+
+def test_reference_attention_stands_in_for_text_attention(counts):
+    added = sum(n * (4 * c * c + c + 4 * c) for c, n in WIDTHS.items())  # K and V from the width itself, two norms
+    assert counts["backbone"] == 815_533_444 + added == 865_157_444
+
+
+def test_the_reference_net_ends_at_the_last_feature(counts):
+    c = 320
+    feed_forward = c * 8 * c + 8 * c + 4 * c * c + c
+    behind = 2 * c + feed_forward + (c * c + c) + 2 * c + (9 * c * 4 + 4)  # norm, feed-forward, proj_out; norm and conv
+    assert counts["reference_net"] == 815_533_444 - behind == 814_186_240
+
+
+def test_temporal_modules_are_animatediffs(counts):
+    # proj_in and proj_out, two attentions, a gated feed-forward, and the norms
+    each = {c: 2 * (c * c + c) + 2 * (4 * c * c + c) + (12 * c * c + 9 * c) + 8 * c for c in TEMPORAL_WIDTHS}
+    assert counts["temporal_modules"] == sum(n * each[c] for c, n in TEMPORAL_WIDTHS.items()) == 453_209_280
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("override, word", [
+    ("--config.train.stepz=3", "stepz"),
+    ("--config.model.unet.head=3", "head"),
+    ("--config.trian.steps=3", "trian"),
+    ("--config.train.steps=many", "many"),
+    ("--train.steps=3", "train.steps"),
+    ("extra", "extra"),
+])  # fmt: skip
+def test_a_typo_is_an_error(override, word):
+    with pytest.raises(ValueError, match=word) as caught:
+        parse("tiny.py", "video", override)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_taken():
+    config = parse("tiny.py", "image", "--config.train.steps=7", "--config.clip.image_size=(64,96)")
+    assert config.train.steps == 7 and tuple(config.clip.image_size) == (64, 96) and config.train.stage == "image"
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "no config given"),
+    (["--config=configs/nowhere.py"], "'configs/nowhere.py' does not exist"),
+    ([f"--config={CONFIGS / 'tiny.py'}:sound"], "no stage 'sound'"),
+])  # fmt: skip
+def test_a_missing_config_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        config_lib.parse(arguments)
+    assert "\n" not in str(caught.value)
+
+
+BAD = {
+    "model.reference_attention is 'both'": dict(model=dict(reference_attention="both")),
+    "model.speed_layers is on but model.temporal_modules is off": dict(model=dict(temporal_modules=False)),
+    "model.audio.encoder is 'wav2vec3'": dict(model=dict(audio=dict(encoder="wav2vec3"))),
+    "model.dtype is 'float31'": dict(model=dict(dtype="float31")),
+    "model.unet.heads is 3": dict(model=dict(unet=dict(heads=3))),
+    "model.unet.groups is 5": dict(model=dict(unet=dict(groups=5))),
+    "model.unet.attention has 3 entries": dict(model=dict(unet=dict(attention=(True, True, False)))),
+    "model.vae.groups is 3": dict(model=dict(vae=dict(groups=3))),
+    "model.vae.decoder_channels has 2 entries": dict(model=dict(vae=dict(decoder_channels=(8, 16)))),
+    "model.locator_channels has 3 entries": dict(model=dict(locator_channels=(4, 4, 8))),
+    "model.speed.centres and model.speed.radii differ": dict(model=dict(speed=dict(radii=(0.1, 0.2)))),
+    "clip.image_size has height 48": dict(clip=dict(image_size=(48, 64))),
+    "clip.image_size has width 80": dict(clip=dict(image_size=(64, 80))),
+    "clip.motion_frames is 5": dict(clip=dict(motion_frames=5)),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_parts_that_do_not_fit_together(message):
+    config = small_config()
+    with config.ignore_type():
+        config.update(BAD[message])
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        build(config)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,126 @@
+"""Checkpoints: what is written comes back, and nothing half written is ever taken for whole."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from emo_jax.training.checkpoint import Checkpoints, load_run
+from emo_jax.training.step import new_state
+from tests.small import small_config
+
+
+class Place:
+    """Stands in for a data iterator: its place is a number."""
+
+    def __init__(self, at, deadly=False):
+        self.at, self.deadly = at, deadly
+
+    def get_state(self):
+        if self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return str(self.at).encode()
+
+    def set_state(self, state):
+        self.at = int(state.decode())
+
+    def start_prefetch(self):
+        pass
+
+
+def toy(value, width=3):
+    """A config and the state of a tiny VAE stage full of `value`."""
+    params = {"vae": {"a": {"kernel": np.full((2, width), value, np.float32), "bias": np.float32([value])}}}
+    params["backbone"] = {"b": {"kernel": np.full((4, 4), -value, np.float32)}}
+    config = small_config("vae")
+    return config, new_state(config, params)
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def shapes(state):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=place), state)
+
+
+def test_state_place_and_config_come_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest is None
+    for step in (1, 2, 3):
+        config, state = toy(float(step))
+        checkpoints.save(step, state, Place(10 * step), config)
+    checkpoints.close()
+
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest == 3
+    for step in (2, 3):
+        place, (_, state) = Place(0), toy(float(step))
+        assert_same(checkpoints.restore(step, shapes(state), place), state)
+        assert place.at == 10 * step
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+    config, flat = load_run(tmp_path)
+    assert config.to_json_best_effort() == toy(3.0)[0].to_json_best_effort()
+    assert set(flat) == {"vae/a/kernel", "vae/a/bias", "backbone/b/kernel"}
+    np.testing.assert_array_equal(flat["vae/a/kernel"], np.full((2, 3), 3.0))
+    np.testing.assert_array_equal(load_run(tmp_path, 2)[1]["backbone/b/kernel"], np.full((4, 4), -2.0))
+
+
+def test_runs_hand_over_the_averaged_weights(tmp_path):
+    config, state = toy(1.0)
+    state = state.replace(ema={path: a + 5 for path, a in state.ema.items()})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, Place(0), config)
+    checkpoints.close()
+    np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [6.0])
+
+
+def test_a_checkpoint_of_another_config_is_one_line(tmp_path):
+    config, state = toy(1.0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, Place(0), config)
+    with pytest.raises(ValueError, match="/1 does not fit this config") as caught:
+        checkpoints.restore(1, shapes(toy(1.0, width=5)[1]), Place(0))
+    assert "\n" not in str(caught.value)
+    checkpoints.close()
+
+
+def test_no_checkpoint_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="holds no checkpoints"):
+        load_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="has no finished checkpoint"):
+        load_run(tmp_path)
+
+
+def save_and_die(workdir):
+    """Saves step 1, and dies in the middle of saving step 2."""
+    checkpoints = Checkpoints(workdir)
+    for step, deadly in ((1, False), (2, True)):
+        config, state = toy(float(step))
+        checkpoints.save(step, state, Place(step, deadly), config)
+
+
+def test_killed_during_a_save_the_older_checkpoint_is_whole(tmp_path):
+    code = f"from tests.training.test_checkpoint import save_and_die; save_and_die({str(tmp_path)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert "1" in left and "2" not in left and any(name.startswith("2") for name in left)  # a part of 2, unfinished
+
+    np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [1.0])
+    checkpoints, place, (config, state) = Checkpoints(tmp_path), Place(0), toy(1.0)
+    assert checkpoints.latest == 1
+    assert_same(checkpoints.restore(1, shapes(state), place), state)
+    assert place.at == 1
+    checkpoints.save(2, toy(2.0)[1], Place(2), config)
+    checkpoints.close()
+    np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [2.0])
