@@ -35,12 +35,12 @@ def get_config(stage="video"):
     )
     config.model.speed.features = 64
     config.clip.update(frames=8, motion_frames=2, image_size=(128, 128))
-    config.diffusion.update(zero_terminal_snr=True, prediction="v", spacing="trailing")
+    config.diffusion.update(zero_terminal_snr=True, prediction="x0", spacing="trailing", min_snr_gamma=2.0)
     config.sampling.update(solver="dpm++2m", steps=8, reference_scale=1.0, audio_scale=1.0)
     config.data.update(crop_scale=(0.8, 0.8), num_workers=0)
     config.train.update(
         stage=stage,
-        ema=0.998,
+        ema=0.995,
         kl_weight=2e-4,
         motion_noise=0.1,
         log_every=25,

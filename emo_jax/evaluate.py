@@ -95,10 +95,6 @@ class Evaluation:
             frames = np.stack(small).reshape(*frames.shape[:-3], probe.SIZE, probe.SIZE, 3)
         return probe.measure(self.probe, frames)
 
-    def appearance(self, frames) -> np.ndarray:
-        """Whitened appearances (..., K)."""
-        return self.measure(frames)["appearance"] @ self.probe["whitening"]
-
     def short(self, segments: int) -> np.ndarray:
         """The voices, cut to so many segments (repeated where they are shorter)."""
         from emo_jax.data.audio import SAMPLE_RATE

@@ -297,7 +297,7 @@ class Progress:
 
     def __init__(self, total: int, name: str):
         self.total, self.name, self.done = total, name, 0
-        self.start = self.last = time.monotonic()
+        self.first = self.start = self.last = None  # the first frames wait for the compiler: they tell no rate
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -313,11 +313,12 @@ class Progress:
             self.bar.update(count)
             return
         now = time.monotonic()
-        if now - self.last > 5 or self.done == self.total:
-            rate = self.done / max(now - self.start, 1e-9)
-            left = (self.total - self.done) / rate
-            print(f"{self.name}: {self.done}/{self.total} frames, {rate:.1f} a second, {left:.0f} s left",
-                  file=sys.stderr, flush=True)  # fmt: skip
+        if self.start is None:
+            self.first, self.start = self.done, now
+        if self.last is None or now - self.last > 5 or self.done == self.total:
+            rate = (self.done - self.first) / max(now - self.start, 1e-9)
+            left = f", {rate:.1f} a second, {(self.total - self.done) / rate:.0f} s left" if rate else ""
+            print(f"{self.name}: {self.done}/{self.total} frames{left}", file=sys.stderr, flush=True)
             self.last = now
 
     def __enter__(self) -> Progress:

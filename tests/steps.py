@@ -1,4 +1,4 @@
-"""The first steps of each stage on a fixed batch: one compiled program per stage, shared by all tests that look at it."""
+"""The first steps of each stage on a fixed batch: one compiled program per stage, shared by all tests that look."""
 
 import dataclasses
 import functools

@@ -36,7 +36,7 @@ def parse(file, argument, *overrides):
     return config_lib.parse([f"--config={CONFIGS / file}" + (f":{argument}" if argument else ""), *overrides])
 
 
-@pytest.mark.parametrize("file, argument", every_config())
+@pytest.mark.parametrize("file, argument", list(every_config()))
 def test_every_config_builds(file, argument):
     config = parse(file, argument)
     assert keys(config) == keys(base.get_config())  # no field that nothing reads, none missing

@@ -29,7 +29,7 @@ class Painted:
         self.deaf, self.stuck, self.lost, self.wanted = deaf, stuck, lost, set(wanted)
         speed = dict(centres=(0.1, 0.2, 0.8, 2.0, 2.8))
         self.config = ConfigDict(dict(model=dict(speed=speed), clip=dict(frames=8, fps=25.0)))
-        self.clip, self.probe, self.long = self.config.clip, {"whitening": np.eye(1)}, 4.0
+        self.clip, self.long = self.config.clip, 4.0
         people = np.arange(PEOPLE)
         self.people = SimpleNamespace(
             references=self.paint(OPENINGS[:, :1], people)[:, 0], others=self.paint(OPENINGS[:1, :1], [9])[:, 0],
@@ -70,11 +70,8 @@ class Painted:
         yaw = np.cumsum(values[..., 0, 1, 0] / 100, -1) if frames.ndim > 4 else np.zeros(len(frames))
         return {
             "opening": values[..., 0, 0, 0] / 255, "centre": values[..., 0, 0, 1:] / 255,
-            "rotation": np.stack([yaw, 0 * yaw, 0 * yaw], -1), "appearance": values[..., 0, 1, 1:2],
+            "rotation": np.stack([yaw, 0 * yaw, 0 * yaw], -1), "identity": values[..., 0, 1, 1:2],
         }  # fmt: skip
-
-    def appearance(self, frames):
-        return self.measure(frames)["appearance"]
 
 
 def test_a_perfect_model_passes_and_its_controls_fail():

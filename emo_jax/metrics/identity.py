@@ -1,36 +1,69 @@
-"""Who is who, from measured appearances: distances, nearest references, and drift over a long video."""
+"""Who is who: faces cut out and turned upright, what tells people apart in them, and drift over a long video."""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
+import scipy.linalg
+
+SIDE = 16  # of a face's thumbnail
+GROW = 1.2  # of the face box that it shows: with the hairline and the jaw, hardly any background
+_AXIS = (np.arange(SIDE) + 0.5) * 2 / SIDE - 1
+OVAL = _AXIS[:, None] ** 2 + _AXIS**2 <= 1
+"""The pixels of a thumbnail that count."""
+
+FEATURES = 3 * int(OVAL.sum())
 
 
-def whitening(views: np.ndarray, shrink: float = 0.1) -> np.ndarray:
-    """The matrix (K, K) after which an error of measurement is as likely in every direction.
+def thumbnail(frame: np.ndarray, centre: np.ndarray, size: np.ndarray, roll: float) -> np.ndarray:
+    """The face in a frame uint8 (H, W, 3), upright and small: float32 (FEATURES,) in [0, 1].
 
     Args:
-        views: measured appearances (people, views, K), several views of each person: their scatter around the
-            person's mean is the error, and attributes that are badly measured come to count little.
-        shrink: how far the error's covariance is drawn towards its diagonal.
+        centre, size: of the face box (2,), x and y in shares of the frame. roll: degrees, clockwise.
+    """
+    scale = np.array([frame.shape[1], frame.shape[0]])
+    step = np.maximum(GROW * size * scale, SIDE) / SIDE  # pixels of the frame for one of the thumbnail
+    turn = np.deg2rad(roll)
+    matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * step
+    offset = centre * scale - 0.5 - matrix @ np.full(2, (SIDE - 1) / 2)
+    soft = cv2.GaussianBlur(frame, (0, 0), float(step.mean()) / 2.5)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    small = cv2.warpAffine(soft, np.column_stack([matrix, offset]), (SIDE, SIDE), flags=flags,
+                           borderMode=cv2.BORDER_REPLICATE)  # fmt: skip
+    return small[OVAL].reshape(-1).astype(np.float32) / 255
+
+
+def discriminants(views: np.ndarray, count: int, shrink: float = 0.05) -> np.ndarray:
+    """The `count` directions in which people differ most, for how much one person's views differ (Fisher 1936).
+
+    Args:
+        views: (people, views, D), several views of each person.
+        shrink: how far the covariance of one person's views is drawn towards its diagonal.
 
     Returns:
-        the inverse square root of that covariance; distances are Euclidean after `views @ whitening`.
+        (D, count): one person's views scatter with unit variance after `views @ discriminants`.
 
     Raises:
-        ValueError: fewer than two views of each person.
+        ValueError: fewer than two views of each person, or not more people than directions.
     """
-    if views.ndim != 3 or views.shape[1] < 2:
-        raise ValueError(f"views have shape {views.shape}; expected (people, views, attributes) with two views or more")
-    within = (views - views.mean(1, keepdims=True)).reshape(-1, views.shape[-1]).astype(np.float64)
-    covariance = within.T @ within / (len(views) * (views.shape[1] - 1))
-    floor = 1e-3 * np.trace(covariance) / len(covariance)
-    covariance = (1 - shrink) * covariance + shrink * np.diag(np.diag(covariance)) + floor * np.eye(len(covariance))
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors / np.sqrt(np.maximum(values, 1e-12)) @ vectors.T).astype(np.float32)
+    if views.ndim != 3 or views.shape[1] < 2 or len(views) <= count:
+        raise ValueError(
+            f"views have shape {views.shape}; expected (people, views, features), two views or more of each of more "
+            f"than {count} people"
+        )
+    means = views.mean(1, keepdims=True, dtype=np.float64)
+    within = (views - means).reshape(-1, views.shape[-1])
+    within = within.T @ within / (len(views) * (views.shape[1] - 1))
+    between = np.cov(means[:, 0].T) - within / views.shape[1]
+    within = (1 - shrink) * within + shrink * np.diag(np.diag(within))
+    within += 1e-5 * np.trace(within) / len(within) * np.eye(len(within))
+    size = len(within)
+    vectors = scipy.linalg.eigh(between, within, subset_by_index=(size - count, size - 1))[1]
+    return vectors[:, ::-1].astype(np.float32)
 
 
 def distances(found: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Euclidean distances (..., R) of whitened appearances (..., K) from those of references (R, K)."""
+    """Euclidean distances (..., R) of identities (..., K) from those of references (R, K)."""
     return np.linalg.norm(found[..., None, :] - references, axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""The measuring network: what a single frame shows of the mouth, the head's pose and place, and the person.
+"""The measuring network: what a single frame shows of the mouth, the head's pose and place, and whose face it is.
 
 Every measure of `emo evaluate` is taken from frames alone, by this small network. It has seen rendered frames only
 (`emo_jax.metrics.train_probe`), never a generated one, and shares nothing with the networks that it judges.
@@ -18,17 +18,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from emo_jax.data.identities import APPEARANCE_NAMES
+from emo_jax.metrics.identity import FEATURES, thumbnail
 
 SIZE = 128
 """Height and width of the frames it reads."""
 
-PARTS = {"mouth": 2, "rotation": 3, "place": 4, "appearance": len(APPEARANCE_NAMES)}
-"""What it measures, and how many numbers each is, in the order of its outputs; see `measure`."""
+PARTS = {"mouth": 2, "rotation": 3, "place": 4}
+"""What the network measures, and how many numbers each is, in the order of its outputs; see `measure`."""
+
+IDENTITY = 32
+"""Numbers that tell a person from another."""
 
 TARGETS = sum(PARTS.values())
 WEIGHTS = pathlib.Path(__file__).parent / "probe.safetensors"
-_STATISTICS = ("mean", "scale", "whitening")
+_STATISTICS = {"mean": (TARGETS,), "scale": (TARGETS,), "identity": (FEATURES, IDENTITY)}
 _BATCH = 64
 
 
@@ -85,7 +88,8 @@ def measure(params, frames) -> dict[str, np.ndarray]:
         opening (...,) and width (...,) of the mouth, as `mouth_track` gives them, roughly in [0, 1];
         rotation (..., 3): yaw, pitch, roll in degrees;
         centre (..., 2): x, y of the face box's centre, size (..., 2): its width and height, in shares of the frame;
-        appearance (..., 45): the attributes of APPEARANCE_NAMES, roughly in [0, 1].
+        thumbnail (..., FEATURES): the face, small and upright, in [0, 1];
+        identity (..., IDENTITY): whose face it is; the distance of two views of one person is about sqrt(2 * IDENTITY).
 
     Raises:
         ValueError: frames of another type or size.
@@ -103,25 +107,30 @@ def measure(params, frames) -> dict[str, np.ndarray]:
         batch = flat[first : first + _BATCH]
         padded = np.concatenate([batch, np.zeros((_BATCH - len(batch), SIZE, SIZE, 3), np.uint8)])
         rows.append(np.asarray(_apply(weights, padded))[: len(batch)])
-    values = np.concatenate(rows) * params["scale"] + params["mean"]
-    parts = {name: value.reshape(*lead, -1) for name, value in split(values).items()}
+    parts = split(np.concatenate(rows) * params["scale"] + params["mean"])
+    place, roll = parts["place"], parts["rotation"][:, 2]
+    faces = [thumbnail(f, at[:2], at[2:], turn) for f, at, turn in zip(flat, place, roll, strict=True)]
+    faces = np.stack(faces) if faces else np.zeros((0, FEATURES), np.float32)
+    parts |= {"thumbnail": faces, "identity": faces @ params["identity"]}
+    parts = {name: value.reshape(*lead, value.shape[-1]) for name, value in parts.items()}
     return {
         "opening": parts["mouth"][..., 0],
         "width": parts["mouth"][..., 1],
         "rotation": parts["rotation"],
         "centre": parts["place"][..., :2],
         "size": parts["place"][..., 2:],
-        "appearance": parts["appearance"],
+        "identity": parts["identity"],
+        "thumbnail": parts["thumbnail"],
     }
 
 
 def fresh_params(seed: int = 0) -> dict:
-    """Untrained params, for training and tests; measures are not scaled, identities not whitened."""
+    """Untrained params, for training and tests; measures are not scaled, identities mean nothing."""
     return {
         "weights": _init(jax.random.key(seed))["params"],
         "mean": np.zeros(TARGETS, np.float32),
         "scale": np.ones(TARGETS, np.float32),
-        "whitening": np.eye(PARTS["appearance"], dtype=np.float32),
+        "identity": np.eye(FEATURES, IDENTITY, dtype=np.float32),
     }
 
 
@@ -151,6 +160,8 @@ def load_probe(path: str | os.PathLike = WEIGHTS) -> dict:
     flat = {k.removeprefix("weights/"): v.astype(np.float32) for k, v in tensors.items() if k.startswith("weights/")}
     wanted = jax.eval_shape(_init, jax.random.key(0))["params"]
     shapes = {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}
-    if {k: v.shape for k, v in flat.items()} != shapes or any(name not in tensors for name in _STATISTICS):
+    shapes |= _STATISTICS
+    found = {name: v.shape for name, v in (tensors | flat).items() if not name.startswith("weights/")}
+    if found != shapes:
         raise ValueError(f"{path} holds other weights than the measuring network's; train it again")
     return {"weights": unflatten_dict(flat, sep="/"), **{name: tensors[name] for name in _STATISTICS}}

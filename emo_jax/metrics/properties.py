@@ -83,19 +83,17 @@ def silence_row(ev, frames, found, drawn) -> Row:
 
 
 def identity_row(ev, frames, found, drawn) -> Row:
-    references = ev.appearance(np.concatenate([ev.people.references, ev.people.others]))
-    whitening = ev.probe["whitening"]
-    off = ev.appearance(ev.generate("reference off", off=("reference",)))
-    own = np.arange(len(frames))[:, None]
+    references = ev.measure(np.concatenate([ev.people.references, ev.people.others]))["identity"]
     few = references[: len(frames)]
+    off = ev.measure(ev.generate("reference off", off=("reference",)))["identity"]
+    own = np.arange(len(frames))[:, None]
     return Row(
         "identity", f"frames that find their reference among {len(references)}",
-        retrieval(found["appearance"] @ whitening, references), 0.9, aim=0.98,
-        renders=retrieval(drawn["appearance"] @ whitening, references),
+        retrieval(found["identity"], references), 0.9, aim=0.98, renders=retrieval(drawn["identity"], references),
         control="reference off", control_value=retrieval(off, references), control_bar=3 / len(few),
         detail={
-            "each": _list((nearest(found["appearance"] @ whitening, references) == own).mean(1)),
-            f"among_{len(few)}": retrieval(found["appearance"] @ whitening, few),
+            "each": _list((nearest(found["identity"], references) == own).mean(1)),
+            f"among_{len(few)}": retrieval(found["identity"], few),
             f"among_{len(few)}_reference_off": retrieval(off, few),
         },
     )  # fmt: skip
@@ -150,10 +148,10 @@ def place_row(ev) -> Row:
 def length_row(ev) -> Row:
     count = min(LONG_PEOPLE, len(ev.people.references))
     references = ev.people.references[:count]
-    own = ev.appearance(references)[:, None]
+    own = ev.measure(references)["identity"][:, None]
     identity, colour = [], []
     for frames in ev.stream(f"{ev.long:g} s", voices=long_voices(count, ev.long), people=count):
-        identity.append(np.linalg.norm(ev.appearance(frames) - own, axis=-1))
+        identity.append(np.linalg.norm(ev.measure(frames)["identity"] - own, axis=-1))
         colour.append(np.stack([colour_distance(f, r) for f, r in zip(frames, references, strict=True)]))
     window = round(min(LONG_PART, ev.long / 2) * ev.clip.fps)
     ratios = {

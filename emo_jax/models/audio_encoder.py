@@ -5,9 +5,9 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-SAMPLE_RATE = 16_000
-MARGIN = 256
-_WINDOW = 2 * MARGIN
+from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE
+
+_WINDOW = 2 * AUDIO_MARGIN
 
 
 @functools.cache
@@ -25,8 +25,8 @@ def mel_features(audio, frames, fps, *, bands, steps):
     """Log-mel features of each video frame.
 
     Args:
-        audio: (B, W) waveform at 16 kHz in [-1, 1], which starts MARGIN samples before the first frame and ends at
-            least MARGIN samples behind the last (data.audio.window_bounds).
+        audio: (B, W) waveform at 16 kHz in [-1, 1], which starts AUDIO_MARGIN samples before the first frame and ends at
+            least AUDIO_MARGIN samples behind the last (data.audio.window_bounds).
         frames: how many video frames it spans; fps: their rate.
         bands: mel bands; steps: spectra per frame, evenly spaced over it.
 

@@ -93,9 +93,10 @@ class EMO:
     def init(self, key):
         """Fresh params of every part, float32 numpy arrays.
 
-        Kernels are normal with variance 1 / fan-in (LeCun et al. 1998). What EMO adds to a trained network starts silent (_ZERO): a new temporal module,
-        audio-attention, speed layer or locator changes nothing until it is trained. The key of a parameter depends on
-        its path alone, so that switching a part off leaves the others' values alone.
+        Kernels are normal with variance 1 / fan-in (LeCun et al. 1998). What EMO adds to a trained network starts
+        silent (_ZERO): a new temporal module, audio-attention, speed layer or locator changes nothing until it is
+        trained. The key of a parameter depends on its path alone, so that switching a part off leaves the others'
+        values alone.
         """
         seed = np.asarray(jax.random.key_data(key)).tolist()
         return jax.tree_util.tree_map_with_path(

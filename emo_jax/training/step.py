@@ -95,7 +95,7 @@ def _accumulate(grad_fn, state, batch, key, count):
         return one(batch, key)
     size = len(jax.tree.leaves(batch)[0])
     if size % count:
-        raise ValueError(f"train.accumulate is {count}, which does not divide the batch of {size}; choose a divisor of it")
+        raise ValueError(f"train.accumulate is {count}, which does not divide the batch of {size}; choose a divisor")
     parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), batch)
 
     def add(total, inputs):

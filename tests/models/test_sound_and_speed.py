@@ -27,10 +27,6 @@ def features(sound, start, frames, fps=FPS):
     return np.asarray(mel_features(window(sound, start, frames, fps), frames, fps, bands=BANDS, steps=STEPS))[0]
 
 
-def test_constants_are_those_of_the_data():
-    assert audio_encoder.SAMPLE_RATE == data_audio.SAMPLE_RATE and audio_encoder.MARGIN == data_audio.AUDIO_MARGIN
-
-
 def test_a_frame_hears_its_own_window_and_nothing_else():
     sound = noise(12 * 640)
     whole = features(sound, 0, 12)

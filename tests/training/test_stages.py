@@ -10,6 +10,7 @@ from emo_jax.models.emo import build
 from emo_jax.training.stages import PARTS, STAGES, clip_of, get_stage, part_of, split
 from tests.small import small_config
 
+
 @functools.cache
 def paths_of(mode):
     return flatten_dict(build(small_config(reference_attention=mode)).abstract_params(), sep="/")

@@ -1,0 +1,32 @@
+"""What the recorded torch models and ours share: sizes, and a stand-in for a network in the solvers' trajectories."""
+
+import pathlib
+
+REFERENCE = pathlib.Path(__file__).parent / "reference.npz"
+"""Weights (float16), inputs and outputs (float32) of diffusers' models, written by record.py."""
+
+CHANNELS, ATTENTION, LAYERS, HEADS, GROUPS, LATENT_CHANNELS = (8, 16), (True, False), 1, 2, 4, 4
+TEXT = 8  # width of the text attention that EMO leaves out
+FRAMES = 4
+TIMESTEPS = (0, 37, 999)
+VAE_CHANNELS, VAE_GROUPS = (8, 8, 16), 4
+
+# name: solver, spacing, zero terminal SNR, prediction, final alpha of one (DDIM's set_alpha_to_one)
+SAMPLING = {
+    "ddim_leading_eps": ("ddim", "leading", False, "eps", True),
+    "ddim_leading_eps_sd15": ("ddim", "leading", False, "eps", False),
+    "ddim_leading_v": ("ddim", "leading", False, "v", True),
+    "ddim_trailing_eps": ("ddim", "trailing", False, "eps", True),
+    "ddim_trailing_v_zero_snr": ("ddim", "trailing", True, "v", True),
+    "dpm_leading_eps": ("dpm++2m", "leading", False, "eps", True),
+    "dpm_trailing_eps": ("dpm++2m", "trailing", False, "eps", True),
+    "dpm_trailing_v": ("dpm++2m", "trailing", False, "v", True),
+    "dpm_trailing_v_zero_snr": ("dpm++2m", "trailing", True, "v", True),
+}
+STEPS = (8, 20)  # diffusers treats fewer than 15 steps apart
+SAMPLE_SHAPE = (2, 3, 4, 2)
+
+
+def pseudo_model(x, t):
+    """A prediction for x at timestep t, nonlinear in x and dependent on t; torch and jax arrays alike."""
+    return x / (1 + abs(x)) + 0.3 - t / 2000

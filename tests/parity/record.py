@@ -1,0 +1,253 @@
+"""Records what diffusers' torch models compute with small random weights, for tests that run without torch.
+
+    python -m tests.parity.record            # writes tests/parity/reference.npz
+    python -m tests.parity.record --check    # computes again and compares
+
+It needs torch and diffusers, in an environment of their own (.ci/run makes one). Weights are representable in float16
+and stored so; networks run in float64, so that another machine finds the same float32 outputs.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel, UNetMotionModel
+from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+
+from tests.parity import cases
+
+TOLERANCE = 1e-5
+# Gains that keep the residual streams small, where the epsilons of norms show, and attention far from uniform.
+_GAINS = {"to_q": 2.0, "to_k": 2.0, "conv_in": 0.01, "proj_in": 0.03, "proj_out": 0.1, "conv2": 0.03, "to_out": 0.03}
+_GAINS |= {"net": 0.03}
+
+
+def randomise(model, rng):
+    """Gives every parameter of the model a random value; returns {name: float16 array}."""
+    weights = {}
+    for name, parameter in sorted(model.named_parameters()):
+        draw = rng.standard_normal(tuple(parameter.shape))
+        if parameter.ndim == 1:
+            is_norm, is_scale = "norm" in name.split(".")[-2], name.endswith("weight")
+            draw = is_scale + (0.3 if is_norm else 0.02) * draw
+        else:
+            gain = next((g for part, g in _GAINS.items() if part in name.split(".")), 1.0)
+            draw *= gain / np.sqrt(parameter[0].numel())
+        if is_text_attention(name) and "to_out" in name:
+            draw *= 0
+        weights[name] = draw.astype(np.float16)
+        parameter.data = torch.from_numpy(weights[name].astype(np.float64))
+    model.double().eval()
+    return weights
+
+
+def is_text_attention(name):
+    return "motion_modules" not in name and "attentions" in name and "attn2" in name
+
+
+def channels_last(tensor):
+    """Of (..., C, H, W)."""
+    return tensor.movedim(-3, -1).numpy()
+
+
+def normal(rng, *shape):
+    """A float64 tensor of float32 values."""
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).double()
+
+
+def record_unet(rng):
+    """SD's UNet on images, and what its layers hand on: the state after self-attention, or the resnet's output."""
+    unet = UNet2DConditionModel(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=cases.HEADS,  # as in SD1.5's config, where it is the number of heads
+        **_unet_sizes(),
+    )
+    weights = randomise(unet, rng)
+    found, handles = {}, []
+    for block_name, block in unet.named_modules():
+        if not hasattr(block, "resnets"):
+            continue
+        attentions = getattr(block, "attentions", None)
+        for j, resnet in enumerate(block.resnets):
+            layer = f"{block_name}.{j}"
+            if attentions is None:
+                handles.append(resnet.register_forward_hook(lambda _, __, y, n=layer: found.update({n: y})))
+            elif j < len(attentions):
+                norm2 = attentions[j].transformer_blocks[0].norm2
+                handles.append(norm2.register_forward_pre_hook(lambda _, x, n=layer: found.update({n: x[0]})))
+    latents = normal(rng, len(cases.TIMESTEPS), cases.LATENT_CHANNELS, 8, 12)
+    out = unet(latents, torch.tensor(cases.TIMESTEPS), normal(rng, len(cases.TIMESTEPS), 3, cases.TEXT)).sample
+    features = {f"features/{n}": a.numpy() if a.ndim == 3 else channels_last(a) for n, a in found.items()}
+    return _named("unet", weights, latents=channels_last(latents), prediction=channels_last(out), **features)
+
+
+def record_motion(rng):
+    """One temporal module as diffusers has it.
+
+    Its GroupNorm takes the statistics over all frames, AnimateDiff's own code over each frame. The frames recorded here
+    are shifts of one picture, for which the two agree.
+    """
+    width = cases.CHANNELS[1]
+    module = AnimateDiffTransformer3D(
+        cases.HEADS,
+        width // cases.HEADS,
+        in_channels=width,
+        norm_num_groups=cases.GROUPS,
+        positional_embeddings="sinusoidal",
+        num_positional_embeddings=32,
+    )
+    weights = randomise(module, rng)
+    picture = normal(rng, 2, width, 4, 6)
+    frames = torch.stack([picture.roll(k, dims=-1) for k in range(cases.FRAMES)], dim=1)  # (B, f, C, h, w)
+    out = module(frames.flatten(0, 1), num_frames=cases.FRAMES).unflatten(0, frames.shape[:2])
+    return _named("motion", weights, frames=channels_last(frames), output=channels_last(out))
+
+
+def record_video(rng):
+    """AnimateDiff's whole UNet, with the norms of its temporal modules taken frame by frame."""
+    unet = UNetMotionModel(
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        num_attention_heads=cases.HEADS,
+        motion_num_attention_heads=cases.HEADS,
+        **_unet_sizes(),
+    )
+    weights = randomise(unet, rng)
+    latents = normal(rng, 2, cases.LATENT_CHANNELS, cases.FRAMES, 4, 6)  # (B, C, f, h, w)
+    timesteps, text = torch.tensor(cases.TIMESTEPS[1:]), normal(rng, 2 * cases.FRAMES, 3, cases.TEXT)
+    as_it_is = unet(latents, timesteps, text).sample
+    for module in unet.modules():
+        if isinstance(module, AnimateDiffTransformer3D):
+            module.norm.forward = _frame_by_frame(module.norm.forward)
+    out = unet(latents, timesteps, text).sample
+    change = (as_it_is - out).abs().max() / out.abs().max()
+    print(f"video: norms over all frames at once change the UNet's output by {change:.1%}")
+    return _named(
+        "video", weights, latents=channels_last(latents.transpose(1, 2)), prediction=channels_last(out.transpose(1, 2))
+    )
+
+
+def _frame_by_frame(norm):
+    def forward(x):  # (B, C, f, h, w)
+        frames = x.transpose(1, 2)
+        return norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+    return forward
+
+
+def record_vae(rng):
+    """SD's autoencoder on pictures that are not square."""
+    levels = len(cases.VAE_CHANNELS)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=cases.VAE_CHANNELS,
+        layers_per_block=cases.LAYERS,
+        norm_num_groups=cases.VAE_GROUPS,
+        latent_channels=cases.LATENT_CHANNELS,
+    )
+    weights = randomise(vae, rng)
+    images = normal(rng, 1, 3, 32, 48)
+    latents = normal(rng, 1, cases.LATENT_CHANNELS, 8, 12)
+    found = vae.encode(images).latent_dist
+    arrays = dict(images=images, mean=found.mean, logvar=found.logvar, latents=latents)
+    arrays |= dict(decoded=vae.decode(latents).sample)
+    return _named("vae", weights, **{name: channels_last(a) for name, a in arrays.items()})
+
+
+def record_sampling(rng):
+    """Trajectories (steps + 1, ...) of schedulers on a stand-in for the network, and the schedules themselves."""
+    x = rng.standard_normal(cases.SAMPLE_SHAPE).astype(np.float32)
+    arrays = {"sampling/x_T": x}
+    for zero in (False, True):
+        arrays[f"sampling/alphas_cumprod_{zero}"] = ddim("trailing", zero, "v", True, 8).alphas_cumprod.numpy()
+    for name, (solver, *options) in cases.SAMPLING.items():
+        for steps in cases.STEPS:
+            scheduler = ddim(*options, steps) if solver == "ddim" else dpm_solver(*options, steps)
+            trajectory = [torch.from_numpy(x).double()]
+            for t in scheduler.timesteps:
+                prediction = cases.pseudo_model(trajectory[-1], float(t))
+                trajectory.append(scheduler.step(prediction, t, trajectory[-1]).prev_sample.double())
+            arrays[f"sampling/{name}_{steps}/timesteps"] = scheduler.timesteps.numpy()
+            arrays[f"sampling/{name}_{steps}/trajectory"] = torch.stack(trajectory).numpy()
+    return arrays
+
+
+def ddim(spacing, zero, prediction, alpha_to_one, steps):
+    scheduler = DDIMScheduler(
+        **_schedule(spacing, zero, prediction), clip_sample=False, set_alpha_to_one=alpha_to_one, steps_offset=1
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def dpm_solver(spacing, zero, prediction, alpha_to_one, steps):
+    """Second order, with final sigma zero. It gets DDIM's timesteps: its own 'leading' counts otherwise."""
+    scheduler = DPMSolverMultistepScheduler(**_schedule(spacing, zero, prediction), algorithm_type="dpmsolver++")
+    scheduler.set_timesteps(timesteps=ddim(spacing, zero, prediction, alpha_to_one, steps).timesteps.tolist())
+    return scheduler
+
+
+def _schedule(spacing, zero, prediction):
+    kind = {"eps": "epsilon", "v": "v_prediction"}[prediction]
+    return dict(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        rescale_betas_zero_snr=zero,
+        timestep_spacing=spacing,
+        prediction_type=kind,
+    )
+
+
+def _unet_sizes():
+    return dict(
+        block_out_channels=cases.CHANNELS,
+        layers_per_block=cases.LAYERS,
+        norm_num_groups=cases.GROUPS,
+        in_channels=cases.LATENT_CHANNELS,
+        out_channels=cases.LATENT_CHANNELS,
+        cross_attention_dim=cases.TEXT,
+    )
+
+
+def _named(model, weights, **arrays):
+    return {f"{model}/weights/{n}": a for n, a in weights.items()} | {f"{model}/{n}": a for n, a in arrays.items()}
+
+
+def record():
+    """{name: array}, float32 but for weights (float16) and timesteps."""
+    arrays = {}
+    with torch.no_grad():
+        for seed, part in enumerate((record_unet, record_motion, record_video, record_vae, record_sampling)):
+            arrays |= part(np.random.default_rng(seed))
+    return {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in arrays.items()}
+
+
+def check(arrays):
+    """Compares with the stored file; returns the exit status."""
+    with np.load(cases.REFERENCE) as stored:
+        if set(stored) != set(arrays):
+            print(f"other arrays than in {cases.REFERENCE}: {sorted(set(stored) ^ set(arrays))[:4]}; record again")
+            return 1
+        errors = {n: float(np.abs(stored[n].astype(np.float64) - arrays[n]).max()) for n in arrays}
+    worst = max(errors, key=errors.get)
+    print(f"{len(arrays)} arrays; the largest difference is {errors[worst]:.1e}, of {worst}")
+    return int(errors[worst] > TOLERANCE)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the stored file and write nothing")
+    arrays = record()
+    if parser.parse_args().check:
+        return check(arrays)
+    np.savez_compressed(cases.REFERENCE, **arrays)
+    print(f"{cases.REFERENCE}: {len(arrays)} arrays, {cases.REFERENCE.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
