@@ -9,7 +9,6 @@ import math
 import numbers
 import os
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +20,7 @@ from emo_jax.data.audio import MAX_PEAK, SAMPLE_RATE, exact_fps, load_audio, req
 from emo_jax.data.faces import check_box, crop_around, default_box, find_face, mask_from_box, parse_box
 from emo_jax.data.images import from_pil, load_image
 from emo_jax.data.video import VideoWriter, check_target
+from emo_jax.progress import Progress
 
 TRACK_RATE = 44100  # Hz, of the sound in the file; the networks hear SAMPLE_RATE
 FACE_HEIGHT = 0.54  # of the crop: the median of training's faces at rest, mouth shut
@@ -283,50 +283,15 @@ def write_video(path, pipe: EmoPipeline, portrait, voice: Voice, *, name: str, f
     total = require_frames(voice.heard, fps)
     segments = retimed(pipe.stream(portrait, voice.heard, **options), pipe.fps, fps, total)
     writer = VideoWriter(path, pipe.size, fps, voice.track, audio_rate=voice.rate)
-    with writer, Progress(total, name) as progress:
+    if not sys.stderr.isatty():
+        print(f"{name}: {total} frames; the first ones take longer, a program is compiled", file=sys.stderr)
+    with writer, Progress(total, name, "frame") as progress:
         for frames in segments:
             writer.write(frames)
             progress.add(len(frames))
             if watch is not None:
                 watch(frames)
     print(f"{path}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
-
-
-class Progress:
-    """Frames done, on stderr: a bar on a terminal, a line every five seconds elsewhere."""
-
-    def __init__(self, total: int, name: str):
-        self.total, self.name, self.done = total, name, 0
-        self.first = self.start = self.last = None  # the first frames wait for the compiler: they tell no rate
-        self.bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, desc=name, unit="frame")
-        else:
-            print(f"{name}: {total} frames; the first ones take longer, a program is compiled", file=sys.stderr)
-
-    def add(self, count: int) -> None:
-        """Counts frames that are done."""
-        self.done += count
-        if self.bar is not None:
-            self.bar.update(count)
-            return
-        now = time.monotonic()
-        if self.start is None:
-            self.first, self.start = self.done, now
-        if self.last is None or now - self.last > 5 or self.done == self.total:
-            rate = (self.done - self.first) / max(now - self.start, 1e-9)
-            left = f", {rate:.1f} a second, {(self.total - self.done) / rate:.0f} s left" if rate else ""
-            print(f"{self.name}: {self.done}/{self.total} frames{left}", file=sys.stderr, flush=True)
-            self.last = now
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 # ---- the command

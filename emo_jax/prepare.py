@@ -6,12 +6,11 @@ import argparse
 import functools
 import multiprocessing
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator
 
 from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
+from emo_jax.progress import Progress
 
 _SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
 
@@ -107,20 +106,8 @@ def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:
 
 
 def report(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:
-    """Pass the records on: a progress bar on a terminal, a line every ten seconds elsewhere."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, total=count, desc=name, unit="record")
-        return
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last > 10 or done == count:
-            print(
-                f"{name}: {done}/{count} records, {done / max(now - start, 1e-9):.1f} a second",
-                file=sys.stderr,
-                flush=True,
-            )
-            last = now
+    """Passes the records on and tells the progress."""
+    with Progress(count, name, "record", every=10) as progress:
+        for item in items:
+            yield item
+            progress.add()

@@ -17,6 +17,8 @@ from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.stages import STAGES, get_stage, part_of, split
 from tests.small import small_config
 
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
 ARGUMENTS = {"tiny.py": tuple(STAGES)}

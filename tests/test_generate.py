@@ -1,6 +1,5 @@
 """Generation with a small EMO of random weights: lengths, seeds, one program, placement, files."""
 
-import io
 import math
 import pathlib
 from fractions import Fraction
@@ -199,19 +198,6 @@ def test_voice_from_a_file_keeps_a_better_track(tmp_path):
     found = load_voice(tmp_path / "a.wav")
     assert (len(found.heard), len(found.track), found.rate) == (16000, 44100, 44100)
     assert np.abs(found.track).max() == pytest.approx(0.3, abs=0.02)
-
-
-def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):
-    for terminal in (True, False):
-        stderr = io.StringIO()
-        stderr.isatty = lambda terminal=terminal: terminal
-        monkeypatch.setattr("sys.stderr", stderr)
-        with generate.Progress(20, "name") as progress:
-            for count in (8, 8, 4):
-                progress.add(count)
-        told = stderr.getvalue()
-        assert "20/20" in told and "name" in told
-        assert told.count("\n") == (1 if terminal else 3) and ("\r" in told) == terminal
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ GREY = 200  # of the videos below; 200 / 127.5 - 1 as a latent of an Echo
 
 
 def sampler_of(config, rule, **sampling):
-    config.sampling.update(dict(steps=2, clips=2, reference_scale=1.0, audio_scale=1.0) | sampling)
+    config.sampling.update(sampling)
     return VideoSampler(echo(config, rule), {}, config.sampling)
 
 
@@ -46,12 +46,12 @@ def test_trap_1_one_schedule_serves_training_and_sampling(changes):
     batch["frames"][:] = GREY
     loss = make_loss(echo(config, rule), config)({}, batch, jax.random.key(3))[0]
     assert loss < 1e-6
-    frames = next(stream(sampler_of(config, rule, solver="ddim", steps=4), 5120))
+    frames = next(stream(sampler_of(config, rule, steps=4), 5120))
     np.testing.assert_allclose(frames, GREY, atol=1)
 
     config.diffusion.beta_start = 0.01  # another schedule than the oracle's: both must notice
     assert make_loss(echo(config, rule), config)({}, batch, jax.random.key(3))[0] > 1e-4
-    frames = next(stream(sampler_of(config, rule, solver="ddim", steps=4), 5120))
+    frames = next(stream(sampler_of(config, rule, steps=4), 5120))
     assert np.abs(frames.astype(float) - GREY).max() > 1
 
 
@@ -118,7 +118,6 @@ def test_trap_4_height_and_width_may_differ(size, mode):
     config = training_config("speed")
     config.model.reference_attention = mode
     config.clip.image_size = size
-    config.sampling.update(clips=2, steps=2)
     emo, batch = build(config), fixed_batch(config)
     loss, _ = jax.eval_shape(make_loss(emo, config), emo.abstract_params(), batch, jax.random.key(0))
     assert loss.shape == ()

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from emo_jax.data import audio as data_audio
-from emo_jax.models import audio_encoder
 from emo_jax.models.audio_encoder import mel_features
 from emo_jax.models.audio_projector import AudioProjector
 from emo_jax.models.speed_encoder import SpeedEncoder, buckets, gather_window

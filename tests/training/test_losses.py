@@ -17,6 +17,7 @@ from tests.steps import fixed_batch, training_config
 def conditions_of(stage, size=2, batch=None, **train):
     """What the Backbone is handed in one loss of a stage, and the loss's metrics."""
     config = training_config(stage)
+    config.diffusion.min_snr_gamma = 0.0
     config.train.update(dict(drop_reference=0.0, drop_audio=0.0, motion_noise=0.0) | train)
     listener = Listener()
     emo = echo(config, listener)

@@ -1,0 +1,53 @@
+"""Progress on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+
+class Progress:
+    """Counts what is done of `total`.
+
+    Args:
+        total: how much there is to do, in `unit`s. name: what is done. unit: what is counted, in the singular.
+        every: seconds between lines where stderr is no terminal.
+    """
+
+    def __init__(self, total, name, unit, every=5.0):
+        self._total, self._name, self._unit, self._every = total, name, unit, every
+        self._done, self._bar = 0, None
+        self._start = self._last = time.monotonic()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total} " + unit + "s [{elapsed}<{remaining}]"
+            self._bar = tqdm(total=total, desc=name, bar_format=shape)
+
+    def add(self, amount=1, what=None):
+        """Counts `amount` more; `what` renames the line from here on."""
+        self._done += amount
+        self._name = what or self._name
+        if self._bar is not None:
+            self._bar.set_description(self._name, refresh=False)
+            self._bar.update(amount)
+            return
+        now = time.monotonic()
+        if now - self._last > self._every or self._done >= self._total:
+            rate = self._done / max(now - self._start, 1e-9)
+            left = max(self._total - self._done, 0) / rate
+            print(
+                f"{self._name}: {self._done:.4g}/{self._total} {self._unit}s, {rate:.3g} a second, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._last = now
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        self.close()
+
+    def close(self):
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
