@@ -15,7 +15,8 @@ from emo_jax.training.step import TrainState, make_step, new_state
 from tests.small import small_config
 
 STEPS = 3
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # halves the time to compile, which is what these tests cost
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""Compiler options that halve the time to compile, which is what these tests cost."""
 
 
 def training_config(stage):

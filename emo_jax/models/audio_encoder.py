@@ -25,8 +25,8 @@ def mel_features(audio, frames, fps, *, bands, steps):
     """Log-mel features of each video frame.
 
     Args:
-        audio: (B, W) waveform at 16 kHz in [-1, 1], which starts AUDIO_MARGIN samples before the first frame and ends at
-            least AUDIO_MARGIN samples behind the last (data.audio.window_bounds).
+        audio: (B, W) waveform at 16 kHz in [-1, 1], which starts AUDIO_MARGIN samples before the first frame and
+            ends at least AUDIO_MARGIN samples behind the last (data.audio.window_bounds).
         frames: how many video frames it spans; fps: their rate.
         bands: mel bands; steps: spectra per frame, evenly spaced over it.
 

@@ -1,5 +1,7 @@
 """Our networks and solvers against diffusers' torch implementations, as recorded by record.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +20,14 @@ from emo_jax.models.vae import VAE, VAEConfig
 from tests.parity import cases
 from tests.parity.names import POSITIONS, TEXT_ATTENTION, rename
 
-TOLERANCE = 2e-4
+TOLERANCE = 3e-5  # small enough to tell an epsilon of 1e-6 from 1e-5 in any norm
 # ReferenceNet ends with the state after the last self-attention.
 BEHIND_LAST_FEATURE = r"conv_(norm_)?out|up_blocks\.1\.attentions\.1\.(proj_out|transformer_blocks\.0\.(norm3|ff))"
 
+# Unoptimised programs: each runs once, and compiling is what takes the time.
+compiled = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 UNET = UNetConfig(cases.CHANNELS, cases.ATTENTION, cases.LAYERS, cases.HEADS, cases.GROUPS, cases.LATENT_CHANNELS)
 BASE = dict(
     train_steps=1000, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, spacing="trailing",
@@ -65,7 +71,7 @@ def test_unet_and_its_features(recorded):
     latents, t = r["latents"][:, None], jnp.asarray(cases.TIMESTEPS)
     net = UNet(UNET)
     params = filled(net, recorded("unet/weights"), latents, t, leave_out=[TEXT_ATTENTION])
-    prediction, features = jax.jit(net.apply)({"params": params}, latents, t)
+    prediction, features = compiled(net.apply)({"params": params}, latents, t)
     close(prediction[:, 0], r["prediction"])
     compare_features(features, recorded("unet/features"))
 
@@ -76,7 +82,7 @@ def test_reference_net(recorded):
     net = rn.reference_net(UNET)
     leave_out = [TEXT_ATTENTION, BEHIND_LAST_FEATURE]
     params = filled(net, recorded("unet/weights"), latents, jnp.zeros(1), leave_out=leave_out)
-    features = jax.jit(lambda p, x: rn.features(net, p, x))(params, latents)
+    features = compiled(lambda p, x: rn.features(net, p, x))(params, latents)
     compare_features(features, {n: a[:1] for n, a in recorded("unet/features").items()})
 
 
@@ -87,7 +93,7 @@ def test_temporal_module(recorded, motion_frames):
     module = MotionModule(cases.HEADS, cases.GROUPS)
     params = filled(module, recorded("motion/weights"), r["frames"], leave_out=[POSITIONS])
     motion, clip = (r["frames"][:, :motion_frames] if motion_frames else None), r["frames"][:, motion_frames:]
-    out = jax.jit(module.apply)({"params": params}, clip, motion)
+    out = compiled(module.apply)({"params": params}, clip, motion)
     close(out, r["output"][:, motion_frames:])
     close(out - clip, (r["output"] - r["frames"])[:, motion_frames:])
 
@@ -97,7 +103,7 @@ def test_unet_with_temporal_modules(recorded):
     net = UNet(UNetConfig(**{**vars(UNET), "temporal": True}))
     inputs = r["latents"], jnp.asarray(cases.TIMESTEPS[1:]), Conditions()
     params = filled(net, recorded("video/weights"), *inputs, leave_out=[TEXT_ATTENTION, POSITIONS])
-    close(jax.jit(net.apply)({"params": params}, *inputs)[0], r["prediction"])
+    close(compiled(net.apply)({"params": params}, *inputs)[0], r["prediction"])
 
 
 def test_vae(recorded):
@@ -105,10 +111,10 @@ def test_vae(recorded):
     vae = VAE(VAEConfig(cases.VAE_CHANNELS, cases.VAE_CHANNELS, 1, cases.VAE_GROUPS, cases.LATENT_CHANNELS))
     scale = jnp.asarray(0.18215)  # torch has it in the config
     params = filled(vae, recorded("vae/weights"), r["images"], extra={"scaling_factor": scale})
-    mean, logvar = jax.jit(lambda p, x: vae.apply({"params": p}, x, method="moments"))(params, r["images"])
+    mean, logvar = compiled(lambda p, x: vae.apply({"params": p}, x, method="moments"))(params, r["images"])
     close(mean, r["mean"])
     close(logvar, r["logvar"])
-    decode = jax.jit(lambda p, z: vae.apply({"params": p}, z, method="decode"))
+    decode = compiled(lambda p, z: vae.apply({"params": p}, z, method="decode"))
     close(decode(params, r["latents"] * scale), r["decoded"])
 
 
@@ -123,8 +129,8 @@ def test_alphas_cumprod(recorded, zero):
 def test_trajectory(recorded, name, steps):
     """The whole trajectory.
 
-    At zero SNR DPM-Solver++ differs by design: diffusers takes 2 ** -24 for the last alpha_bar and so goes on with a
-    second-order step, which extrapolates from a finite lambda at infinity; ours takes a first-order one.
+    At zero SNR DPM-Solver++ differs by design: diffusers takes 2 ** -24 for the last alpha_bar, so that its second step
+    is of second order and extrapolates over a lambda that stands for infinity; ours is of first order there.
     """
     solver_name, spacing, zero, prediction, alpha_to_one = cases.SAMPLING[name]
     r = recorded(f"sampling/{name}_{steps}")
@@ -135,12 +141,12 @@ def test_trajectory(recorded, name, steps):
 
     x, key = jnp.asarray(recorded("sampling")["x_T"]), jax.random.key(0)
     state = solver.init(x)
-    step = jax.jit(
+    step = compiled(
         lambda state, x, t, t_next: solver.step(
             state, x, *convert(schedule, cases.pseudo_model(x, t), x, t, prediction), t, t_next, key
         )
     )
-    tolerance = 0.05 if solver_name == "dpm++2m" and zero else TOLERANCE
+    tolerance = 5e-3 if solver_name == "dpm++2m" and zero else TOLERANCE
     for t, t_next, expected in zip(ts, [*ts[1:], -1], r["trajectory"][1:], strict=True):
         x, state = step(state, x, jnp.int32(t), jnp.int32(t_next))
         close(x, expected, tolerance)
