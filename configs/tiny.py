@@ -6,10 +6,10 @@ make tiny-weights   # prepares the data and trains: tiny.py:vae, tiny.py:image, 
 from configs import base
 
 _STAGES = {
-    "vae": dict(steps=1800, batch_size=16, learning_rate=2e-3),
-    "image": dict(steps=1500, batch_size=32, learning_rate=1e-3),
-    "video": dict(steps=4000, batch_size=8, learning_rate=8e-4),
-    "speed": dict(steps=1000, batch_size=8, learning_rate=5e-4),
+    "vae": dict(steps=2000, batch_size=16, learning_rate=2e-3),
+    "image": dict(steps=2500, batch_size=32, learning_rate=1e-3),
+    "video": dict(steps=14_000, batch_size=8, learning_rate=1e-3),
+    "speed": dict(steps=1000, batch_size=8, learning_rate=8e-4),
 }
 
 
@@ -36,7 +36,7 @@ def get_config(stage="video"):
     config.model.speed.features = 64
     config.clip.update(frames=8, motion_frames=2, image_size=(128, 128))
     config.diffusion.update(zero_terminal_snr=True, prediction="x0", spacing="trailing", min_snr_gamma=2.0)
-    config.sampling.update(solver="dpm++2m", steps=8, reference_scale=1.0, audio_scale=1.0)
+    config.sampling.update(solver="dpm++2m", steps=4, reference_scale=2.0, audio_scale=2.0)
     config.data.update(crop_scale=(0.8, 0.8), num_workers=0)
     config.train.update(
         stage=stage,

@@ -14,7 +14,7 @@ def parse(arguments):
         ValueError: no such file, an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=["emo", *arguments])
     files = [a.split("=", 1)[1] for a in arguments if a.startswith("--config=")]
     files += [b for a, b in zip(arguments, arguments[1:], strict=False) if a == "--config"]
     if not files:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import sys
 import time
 
 import numpy as np
@@ -29,6 +28,7 @@ from emo_jax.metrics.properties import (
     speed_row,
     talk_rows,
 )
+from emo_jax.progress import Progress
 
 PROPERTIES = ("lips", "silence", "identity", "seams", "speed", "place", "length", "memory")
 STRANGERS = 64  # more people to tell a face apart from
@@ -51,7 +51,7 @@ class Evaluation:
         self.emo, self.samplers = build(config), {}
         self.clip = config.clip
         self.segment = config.sampling.clips * config.clip.frames
-        self.progress = Progress(self._segments())
+        self.progress = Progress(self._segments(), "evaluate", "segment", every=10)
 
     def _segments(self) -> int:
         """Segments of all people to be generated, for the progress: those of a few people count less."""
@@ -106,33 +106,6 @@ class Evaluation:
 # ---- the command
 
 
-class Progress:
-    """Segments done, on stderr: a bar on a terminal, a line every ten seconds elsewhere, with the time left."""
-
-    def __init__(self, total: int):
-        self.total, self.done, self.start = total, 0.0, time.monotonic()
-        self.last, self.bar = self.start, None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            shape = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-            self.bar = tqdm(total=total, unit="segment", bar_format=shape)
-
-    def add(self, amount: float, what: str) -> None:
-        """Counts segments (of all people) that are done."""
-        self.done += amount
-        if self.bar is not None:
-            self.bar.set_description(what)
-            self.bar.update(amount)
-            return
-        now = time.monotonic()
-        if now - self.last > 10:
-            left = (now - self.start) / self.done * max(self.total - self.done, 0)
-            print(f"{what}: {self.done:.1f}/{self.total} segments, about {left / 60:.1f} min left",
-                  file=sys.stderr, flush=True)  # fmt: skip
-            self.last = now
-
-
 def add_parser(subparsers) -> None:
     """Adds the verb `evaluate` to the command line."""
     parser = subparsers.add_parser("evaluate", help="measure a model on held-out people", description=__doc__)
@@ -178,6 +151,7 @@ def main(args) -> None:
     for name, make in (("speed", speed_row), ("place", place_row), ("length", length_row)):
         if name in ev.wanted:
             rows.append(make(ev))
+    ev.progress.close()
     if "memory" in ev.wanted:
         rows.append(memory_row(args.checkpoint, people.references[0], args.long or 60.0, args.steps))
     settings = {k: v for k, v in vars(args).items() if k not in ("main", "verb")}

@@ -60,7 +60,7 @@ def test_trap_2_every_motion_module_runs_and_learns(stage):
     after = first_steps(stage).states[1]
     gradients = optax.tree_utils.tree_get(after.opt_state, "mu")
     modules = {path: g for path, g in gradients.items() if "motion_modules" in path}
-    names = {path.split("/transformer_blocks")[0].rsplit("/", 1)[0] for path in modules if "transformer_blocks" in path}
+    names = {path.split("/transformer_blocks")[0] for path in modules if "transformer_blocks" in path}
     assert len(names) == 1 + 1 + 1 + 2 + 2  # per layer of the small UNet: down, down, middle, up, up
     assert all(np.abs(g).max() > 0 for g in modules.values())
     for other in ("vae", "image"):

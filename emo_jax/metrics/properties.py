@@ -166,12 +166,11 @@ def length_row(ev) -> Row:
 
 def memory_row(checkpoint: str, reference: np.ndarray, long: float, steps: int | None) -> Row:
     """Peak resident memory of `emo generate` for a long voice over that for 10 s, each in a fresh process."""
-
-    peaks = []
+    peaks, lengths = [], (min(10.0, long / 2), long)
     with tempfile.TemporaryDirectory() as folder:
         portrait = f"{folder}/portrait.png"
         Image.fromarray(reference).save(portrait)
-        for seconds in (min(10.0, long / 2), long):
+        for seconds in lengths:
             voice, out = f"{folder}/voice.wav", f"{folder}/out.mp4"
             write_wav(voice, long_voices(1, seconds)[0])
             command = [sys.executable, "-m", "emo_jax.cli", "generate", "--checkpoint", checkpoint]
@@ -180,7 +179,7 @@ def memory_row(checkpoint: str, reference: np.ndarray, long: float, steps: int |
             print(f"memory: emo generate with {seconds:g} s of sound", file=sys.stderr, flush=True)
             peaks.append(peak_memory(command))
     return Row(
-        "memory", f"peak memory of emo generate, {long:g} s / 10 s", peaks[1] / peaks[0], 1.15, below=True,
+        "memory", f"peak memory of emo generate, {long:g} s / {lengths[0]:g} s", peaks[1] / peaks[0], 1.15, below=True,
         detail={"MiB": peaks},
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ def learning_rate(config, steps):
             [optax.linear_schedule(0.0, rate, warmup), optax.constant_schedule(rate)], [warmup]
         )
     if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, steps, end_value=rate * 0.02)
+        return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), end_value=rate * 0.02)
     raise ValueError(f"train.optimizer.schedule is {config.schedule!r}; expected 'constant' or 'cosine'")
 
 

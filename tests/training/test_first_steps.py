@@ -12,7 +12,12 @@ from emo_jax.training.stages import STAGES, part_of
 from tests.steps import STEPS, first_steps
 
 # {stage: [(loss, gradient norm) of steps 1, 2, 3]}
-GOLDEN = {}
+GOLDEN = {
+    "vae": [(1.015354, 0.57101), (1.024089, 0.54216), (1.003344, 0.48362)],
+    "image": [(0.688693, 4.78539), (0.622775, 3.41356), (0.596795, 2.57619)],
+    "video": [(0.644763, 2.446), (0.643723, 2.37539), (0.582497, 2.32021)],
+    "speed": [(0.650067, 0.79438), (0.647653, 0.68945), (0.584347, 0.54605)],
+}
 
 
 def _numbers(stage):
