@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import importlib.util
 import io
 import math
-import os
 import shutil
 import subprocess
+import sys
 import wave
-from collections.abc import Iterator
 
 import numpy as np
 from scipy import signal
@@ -122,48 +119,48 @@ def espeak_passage(rng: np.random.Generator, seconds: float) -> np.ndarray:
     return np.concatenate(parts)[:count]
 
 
-@contextlib.contextmanager
-def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
-    """The package's library and its sampling rate, loaded anew: its globals would let one sentence colour the next."""
-    import espeakng_loader
+_CHILD = """
+import ctypes, sys
+library_path, data, voice, rate, pitch = sys.argv[1:]
+library, chunks = ctypes.CDLL(library_path), []
 
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    try:
-        rate = library.espeak_Initialize(
-            1, 0, espeakng_loader.get_data_path().encode(), 1 << 15
-        )  # hand the sound back, never exit
-        if rate <= 0:
-            raise RuntimeError("espeak-ng could not start; reinstall the package espeakng-loader")
-        yield library, rate
-        library.espeak_Terminate()
-    finally:
-        if os.name == "posix":
-            import _ctypes
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+def collect(samples, count, events):
+    if samples and count > 0:
+        chunks.append(ctypes.string_at(samples, 2 * count))
+    return 0
 
-            _ctypes.dlclose(library._handle)
+native = library.espeak_Initialize(1, 0, data.encode(), 1 << 15)
+if native <= 0:
+    sys.exit("espeak-ng could not start; reinstall the package espeakng-loader")
+try:
+    ctypes.CDLL(None).srand(1)  # espeak-ng draws its noise from the C library
+except (AttributeError, OSError, TypeError):
+    pass
+library.espeak_SetSynthCallback(collect)
+if library.espeak_SetVoiceByName(voice.encode()) != 0:
+    sys.exit(3)
+library.espeak_SetParameter(1, int(rate), 0)
+library.espeak_SetParameter(3, int(pitch), 0)
+text = sys.stdin.buffer.read() + bytes(1)
+library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, None)
+library.espeak_Synchronize()
+sys.stdout.buffer.write(native.to_bytes(4, "little") + b"".join(chunks))
+"""
 
 
 def _speak_library(text: str, voice: str, rate: int, pitch: int) -> tuple[int, np.ndarray]:
-    chunks = []
+    """The package's library in a process of its own: its globals outlive a sentence, and reloading it can crash."""
+    import espeakng_loader
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    def collect(samples, count, events):
-        if samples and count > 0:
-            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    with _library() as (library, native):
-        if os.name == "posix":
-            ctypes.CDLL(None).srand(1)  # espeak-ng draws its noise from the C library
-        library.espeak_SetSynthCallback(collect)
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"espeak-ng doesn't know the voice {voice!r}; `espeak-ng --voices` lists them")
-        library.espeak_SetParameter(1, rate, 0)
-        library.espeak_SetParameter(3, pitch, 0)
-        encoded = text.encode() + b"\0"
-        library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, 1, None, None)
-        library.espeak_Synchronize()
-    return native, np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
+    paths = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+    command = [sys.executable, "-I", "-S", "-c", _CHILD, *map(str, paths), voice, str(rate), str(pitch)]
+    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
+    if done.returncode == 3:
+        raise ValueError(f"espeak-ng doesn't know the voice {voice!r}; `espeak-ng --voices` lists them")
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode(errors="replace").strip() or f"espeak-ng failed ({done.returncode})")
+    return int.from_bytes(done.stdout[:4], "little"), np.frombuffer(done.stdout[4:], "<i2")
 
 
 def _speak_program(text: str, voice: str, rate: int, pitch: int) -> tuple[int, np.ndarray]:
