@@ -78,7 +78,8 @@ class VideoWriter:
         context.gop_size = max(1, round(KEYFRAME_SECONDS * self.fps))
         context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
         context.color_range = LIMITED
-        stream.options = {"crf": str(crf), "preset": preset}
+        # x264 varies from run to run with its macroblock tree on
+        stream.options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
         context.open()
         return stream
 

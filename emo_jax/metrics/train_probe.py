@@ -1,6 +1,6 @@
 """Trains the measuring network (`emo_jax.metrics.probe`) on rendered frames.
 
-python -m emo_jax.metrics.train_probe --data data/synthetic --output probe.safetensors --steps 3000
+python -m emo_jax.metrics.train_probe --data data/synthetic --output probe.safetensors --steps 4000
 
 Frames come from the split train, with the data pipeline's crops, and are blurred, resampled, made noisy and shifted in
 colour, so that the network reads a decoder's soft pictures too. Accuracy is reported on the split validation.
@@ -222,7 +222,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser("train_probe", description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="directory of emo prepare synthetic")
     parser.add_argument("--output", required=True, help="safetensors file to write")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--init", metavar="FILE", help="go on from these weights")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emo_jax.models.attention import Conditions, SpatialTransformer
 from emo_jax.models.emo import build, mask_features, switch
@@ -240,3 +240,17 @@ def test_temporal_modules_mix_frames_of_one_place_and_drop_the_motion_frames():
     before = motion.at[:, 1, 2, 3].set(motion[:, 1, 2, 4]).at[:, 1, 2, 4].set(motion[:, 1, 2, 3])
     moved = np.abs(module.apply(variables, x, before) - out).max(axis=(0, 4))
     assert moved[:, 2, 3:5].min() > 1e-5 and moved[:, 0].max() < 1e-6
+
+
+def test_temporal_modules_give_each_frame_its_own_result():
+    """With its attention and feed-forward silenced a module works on each frame alone: none may come out for another."""
+    module = MotionModule(heads=2, groups=4)
+    x, motion = (jax.random.normal(jax.random.key(k), (1, 3 - k, 2, 2, 8)) for k in (0, 1))
+    flat = flatten_dict(module.init(jax.random.key(2), x, motion), sep="/")
+    silent = {path: a * (not re.search("to_out_0|net_2", path)) for path, a in flat.items()}
+    variables = unflatten_dict(silent, sep="/")
+    out = module.apply(variables, x, motion)
+    assert np.abs(out - x).min(axis=(0, 2, 3, 4)).max() > 0
+    np.testing.assert_allclose(module.apply(variables, x, -motion), out, atol=1e-6)
+    moved = np.abs(module.apply(variables, x.at[:, 1].multiply(-2.0), motion) - out).max(axis=(0, 2, 3, 4))
+    assert moved[1] > 0.1 and moved[0] < 1e-6 and moved[2] < 1e-6
