@@ -243,7 +243,7 @@ def test_temporal_modules_mix_frames_of_one_place_and_drop_the_motion_frames():
 
 
 def test_temporal_modules_give_each_frame_its_own_result():
-    """With its attention and feed-forward silenced a module works on each frame alone: none may come out for another."""
+    """With its attention and feed-forward silenced a module works on each frame alone: none comes out for another."""
     module = MotionModule(heads=2, groups=4)
     x, motion = (jax.random.normal(jax.random.key(k), (1, 3 - k, 2, 2, 8)) for k in (0, 1))
     flat = flatten_dict(module.init(jax.random.key(2), x, motion), sep="/")
