@@ -56,7 +56,13 @@ def fixed_batch(config, size=2, seed=0):
 
 def fresh_params(emo):
     """A new model's params tree."""
-    return emo.init(jax.random.key(0))
+    key = emo.config.model.to_json_best_effort(), str(emo.config.clip)
+    if key not in _FRESH:
+        _FRESH[key] = emo.init(jax.random.key(0))
+    return _FRESH[key]
+
+
+_FRESH = {}
 
 
 def random_params(emo, fresh=None):

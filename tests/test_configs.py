@@ -34,6 +34,17 @@ def every_config():
         yield from ((file, argument) for argument in (ARGUMENTS[file] if takes else (None,)))
 
 
+_SHAPES = {}
+
+
+def shapes(config):
+    """{path: shape and dtype} of a config's parameters, computed once for equal networks."""
+    key = config.model.to_json_best_effort()
+    if key not in _SHAPES:
+        _SHAPES[key] = flatten_dict(build(config).abstract_params(), sep="/")
+    return _SHAPES[key]
+
+
 def parse(file, argument, *overrides):
     return config_lib.parse([f"--config={CONFIGS / file}" + (f":{argument}" if argument else ""), *overrides])
 
@@ -42,7 +53,8 @@ def parse(file, argument, *overrides):
 def test_every_config_builds(file, argument):
     config = parse(file, argument)
     assert keys(config) == keys(base.get_config())  # no field that nothing reads, none missing
-    params = flatten_dict(build(config).abstract_params(), sep="/")
+    build(config)
+    params = shapes(config)
     trained, frozen = split(params, get_stage(config.train.stage))
     assert trained and (frozen or config.train.stage == "vae") and len(trained) + len(frozen) == len(params)
     schedule = make_schedule(config.diffusion)
@@ -59,7 +71,7 @@ def keys(config, prefix=""):
 
 
 def test_the_small_config_has_the_parts_of_the_large_one():
-    large, small = (flatten_dict(build(c).abstract_params(), sep="/") for c in (base.get_config(), small_config()))
+    large, small = shapes(base.get_config()), shapes(small_config())
     order = [[part_of(path) for path in paths] for paths in (large, small)]
     assert list(dict.fromkeys(order[0])) == list(dict.fromkeys(order[1]))
     layers = [{re.sub(r"\d+", "N", path) for path in paths if "blocks" in path} for paths in (large, small)]
@@ -79,7 +91,7 @@ def counts():
 def _count(config):
     """{part: number of parameters}."""
     found = dict.fromkeys(("vae", "backbone", "reference_net", "temporal_modules"), 0)
-    for path, leaf in flatten_dict(build(config).abstract_params(), sep="/").items():
+    for path, leaf in shapes(config).items():
         found[part_of(path)] = found.get(part_of(path), 0) + math.prod(leaf.shape)
     return found
 

@@ -1,9 +1,11 @@
-"""The eight traps found in the code of EMO's relatives, each with a test that it is not here."""
+"""The eight traps found in the code of EMO's relatives, each with a test that it is not here.
+
+The second is tested by gradients too: test_trap_2_... in training/test_first_steps.py, where the steps are compiled.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from emo_jax.data.audio import frame_count
@@ -11,11 +13,11 @@ from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import build
 from emo_jax.sampling import VideoSampler
 from emo_jax.training.losses import denoising_loss
-from emo_jax.training.stages import STAGES, get_stage
+from emo_jax.training.stages import get_stage
 from emo_jax.training.step import make_loss
 from tests.echo import Listener, echo, oracle
 from tests.small import small_config
-from tests.steps import first_steps, fixed_batch, training_config
+from tests.steps import fixed_batch, training_config
 
 GREY = 200  # of the videos below; 200 / 127.5 - 1 as a latent of an Echo
 
@@ -53,19 +55,6 @@ def test_trap_1_one_schedule_serves_training_and_sampling(changes):
     assert make_loss(echo(config, rule), config)({}, batch, jax.random.key(3))[0] > 1e-4
     frames = next(stream(sampler_of(config, rule, steps=4), 5120))
     assert np.abs(frames.astype(float) - GREY).max() > 1
-
-
-@pytest.mark.parametrize("stage", ["video", "speed"])
-def test_trap_2_every_motion_module_runs_and_learns(stage):
-    after = first_steps(stage).states[1]
-    gradients = optax.tree_utils.tree_get(after.opt_state, "mu")
-    modules = {path: g for path, g in gradients.items() if "motion_modules" in path}
-    names = {path.split("/transformer_blocks")[0] for path in modules if "transformer_blocks" in path}
-    assert len(names) == 1 + 1 + 1 + 2 + 2  # per layer of the small UNet: down, down, middle, up, up
-    assert all(np.abs(g).max() > 0 for g in modules.values())
-    for other in ("vae", "image"):
-        held = optax.tree_utils.tree_get(first_steps(other).states[1].opt_state, "mu")
-        assert not any("motion_modules" in path for path in held)
 
 
 def test_trap_2_nothing_is_skipped_where_activations_are_recomputed():
@@ -113,7 +102,7 @@ def test_trap_3_the_first_clip_is_conditioned_as_in_training():
     assert seen["motion"].keys() == sampled.seen[0]["motion"].keys()
 
 
-@pytest.mark.parametrize("size, mode", [((64, 128), "cross"), ((128, 64), "concat"), ((96, 32), "off")])
+@pytest.mark.parametrize("size, mode", [((64, 128), "cross"), ((128, 64), "concat")])
 def test_trap_4_height_and_width_may_differ(size, mode):
     config = training_config("speed")
     config.model.reference_attention = mode
@@ -211,7 +200,3 @@ def test_trap_8_frames_are_decoded_in_one_go():
         assert count(one, primitive) == count(many, primitive)
     assert count(many, "scan") + count(many, "while") == 0
     assert many.out_avals[0].shape == (1, 12, 64, 64, 3)
-
-
-def test_the_stages_of_the_traps_are_those_there_are():
-    assert set(STAGES) == {"vae", "image", "video", "speed"}

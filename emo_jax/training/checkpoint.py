@@ -44,6 +44,7 @@ class Checkpoints:
         Raises:
             ValueError: the checkpoint holds other parameters than `shapes`.
         """
+        self._check_shapes(step, shapes)
         try:
             restored = self._manager.restore(
                 step,
@@ -57,6 +58,25 @@ class Checkpoints:
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
         return TrainState(**restored["state"])
+
+    def _check_shapes(self, step, shapes):
+        """Before anything is read: a read that orbax gives up half-way leaves tasks that complain on stderr later."""
+        self._manager.wait_until_finished()
+        folder = self._manager.directory / str(step) / "state"
+        try:
+            metadata = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+        except OSError as error:
+            raise ValueError(f"{folder} is damaged ({error}); delete that step to go on from an older one") from error
+        for name in ("trained", "frozen", "ema"):
+            found = {path: tuple(leaf.shape) for path, leaf in metadata.get(name, {}).items()}
+            wanted = {path: tuple(leaf.shape) for path, leaf in getattr(shapes, name).items()}
+            odd = sorted(path for path in {**found, **wanted} if found.get(path) != wanted.get(path))
+            if odd:
+                raise ValueError(
+                    f"{self._manager.directory}/{step} does not fit this config: {odd[0]} has shape "
+                    f"{found.get(odd[0])} there, {wanted.get(odd[0])} here (and {len(odd) - 1} more differ); train in "
+                    "another --workdir, or with the config of that run"
+                )
 
     def close(self):
         """Waits until what is being saved is saved."""

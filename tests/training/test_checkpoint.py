@@ -87,8 +87,21 @@ def test_a_checkpoint_of_another_config_is_one_line(tmp_path):
     config, state = toy(1.0)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state, Place(0), config)
-    with pytest.raises(ValueError, match="/1 does not fit this config") as caught:
+    with pytest.raises(ValueError, match=r"/1 does not fit this config: vae/a/kernel has shape \(2, 3\)") as caught:
         checkpoints.restore(1, shapes(toy(1.0, width=5)[1]), Place(0))
+    assert "\n" not in str(caught.value)
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+    config, state = toy(1.0)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, Place(0), config)
+    checkpoints.close()
+    (tmp_path / "checkpoints" / "1" / "state" / "_METADATA").unlink()
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="/1/state is damaged") as caught:
+        checkpoints.restore(1, shapes(state), Place(0))
     assert "\n" not in str(caught.value)
     checkpoints.close()
 

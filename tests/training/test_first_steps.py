@@ -43,6 +43,17 @@ def test_every_parameter_of_the_stage_gets_a_gradient_and_no_other_moves(stage):
         np.testing.assert_array_equal(value, last.frozen[path], err_msg=path)
 
 
+@pytest.mark.parametrize("stage", ["video", "speed"])
+def test_trap_2_every_motion_module_runs_and_learns_in_its_stages_alone(stage):
+    gradients = optax.tree_utils.tree_get(first_steps(stage).states[1].opt_state, "mu")
+    modules = {path: g for path, g in gradients.items() if "motion_modules" in path}
+    names = {path.split("/transformer_blocks")[0] for path in modules if "transformer_blocks" in path}
+    assert len(names) == 1 + 1 + 1 + 2 + 2  # per layer of the small UNet: down, down, middle, up, up
+    assert all(np.abs(g).max() > 0 for g in modules.values())
+    for other in ("vae", "image"):
+        assert not [path for path in first_steps(other).states[1].trained if "motion_modules" in path]
+
+
 def test_the_stages_together_train_everything_but_the_vaes_scale():
     paths = flatten_dict(first_steps("vae").emo.abstract_params(), sep="/")
     trained = {path for stage in STAGES for path in paths if part_of(path) in STAGES[stage].trains}
