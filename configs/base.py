@@ -86,6 +86,7 @@ def train():
         seed=0,
         init_from="",  # the run of the stage before
         optimizer=dict(
+            name="adamw",  # adamw | muon
             learning_rate=1e-5,
             warmup=500,
             schedule="constant",  # constant | cosine
@@ -98,6 +99,7 @@ def train():
         drop_reference=0.05,
         drop_audio=0.05,
         motion_noise=0.0,  # standard deviation of the noise put on motion frames' latents
+        face_weight=1.0,  # of the face's region in the losses; the rest counts 1
         kl_weight=1e-6,
         mesh=dict(data=-1, fsdp=1),
         log_every=50,

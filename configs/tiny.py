@@ -41,6 +41,7 @@ def get_config(stage="video"):
     config.train.update(
         stage=stage,
         ema=0.995,
+        face_weight=3.0,
         kl_weight=2e-4,
         motion_noise=0.1,
         log_every=25,

@@ -52,9 +52,9 @@ def state_sharding(mesh, state):
     """Shardings for a tree whose array leaves sit in dicts {path: array}; other leaves are replicated."""
 
     def place(keys, leaf):
-        path = next((k.key for k in reversed(keys) if isinstance(k, jax.tree_util.DictKey)), None)
-        spec = PartitionSpec() if path is None else parameter_spec(path, leaf.shape, mesh.shape["fsdp"])
-        return NamedSharding(mesh, spec)
+        if not (keys and isinstance(keys[-1], jax.tree_util.DictKey)):
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, parameter_spec(keys[-1].key, leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(place, state)
 

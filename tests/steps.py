@@ -33,11 +33,12 @@ def training_config(stage):
     config.data.update(crop_scale=(0.8, 0.8), min_reference_gap=1.0, first_clip_prob=0.1, flip_prob=0.0, num_workers=0)
     config.train.update(
         steps=4, batch_size=2, accumulate=1, seed=0, ema=0.9, drop_reference=0.05, drop_audio=0.05, motion_noise=0.1,
-        kl_weight=1e-3, save_every=2, log_every=2, sample_every=0,
+        kl_weight=1e-3, face_weight=1.0, save_every=2, log_every=2, sample_every=0,
     )  # fmt: skip
     config.train.optimizer.update(
-        learning_rate=1e-3, warmup=1, schedule="cosine", beta1=0.9, beta2=0.99, weight_decay=1e-4, clip_norm=1.0
-    )
+        name="adamw", learning_rate=1e-3, warmup=1, schedule="cosine", beta1=0.9, beta2=0.99, weight_decay=1e-4,
+        clip_norm=1.0,
+    )  # fmt: skip
     return config
 
 

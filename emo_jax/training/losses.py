@@ -9,20 +9,24 @@ from emo_jax.models.emo import EMO, mask_features, switch, to_float
 
 
 def vae_loss(emo: EMO, config, params, batch, key):
-    """Reconstruction (L1 + L2) + KL of batch['frames'] (B, f, H, W, 3); returns (loss, metrics)."""
+    """Reconstruction (L1 + L2) + KL of batch['frames'] (B, f, H, W, 3); returns (loss, metrics).
+
+    Faces count `face_weight` times as much as the rest; the PSNR is that of the whole picture.
+    """
     images = to_float(batch["frames"])
     variables = {"params": params["vae"]}
     mean, logvar = emo.vae.apply(variables, images, method="moments")
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     error = emo.vae.apply(variables, z, method="decode_unscaled") - images
-    l1, l2 = jnp.abs(error).mean(), (error**2).mean()
+    weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight)
+    l1, l2 = (jnp.abs(error) * weight).mean(), (error**2 * weight).mean()
     kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-    metrics = {"l1": l1, "psnr": -10 * jnp.log10(l2 / 4 + 1e-12), "kl": kl}
+    metrics = {"l1": l1, "psnr": -10 * jnp.log10((error**2).mean() / 4 + 1e-12), "kl": kl}
     return l1 + l2 + config.kl_weight * kl, metrics
 
 
 def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
-    """Mean squared error of the Backbone's prediction, weighted per sample and then averaged (Eq. 1).
+    """Mean squared error of the Backbone's prediction, weighted per place and sample and then averaged (Eq. 1).
 
     Args:
         batch: what data.pipeline yields for the stage. config: the `train` config.
@@ -38,12 +42,26 @@ def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     prediction = emo.denoise(params, x_t, t, conditions)
     target = diffusion.target(schedule, schedule.prediction, x0, noise, t)
-    error = ((prediction - target) ** 2).mean(axis=(1, 2, 3, 4))
+    error = (prediction - target) ** 2 * face_weights(batch["mask"], x0.shape[2:4], config.face_weight)
+    error = error.mean(axis=(1, 2, 3, 4))
     weight = diffusion.loss_weight(schedule, t, schedule.prediction, schedule.min_snr_gamma)
     metrics = {
         f"loss_t{band}": _mean_where(error, 3 * t // schedule.train_steps == band) for band in range(3)
     }
     return (weight * error).mean(), metrics
+
+
+def face_weights(mask, size, weight):
+    """How much each place of a map of `size` (h, w) counts: (B, 1, h, w, 1), of mean 1 in every sample.
+
+    Args:
+        mask: (B, H, W, 1) in {0, 1}, the region of the face; h divides H and w divides W.
+        weight: of the face's region relative to the rest. Ours: the paper weighs all places alike, which is 1.
+    """
+    batch, (h, w) = mask.shape[0], size
+    share = mask.astype(jnp.float32).reshape(batch, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))
+    weights = 1 + (weight - 1) * share[:, None, :, :, None]
+    return weights / weights.mean((2, 3), keepdims=True)
 
 
 _DRAWS = ("timestep", "noise", "reference", "audio", "motion")

@@ -1,6 +1,9 @@
-"""The optimizer: AdamW with warm-up and global-norm clipping."""
+"""The optimizers: AdamW or Muon, with warm-up and global-norm clipping."""
+
+import re
 
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 
 def learning_rate(config, steps):
@@ -16,14 +19,44 @@ def learning_rate(config, steps):
 
 
 def make_optimizer(config, steps):
-    """AdamW (Loshchilov & Hutter 2019); weight decay on kernels only."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            config.beta1,
-            config.beta2,
+    """The optimizer of `train.optimizer` over flat params {path: array}; weight decay on kernels only.
+
+    `adamw` (Loshchilov & Hutter 2019), or `muon` (Jordan 2024) with the update's RMS matched to AdamW's (Liu et al.
+    2025, arXiv 2502.16982), so that one learning rate serves both. Muon takes the kernels between hidden features;
+    biases, norms, embeddings and the layers at the model's ends stay with AdamW.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    rate = learning_rate(config, steps)
+    if config.name == "adamw":
+        inner = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_kernels)
+    elif config.name == "muon":
+        inner = muon(
+            rate,
+            consistent_rms=0.2,
             weight_decay=config.weight_decay,
-            mask=lambda params: {path: path.endswith("/kernel") for path in params},
-        ),
-    )
+            adam_b1=config.beta1,
+            adam_b2=config.beta2,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    else:
+        raise ValueError(f"train.optimizer.name is {config.name!r}; expected 'adamw' or 'muon'")
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
+
+
+def _kernels(params):
+    return {path: path.endswith("/kernel") for path in params}
+
+
+def _matrices(params):
+    """How Muon sees each kernel as a matrix: a convolution's taps and input channels against its output channels."""
+    return {
+        path: MuonDimensionNumbers(tuple(range(a.ndim - 1)), a.ndim - 1)
+        if path.endswith("/kernel") and not _ENDS.search(path)
+        else None
+        for path, a in params.items()
+    }
+
+
+_ENDS = re.compile(r"^(\w+/)?(\w+/)?conv_(in|out)/|time_embedding/")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emo_jax.diffusion.schedule import make_schedule
-from emo_jax.training.losses import denoising_loss, vae_loss
+from emo_jax.training.losses import denoising_loss, face_weights, vae_loss
 from emo_jax.training.stages import get_stage
 from tests.echo import Listener, echo
 from tests.steps import fixed_batch, training_config
@@ -83,6 +83,29 @@ def test_the_loss_of_each_third_of_the_timesteps():
         np.testing.assert_allclose(told[f"loss_t{band}"], error[inside].mean(), rtol=1e-3)
 
 
+def test_the_face_counts_more_in_the_loss():
+    batch = fixed_batch(training_config("video"), 2)
+    face = np.s_[..., 16:32, 16:48, :]
+    batch["mask"][:] = 0
+    batch["mask"][face], batch["frames"][face] = 1, 255
+    told = [conditions_of("video", batch=batch, face_weight=w)[1] for w in (1.0, 4.0)]
+    seen, _, _, emo = conditions_of("video", batch=batch)
+    schedule = make_schedule(emo.config.diffusion)
+    alpha, sigma = (np.asarray(a)[seen["timesteps"], *[None] * 4] for a in (schedule.alphas, schedule.sigmas))
+    x0 = np.asarray(emo.encode({}, batch["frames"]))
+    error = (alpha * (seen["latents"] - alpha * x0) / sigma - sigma * x0 - 0.5) ** 2  # v-prediction, always 0.5
+    weight = np.asarray(face_weights(batch["mask"], x0.shape[2:4], 4.0))
+    np.testing.assert_allclose(told[1]["loss"], (error * weight).mean(), rtol=1e-3)
+    assert abs(told[1]["loss"] / told[0]["loss"] - 1) > 1e-2
+
+
+def test_weights_of_a_region_that_covers_places_in_part():
+    mask = np.zeros((2, 8, 8, 1), np.uint8)
+    mask[0, :4, :2] = 1  # half of the upper left place of 2 x 2
+    weights = np.asarray(face_weights(mask, (2, 2), 5.0))
+    np.testing.assert_allclose(weights[:, 0, :, :, 0], [np.array([[3, 1], [1, 1]]) / 1.5, np.ones((2, 2))])
+
+
 def test_the_vaes_loss_is_its_formula():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 1, 8, 8, 3)).astype(np.uint8)
@@ -99,15 +122,17 @@ def test_the_vaes_loss_is_its_formula():
         return jnp.asarray(decoded)
 
     emo = SimpleNamespace(vae=SimpleNamespace(apply=apply))
-    losses = [
-        vae_loss(emo, SimpleNamespace(kl_weight=0.1), {"vae": "weights"}, {"frames": images}, jax.random.key(k))
-        for k in (0, 1)
-    ]
+    config = SimpleNamespace(kl_weight=0.1, face_weight=3.0)
+    batch = {"frames": images, "mask": np.zeros((2, 8, 8, 1), np.uint8)}
+    batch["mask"][:, 2:4, :4] = 1
+    losses = [vae_loss(emo, config, {"vae": "weights"}, batch, jax.random.key(k)) for k in (0, 1)]
     (loss, told), _ = losses
     error = decoded - (images / 127.5 - 1)
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean()
     np.testing.assert_allclose(told["kl"], kl, rtol=1e-4)
     np.testing.assert_allclose(told["psnr"], -10 * np.log10((error**2).mean() / 4), rtol=1e-4)
-    np.testing.assert_allclose(loss, np.abs(error).mean() + (error**2).mean() + 0.1 * kl, rtol=1e-4)
+    weight = (1 + 2 * batch["mask"][:, None]) / (1 + 2 / 8)
+    wanted = (np.abs(error) * weight).mean() + (error**2 * weight).mean() + 0.1 * kl
+    np.testing.assert_allclose(loss, wanted, rtol=1e-4)
     draws = [(np.asarray(z) - mean) / np.exp(0.5 * logvar) for z in latents]
     assert not np.allclose(*draws) and 0.5 < np.std(draws) < 1.5  # z is drawn, anew for each key

@@ -114,6 +114,33 @@ def test_weight_decay_is_for_kernels(run):
     np.testing.assert_array_equal(states[2].trained["vae/line/bias"], [0.5])
 
 
+def test_muon_takes_equal_steps_in_all_directions_and_leaves_the_rest_to_adamw(run):
+    states, _ = run(2, name="muon", clip_norm=1e3)  # the first step's rate is 0
+    adam, _ = run(2, clip_norm=1e3)
+    paths = ("vae/line/kernel", "vae/line/bias")
+    (kernel, bias), (adam_kernel, adam_bias) = (
+        [s[2].trained[path] - s[1].trained[path] for path in paths] for s in (states, adam)
+    )
+    np.testing.assert_allclose(bias, adam_bias, rtol=0.2)  # optax's Muon gives AdamW Nesterov's momentum
+    # One direction here: its step is 0.2 sqrt(2) of the rate (arXiv 2502.16982, Eq. 4), up to Newton-Schulz.
+    assert 0.6 < np.linalg.norm(kernel) / (0.1 * 0.2 * np.sqrt(2)) < 1.3
+    assert not np.allclose(np.abs(kernel), np.abs(adam_kernel), rtol=0.1)
+
+
+def test_muon_takes_kernels_between_hidden_features():
+    shapes = {
+        "backbone/down_blocks_0/resnets_0/conv1/kernel": (3, 3, 4, 4),
+        "backbone/conv_in/kernel": (3, 3, 4, 4),
+        "vae/decoder/conv_out/kernel": (3, 3, 4, 4),
+        "backbone/down_blocks_0/resnets_0/conv1/bias": (4,),
+    }
+    state = make_optimizer(optimizer_config(name="muon"), 10).init({p: jnp.ones(s) for p, s in shapes.items()})
+    moments = optax.tree_utils.tree_get(state[1].inner_states["muon"], "mu")
+    assert [path for path in moments if isinstance(moments[path], jax.Array)] == list(shapes)[:1]
+    with pytest.raises(ValueError, match="optimizer.name is 'sgd'; expected 'adamw' or 'muon'"):
+        make_optimizer(optimizer_config(name="sgd"), 10)
+
+
 def optimizer_config(**changes):
     config = small_config("vae").train.optimizer
     config.update(learning_rate=1e-3, warmup=10, **changes)
