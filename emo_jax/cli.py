@@ -1,8 +1,11 @@
 """The `emo` command: every verb is a subcommand."""
 
 import argparse
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 
 VERBS = {
     "generate": "make a talking video of a portrait and a voice",
@@ -20,9 +23,17 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; {self.prog} --help tells more")
 
 
+class _Terminated(BaseException):
+    """A SIGTERM, raised so that what a verb does on its way out is done: no partial file stays."""
+
+
 def main(argv=None):
     """Runs `emo VERB ...`; returns the exit status: 0, 2 with one line on stderr after bad input, 1 after a failure."""
-    argv = sys.argv[1:] if argv is None else argv
+    with _terminable():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv):
     verb = argv[0] if argv and argv[0] in VERBS else None
     name = f"emo {verb}" if verb else "emo"
     try:
@@ -41,7 +52,27 @@ def main(argv=None):
         return _fail(name, error, 1)
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
+    except _Terminated:
+        return _fail(name, "terminated", 143)
     return 0
+
+
+@contextlib.contextmanager
+def _terminable():
+    """Within it, a SIGTERM raises _Terminated."""
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+        yield
+        return
+
+    def terminate(number, frame):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _parser(verb):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import wave
@@ -180,12 +181,15 @@ def test_a_preset_without_weights_says_so(inputs, monkeypatch, tmp_path, capsys)
         (ValueError("broken\nhere"), 2, "broken here"),
         (OSError("disk full"), 1, "disk full"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
     ],
 )
 def test_nothing_is_left_after_a_failure(inputs, loaded, monkeypatch, tmp_path, capsys, failure, status, told):
     def broken(self, *inputs, **options):
         yield np.zeros((8, 64, 64, 3), np.uint8)
         assert len(list(tmp_path.iterdir())) == 1  # the file that grows
+        if isinstance(failure, signal.Signals):
+            signal.raise_signal(failure)
         raise failure
 
     monkeypatch.setattr(EmoPipeline, "stream", broken)

@@ -73,8 +73,14 @@ def get_stage(name):
 
 
 def split(flat, stage):
-    """Splits flat params {path: array} into (trained, frozen) for a stage."""
+    """Splits flat params {path: array} into (trained, frozen) for a stage.
+
+    Raises:
+        ValueError: the config has switched off every part that the stage trains.
+    """
     trained = {path: a for path, a in flat.items() if part_of(path) in stage.trains}
+    if not trained:
+        raise ValueError(f"this stage trains {' and '.join(stage.trains)}, which the config's `model` switches off")
     return trained, {path: a for path, a in flat.items() if path not in trained}
 
 

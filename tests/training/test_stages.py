@@ -82,3 +82,9 @@ def test_a_stage_of_images_is_fed_single_frames():
     clip = clip_of(config, get_stage("video"))
     assert (clip.frames, clip.motion_frames) == (4, 2)
     assert (config.clip.frames, config.clip.motion_frames) == (4, 2)
+
+
+def test_a_stage_whose_parts_are_switched_off_says_so():
+    silent = {path: shape for path, shape in paths_of("cross").items() if path.startswith("vae/")}
+    with pytest.raises(ValueError, match="trains temporal_modules and speed_layers, which the config"):
+        split(silent, get_stage("speed"))
