@@ -13,6 +13,7 @@ VERBS = {
     "prepare": "write records to train on",
     "train": "train one stage",
     "evaluate": "measure a model on held-out people and voices",
+    "convert": "weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
     "export": "write a training run's averaged weights for use",
 }
 """Module emo_jax.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
@@ -38,10 +39,11 @@ def _run(argv):
     name = f"emo {verb}" if verb else "emo"
     try:
         args, rest = _parser(verb).parse_known_args(argv)
-        if getattr(args, "takes_config", False):
+        takes_config = getattr(args, "takes_config", False)
+        if takes_config:
             from emo_jax import config
 
-            args.main(args, config.parse(rest))
+            args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
         elif rest:
             raise ValueError(f"unknown argument {rest[0]!r}; {name} --help lists those there are")
         else:

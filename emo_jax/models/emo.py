@@ -98,10 +98,13 @@ class EMO:
         trained. The key of a parameter depends on its path alone, so that switching a part off leaves the others'
         values alone.
         """
-        seed = np.asarray(jax.random.key_data(key)).tolist()
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: _fresh("/".join(p.key for p in path), leaf.shape, seed), self.abstract_params()
+            lambda path, leaf: self.fresh("/".join(p.key for p in path), leaf.shape, key), self.abstract_params()
         )
+
+    def fresh(self, path, shape, key):
+        """One parameter of `init`, by its path such as 'vae/scaling_factor'."""
+        return _fresh(path, shape, np.asarray(jax.random.key_data(key)).tolist())
 
     def abstract_params(self):
         """Shapes and dtypes of the params tree, without computing any."""

@@ -84,6 +84,16 @@ class Checkpoints:
         self._manager.close()
 
 
+def save_weights_as_run(workdir, config, flat):
+    """Writes flat params {path: array} as a run of no steps, which `train.init_from` and `load_run` take."""
+    with ocp.CheckpointManager(pathlib.Path(workdir).absolute() / "checkpoints") as manager:
+        frozen = {path: a for path, a in flat.items() if path.startswith("vae/")}
+        state = dict(frozen=frozen, ema={path: a for path, a in flat.items() if path not in frozen})
+        state = {name: {path: np.asarray(a) for path, a in tree.items()} for name, tree in state.items()}
+        config = ocp.args.JsonSave(json.loads(config.to_json_best_effort()))
+        manager.save(0, args=ocp.args.Composite(state=ocp.args.StandardSave(state), config=config))
+
+
 def load_run(workdir, step=None):
     """The config and averaged weights {path: array} of a run's checkpoint, the newest by default.
 

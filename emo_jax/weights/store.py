@@ -29,6 +29,15 @@ def save_weights(directory, config, flat, dtype=np.float16):
 def load_weights(name_or_directory):
     """The config and flat float32 weights {path: array} of a preset, of such a folder, or of a training run.
 
+    Raises ValueError as `read_flat` does.
+    """
+    config, flat = read_flat(name_or_directory)
+    return config, {path: jnp.asarray(a, jnp.float32) for path, a in flat.items()}
+
+
+def read_flat(name_or_directory):
+    """The same as numpy arrays, in the precision that they are stored in.
+
     Raises:
         ValueError: an unknown preset, or a folder without weights.
     """
@@ -55,7 +64,7 @@ def load_weights(name_or_directory):
         config = config_lib.from_json((directory / "config.json").read_text())
     except (ValueError, TypeError) as error:
         raise ValueError(f"{directory / 'config.json'} is damaged ({error}); copy it again") from error
-    return config, {path: jnp.asarray(a, jnp.float32) for path, a in flat.items()}
+    return config, flat
 
 
 def nest(emo, flat, origin):

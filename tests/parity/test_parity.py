@@ -17,8 +17,8 @@ from emo_jax.models.attention import Conditions
 from emo_jax.models.temporal import MotionModule
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig
+from emo_jax.weights.names import POSITIONS, TEXT_ATTENTION, rename
 from tests.parity import cases
-from tests.parity.names import POSITIONS, TEXT_ATTENTION, rename
 
 TOLERANCE = 3e-5  # small enough to tell an epsilon of 1e-6 from 1e-5 in any norm
 # ReferenceNet ends with the state after the last self-attention.

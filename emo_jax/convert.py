@@ -1,0 +1,146 @@
+"""`emo convert`: the weights that people have -> a checkpoint that training starts from, and back.
+
+emo convert --config configs/base.py --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt --output runs/sd15
+emo train   --config configs/base.py:image --workdir runs/image --config.train.init_from=runs/sd15
+emo convert --to safetensors --checkpoint runs/sd15 --output files
+emo convert --describe --config configs/base.py
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections import Counter
+
+import numpy as np
+
+
+def add_parser(subparsers) -> None:
+    """Adds the verb `convert` to the command line."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
+        description=__doc__,
+        epilog="also takes --config FILE[:arg] and --config.key=value (default: configs/base.py)",
+    )
+    parser.add_argument("--sd", help="Stable Diffusion 1.5: folder of diffusers, hub id, .safetensors or .ckpt")
+    parser.add_argument("--vae", help="its autoencoder, where another than that of --sd is wanted")
+    parser.add_argument("--motion", help="AnimateDiff's motion module: file, or folder of a MotionAdapter")
+    parser.add_argument("--output", help="folder to write")
+    parser.add_argument("--to", choices=("checkpoint", "safetensors"), default="checkpoint", help="what to write")
+    parser.add_argument("--checkpoint", help="what to read, with --to safetensors or --describe")
+    parser.add_argument("--describe", action="store_true", help="print the parts of a checkpoint or config")
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters that no file holds")
+    parser.set_defaults(main=main, takes_config="optional")
+
+
+def main(args, config) -> None:
+    """Runs `emo convert`."""
+    if args.describe:
+        describe(args, config)
+    elif not args.output:
+        raise ValueError("--output is missing; give a folder to write")
+    elif args.to == "safetensors":
+        to_safetensors(args)
+    else:
+        to_checkpoint(args, config)
+
+
+def to_checkpoint(args, config) -> None:
+    """Files -> checkpoint, with a report of every tensor that is not used and every parameter that is new."""
+    import jax
+
+    from emo_jax.models.emo import build
+    from emo_jax.training.checkpoint import save_weights_as_run
+    from emo_jax.weights.assemble import assemble
+
+    if config is None:
+        raise ValueError("no config given; add --config configs/base.py")
+    output = pathlib.Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is there already; give a new folder")
+    found, scale, rest = read_sources(args, config)
+    emo = build(config)
+    flat, report = assemble(emo, found, jax.random.key(args.seed), scale or 0.18215)
+    if "unet" in report.unused:
+        report.unused["unet"] |= rest
+    print_report(report)
+    save_weights_as_run(output, config, flat)
+    size = sum(np.asarray(a).nbytes for a in flat.values())
+    print(f"{output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
+
+
+def read_sources(args, config):
+    """The sources of `assemble` that the arguments name, the scaling factor and a single file's unused tensors."""
+    from emo_jax.weights import sources
+
+    model = config.model
+    if not (args.sd or args.vae or args.motion):
+        raise ValueError("nothing to convert; give --sd, --vae or --motion")
+    found, scale, rest = {}, None, {}
+    levels = len(model.vae.channels)
+    if args.sd:
+        print(f"reading {args.sd}", file=sys.stderr, flush=True)
+        found, scale, rest = sources.stable_diffusion(args.sd, model.unet.layers, levels)
+    if args.vae:
+        print(f"reading {args.vae}", file=sys.stderr, flush=True)
+        found["vae"], scale = sources.autoencoder(args.vae, levels)
+    if args.motion:
+        print(f"reading {args.motion}", file=sys.stderr, flush=True)
+        found["motion"] = sources.motion_module(args.motion)
+    return found, scale, rest
+
+
+def print_report(report) -> None:
+    """What became of every tensor and parameter; alike ones on one line."""
+    for kind, count in report.used.items():
+        print(f"{kind}: {count} tensors used, {len(report.unused[kind])} not")
+        for reason, number in Counter(report.unused[kind].values()).items():
+            example = next(name for name, why in report.unused[kind].items() if why == reason)
+            print(f"  not used: {number} ({example}, ...): {reason}")
+    groups = {}
+    for path, how in report.new.items():
+        groups.setdefault((path.split("/")[0], how.split(" of ")[0]), []).append(path)
+    for (branch, how), paths in groups.items():
+        print(f"  new in {branch}: {len(paths)} start as {how} ({paths[0]}{', ...' if len(paths) > 1 else ''})")
+
+
+def to_safetensors(args) -> None:
+    """Checkpoint -> OUTPUT/{unet,vae,motion}.safetensors by diffusers' names, the bits as they are."""
+    from safetensors.numpy import save_file
+
+    from emo_jax.weights.assemble import disassemble
+    from emo_jax.weights.store import read_flat
+
+    if not args.checkpoint:
+        raise ValueError("--checkpoint is missing; give a run of emo train or a folder of emo convert")
+    _, flat = read_flat(args.checkpoint)
+    output = pathlib.Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    for kind, tensors in disassemble(flat).items():
+        partial = output / f".{kind}.part"
+        save_file(tensors, partial)
+        partial.replace(output / f"{kind}.safetensors")
+        print(f"{output / kind}.safetensors: {len(tensors)} tensors")
+
+
+def describe(args, config) -> None:
+    """Prints the parts of a model: tensors, parameters, dtype, bytes and the stages that train each."""
+    from emo_jax.models.emo import build
+    from emo_jax.weights.assemble import parts
+    from emo_jax.weights.store import read_flat
+
+    flat = {}
+    if args.checkpoint:
+        config, flat = read_flat(args.checkpoint)
+    elif config is None:
+        raise ValueError("nothing to describe; give --checkpoint or --config")
+    rows = parts(build(config), flat)
+    lines = [("part", "tensors", "parameters", "dtype", "MB", "trained in")]
+    lines += [(part, str(n), f"{size:,}", dtype, f"{mb:.1f}", stages) for part, n, size, dtype, mb, stages in rows]
+    tensors, size, mb = (sum(row[i] for row in rows) for i in (1, 2, 4))
+    lines.append(("total", str(tensors), f"{size:,}", "", f"{mb:.1f}", ""))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for line in lines:
+        sides = (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust, str.ljust)
+        print("  ".join(side(c, w) for side, c, w in zip(sides, line, widths, strict=True)).rstrip())

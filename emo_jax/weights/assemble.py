@@ -1,0 +1,156 @@
+"""EMO's params from the tensors of Stable Diffusion 1.5, its VAE and AnimateDiff: strict, and reported."""
+
+import dataclasses
+import re
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from emo_jax.training.stages import PARTS, STAGES, part_of
+from emo_jax.weights import names
+
+_TEXT = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.attn2\.to_[kv]\."
+_DERIVED = r"/attentions_\d+/transformer_blocks_0/(attn2/to_[kv]|norm_reference)/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What one kind of file fills.
+
+    Attributes:
+        prefixes: branches of the params tree that its tensors go to; the first takes all of them.
+        fills: pattern of the paths of the first branch that it must fill.
+        unused: {pattern of diffusers names: why they are not used}.
+    """
+
+    prefixes: tuple[str, ...]
+    fills: str
+    unused: dict[str, str]
+
+
+KINDS = {
+    "unet": Kind(
+        ("backbone/", "reference_net/"),
+        rf"backbone/(?!.*(motion_modules_|/audio_attn/|/norm_audio/))(?!.*{_DERIVED})",
+        {_TEXT: "keys and values of the text prompt, which EMO has not"},
+    ),
+    "motion": Kind(
+        ("backbone/",),
+        r"backbone/.*/motion_modules_\d+/(?!.*/(speed_attn|norm_speed)/)",
+        {names.POSITIONS: "positions of frames, which are computed"},
+    ),
+    "vae": Kind(("vae/",), r"vae/(?!scaling_factor)", {r"^(loss|model_ema)\.": "of the autoencoder's own training"}),
+}
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of every tensor and every parameter.
+
+    Attributes:
+        used: {kind: how many tensors of its file are used}.
+        unused: {kind: {name: why not}}.
+        new: {path: how it starts}, the parameters that no file holds.
+    """
+
+    used: dict
+    unused: dict
+    new: dict
+
+
+def assemble(emo, sources, key, scaling_factor=0.18215):
+    """The flat params {path: array} of a model from files, in the files' precision, and a Report.
+
+    ReferenceNet starts as a copy of SD's UNet. In the Backbone, reference-attention takes the place of SD's attention
+    to the prompt: queries, output and norm from there, keys and values, whose width fits no prompt, from the block's
+    self-attention, `norm_reference` from the norm in front of it. Parts that no file holds start as in `EMO.init`,
+    where they change nothing until trained.
+
+    Args:
+        sources: {kind of KINDS: (origin, {diffusers name: array})}. key: of the fresh parameters.
+
+    Raises:
+        ValueError: a tensor is missing, unknown or of another shape: one line that names file and tensor.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    flat, report = {}, Report({}, {}, {})
+    for kind, (origin, tensors) in sources.items():
+        filled, unused = _fill(KINDS[kind], shapes, origin, tensors)
+        flat |= filled
+        report.used[kind], report.unused[kind] = len(tensors) - len(unused), unused
+    for path in shapes:
+        if path not in flat:
+            flat[path], report.new[path] = _start(emo, flat, path, shapes[path], key, scaling_factor)
+    return flat, report
+
+
+def _fill(kind, shapes, origin, tensors):
+    """The params that a file fills, and its unused tensors."""
+    wanted = {path for path in shapes if re.match(kind.fills, path)}
+    filled, unused, unknown, wrong = {}, {}, [], []
+    for name, array in tensors.items():
+        path, value = names.to_path(name, array)
+        own = [prefix + path for prefix in kind.prefixes if prefix + path in shapes]
+        reason = next((why for pattern, why in kind.unused.items() if re.search(pattern, name)), None)
+        if reason is None and not own and re.search(names.TEXT_ATTENTION, name):
+            reason = "attention to the prompt, in whose place this model has no reference-attention"
+        if reason is not None:
+            unused[name] = reason
+            continue
+        if kind.prefixes[0] + path not in wanted:
+            unknown.append(name)
+        wrong += [f"{name} has shape {array.shape}, {p} has {shapes[p]}" for p in own if value.shape != shapes[p]]
+        filled |= dict.fromkeys(own, value)
+    missing = sorted(names.from_path(p.split("/", 1)[1], np.zeros(shapes[p]))[0] for p in wanted - set(filled))
+    for problem, found in (("lacks", missing), ("holds the unknown tensor", unknown), ("does not fit:", wrong)):
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise ValueError(f"{origin} {problem} {found[0]}{more}; is it a file for this config?")
+    return filled, unused
+
+
+def _start(emo, flat, path, shape, key, scaling_factor):
+    """A parameter that no file holds, and how it starts."""
+    if path == "vae/scaling_factor":
+        return np.float32(scaling_factor), "the file's config, or SD's 0.18215"
+    source = path.replace("/attn2/", "/attn1/").replace("/norm_reference/", "/norm1/")
+    if re.search(_DERIVED, path) and source in flat:
+        if flat[source].shape != shape:
+            raise ValueError(f"{path} has shape {shape} but {source}, which it starts from, {flat[source].shape}")
+        return flat[source], f"a copy of {source}"
+    value = emo.fresh(path, shape, key)
+    return value, "zero" if not np.any(value) else "one" if np.all(value == 1) else "random"
+
+
+def disassemble(flat):
+    """The files' tensors {kind: {diffusers name: array}} in flat params: the inverse of `assemble` for all it used."""
+    found = {kind: {} for kind in KINDS}
+    for path, array in flat.items():
+        for kind, row in KINDS.items():
+            if re.match(row.fills, path):
+                name, value = names.from_path(path.split("/", 1)[1], np.asarray(array))
+                found[kind][name] = np.ascontiguousarray(value)
+    return {kind: tensors for kind, tensors in found.items() if tensors}
+
+
+def parts(emo, flat=None):
+    """Rows (part, tensors, parameters, dtypes, MB, stages that train it) in the order of training.stages.PARTS.
+
+    Args:
+        flat: {path: array} of a checkpoint; without it, float32 as training has them.
+    """
+    table = {part: [] for part, _ in PARTS}
+    for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items():
+        table[part_of(path)].append(leaf if not flat else flat[path])
+    return [
+        (
+            part,
+            len(leaves),
+            sum(int(np.prod(a.shape)) for a in leaves),
+            ", ".join(sorted({str(a.dtype) for a in leaves})),
+            sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) / 1e6,
+            ", ".join(name for name, stage in STAGES.items() if part in stage.trains) or "none",
+        )
+        for part, leaves in table.items()
+        if leaves
+    ]

@@ -1,0 +1,123 @@
+"""Names and layouts of other people's files -> ours, and back: mechanical, one rule for every size.
+
+diffusers' dotted names are the common form: `ldm_unet`, `ldm_vae`, `old_vae` and `animatediff` bring other files to it,
+`to_path` and `from_path` lead from it to our params {path: array} and back, without changing a bit of any value.
+"""
+
+import re
+
+TEXT_ATTENTION = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.(attn2|norm2)\."
+"""SD's attention to the prompt. In a temporal module attn2 is the second attention over frames."""
+
+POSITIONS = r"\.?pos_embed\.pe$"
+"""AnimateDiff's table of frame positions: computed here, no parameter."""
+
+_NUMBERED = re.compile(
+    r"^(down_blocks|up_blocks|attentions|resnets|downsamplers|upsamplers|motion_modules|transformer_blocks|to_out|net)_(\d+)$"
+)
+
+
+def to_path(name, array):
+    """Our (path, array) of diffusers' (name, array): channels-last kernels, 1x1 convolutions as dense layers."""
+    *module, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
+    # The VAE's attention block holds its norm and projections side by side; ours wraps the projections.
+    if len(module) > 1 and module[-2] == "attentions_0" and module[-1].startswith("to_"):
+        module.insert(-1, "attn")
+        if array.ndim == 4:
+            array = array[:, :, 0, 0]
+    if leaf == "weight":
+        leaf = "scale" if array.ndim == 1 else "kernel"
+    if array.ndim == 4:  # (out, in, h, w) -> (h, w, in, out)
+        array = array.transpose(2, 3, 1, 0)
+        if module[-1] in ("proj_in", "proj_out"):  # SD's 1x1 convolutions around a transformer are our dense layers
+            array = array[0, 0]
+    elif array.ndim == 2:
+        array = array.T
+    return "/".join([*module, leaf]), array
+
+
+def from_path(path, array):
+    """diffusers' (name, array) of our (path, array): the inverse of `to_path`."""
+    *module, leaf = path.split("/")
+    if leaf == "kernel":
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        in_transformer = len(module) > 1 and module[-2].startswith("attentions_")
+        if in_transformer and module[-1] in ("proj_in", "proj_out"):
+            array = array[:, :, None, None]
+    module = [_NUMBERED.sub(r"\1.\2", part) for part in module if part != "attn"]
+    return ".".join([*module, "bias" if leaf == "bias" else "weight"]), array
+
+
+def rename(weights, leave_out=()):
+    """Our flat params {path: array} of diffusers' {name: array}, without the names that match `leave_out`."""
+    kept = {n: a for n, a in weights.items() if not any(re.search(pattern, n) for pattern in leave_out)}
+    flat = dict(to_path(name, array) for name, array in kept.items())
+    if len(flat) != len(kept):
+        raise ValueError(f"{len(kept) - len(flat)} of {len(kept)} torch parameters share a path with another")
+    return flat
+
+
+# ---- other people's names -> diffusers'
+
+_LDM_RESNET = {
+    "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+    "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+}  # fmt: skip
+_LDM_ENDS = {
+    "input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+    "out.0": "conv_norm_out", "out.2": "conv_out",
+}  # fmt: skip
+
+
+def ldm_unet(name, layers):
+    """diffusers' name of a tensor of the original UNet (without `model.diffusion_model.`), with `layers` per level."""
+    for old, new in _LDM_ENDS.items():
+        if name.startswith(f"{old}."):
+            return new + name.removeprefix(old)
+    if match := re.match(r"middle_block\.([012])\.(.*)", name):
+        part, rest = int(match[1]), match[2]
+        return f"mid_block.attentions.0.{rest}" if part == 1 else f"mid_block.resnets.{part // 2}.{_ldm_resnet(rest)}"
+    if match := re.match(r"(input|output)_blocks\.(\d+)\.(\d)\.(.*)", name):
+        side, number, part, rest = match[1], int(match[2]), int(match[3]), match[4]
+        block, layer = divmod(number - (side == "input"), layers + 1)
+        level = f"{'down' if side == 'input' else 'up'}_blocks.{block}"
+        if rest.startswith("op."):
+            return f"{level}.downsamplers.0.conv{rest.removeprefix('op')}"
+        if part and rest.startswith("conv."):
+            return f"{level}.upsamplers.0.{rest}"
+        return f"{level}.attentions.{layer}.{rest}" if part else f"{level}.resnets.{layer}.{_ldm_resnet(rest)}"
+    return name
+
+
+def _ldm_resnet(rest):
+    head, tail = rest.rsplit(".", 1)
+    return f"{_LDM_RESNET.get(head, head)}.{tail}"
+
+
+def ldm_vae(name, levels):
+    """diffusers' name of a tensor of the original autoencoder (without `first_stage_model.`), of so many levels."""
+    name = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", name)
+    name = name.replace(".mid.attn_1.norm.", ".mid_block.attentions.0.group_norm.")
+    name = re.sub(r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1.", name)
+    name = name.replace(".mid.attn_1.proj_out.", ".mid_block.attentions.0.to_out.0.")
+    name = re.sub(r"\.down\.(\d+)\.block\.", r".down_blocks.\1.resnets.", name)
+    name = re.sub(r"\.down\.(\d+)\.downsample\.", r".down_blocks.\1.downsamplers.0.", name)
+    name = re.sub(r"\.up\.(\d+)\.block\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.resnets.", name)
+    name = re.sub(r"\.up\.(\d+)\.upsample\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.upsamplers.0.", name)
+    return name.replace(".nin_shortcut.", ".conv_shortcut.").replace(".norm_out.", ".conv_norm_out.")
+
+
+_OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def old_vae(name):
+    """diffusers' name of today of a tensor of its autoencoder; older files call the attention's layers otherwise."""
+    return re.sub(r"(attentions\.0)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD_VAE[m[2]]}.", name)
+
+
+def animatediff(name):
+    """diffusers' name of a tensor of AnimateDiff's own files (mm_sd_v15*.ckpt)."""
+    name = name.removeprefix("module.").replace(".temporal_transformer.", ".")
+    name = re.sub(r"attention_blocks\.([01])\.", lambda m: f"attn{int(m[1]) + 1}.", name)
+    name = re.sub(r"\.norms\.([01])\.", lambda m: f".norm{int(m[1]) + 1}.", name)
+    return name.replace(".ff_norm.", ".norm3.").replace("pos_encoder.pe", "pos_embed.pe")
