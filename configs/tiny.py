@@ -6,10 +6,10 @@ make tiny-weights   # prepares the data and trains: tiny.py:vae, tiny.py:image, 
 from configs import base
 
 _STAGES = {
-    "vae": dict(steps=2000, batch_size=16, learning_rate=2e-3),
-    "image": dict(steps=2500, batch_size=32, learning_rate=1e-3),
-    "video": dict(steps=14_000, batch_size=8, learning_rate=1e-3),
-    "speed": dict(steps=1000, batch_size=8, learning_rate=8e-4),
+    "vae": dict(steps=3500, batch_size=16, optimizer="adamw", learning_rate=2e-3),
+    "image": dict(steps=2500, batch_size=32, optimizer="adamw", learning_rate=1e-3),
+    "video": dict(steps=8000, batch_size=8, optimizer="muon", learning_rate=1.2e-3),
+    "speed": dict(steps=600, batch_size=8, optimizer="muon", learning_rate=2e-3),
 }
 
 
@@ -51,6 +51,11 @@ def get_config(stage="video"):
         batch_size=_STAGES[stage]["batch_size"],
     )
     config.train.optimizer.update(
-        learning_rate=_STAGES[stage]["learning_rate"], warmup=100, schedule="cosine", beta2=0.99, weight_decay=1e-4
+        name=_STAGES[stage]["optimizer"],
+        learning_rate=_STAGES[stage]["learning_rate"],
+        warmup=100,
+        schedule="cosine",
+        beta2=0.99,
+        weight_decay=1e-4,
     )
     return config

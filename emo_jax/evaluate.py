@@ -3,8 +3,8 @@
 emo evaluate --checkpoint tiny --output out/evaluation
 
 All measures are taken from the frames alone, by a small network that was trained on rendered frames (metrics/probe.py).
-Each property has a control, a generation without the part that should bring it about, which must fail. The column
-"renders" tells what the same measure gives for rendered videos: what a perfect model would score.
+Lips, identity, seams and place have a control, a generation without the part that should bring it about, which must
+fail. The column "renders" tells what the same measure gives for rendered videos: what a perfect model would score.
 """
 
 from __future__ import annotations
@@ -127,17 +127,16 @@ def main(args) -> None:
     from emo_jax.metrics.heldout import choose_people
     from emo_jax.metrics.picture import save_picture, side_by_side
     from emo_jax.metrics.probe import load_probe
-    from emo_jax.models.emo import build
-    from emo_jax.weights.store import load_weights, nest
+    from emo_jax.weights.store import load_model
 
     started, wanted = time.monotonic(), wanted_properties(args)
     output = pathlib.Path(args.output)
-    config, flat = load_weights(args.checkpoint)
+    emo, params = load_model(args.checkpoint)
+    config, probe = emo.config, load_probe()
     if args.steps is not None:
         if not 1 <= args.steps <= config.diffusion.train_steps:
             raise ValueError(f"--steps is {args.steps}; expected 1 to {config.diffusion.train_steps}")
         config.sampling.steps = args.steps
-    params, probe = nest(build(config), flat, args.checkpoint), load_probe()
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -191,7 +190,7 @@ def table(rows: list[Row]) -> str:
         lines.append((
             row.property, row.measure, _number(row.value), f"{sign} {row.bar:g}", "pass" if row.passed else "FAIL",
             _number(row.renders), row.control, _number(row.control_value),
-            "" if row.control_bar is None else f"<= {row.control_bar:.2g}",
+            "" if row.control_bar is None else f"{'>' if row.below else '<='} {row.control_bar:.2g}",
             "" if held is None else ("fails, as it must" if held else "DOES NOT FAIL"),
         ))  # fmt: skip
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

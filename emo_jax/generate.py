@@ -83,22 +83,18 @@ class EmoPipeline:
         Raises:
             ValueError: no such weights, weights of another config, or an unknown field.
         """
-        from emo_jax.models.emo import build
-        from emo_jax.weights.store import load_weights, nest
+        from emo_jax.weights.store import load_model
 
-        config, flat = load_weights(name_or_dir)
-        try:
-            emo = build(config)
-            unknown = sorted(set(sampling) - set(config.sampling))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{name_or_dir}: its config is not one of this version ({error})") from error
+        emo, params = load_model(name_or_dir)
+        known = emo.config.sampling
+        unknown = sorted(set(sampling) - set(known))
         if unknown:
-            raise ValueError(f"sampling has no field {unknown[0]!r}; expected some of {', '.join(config.sampling)}")
+            raise ValueError(f"sampling has no field {unknown[0]!r}; expected some of {', '.join(known)}")
         try:
-            config.sampling.update(sampling)
+            known.update(sampling)
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
-        return cls(emo, nest(emo, flat, name_or_dir))
+        return cls(emo, params)
 
     @property
     def fps(self) -> float:

@@ -22,6 +22,8 @@ def make_mesh(data=-1, fsdp=1, devices=None):
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
+    if min(data, fsdp) < -1 or 0 in (data, fsdp) or data == fsdp == -1:
+        raise ValueError(f"train.mesh is data={data}, fsdp={fsdp}; expected sizes of at least 1, or -1 for one")
     data = count // fsdp if data == -1 else data
     fsdp = count // data if fsdp == -1 else fsdp
     if data * fsdp != count:

@@ -3,7 +3,7 @@
 emo train --config configs/tiny.py:video --workdir runs/video --config.data.directory=data/synthetic \
     --config.train.init_from=runs/image
 
-The order of side effects in a step is: next batch, step, log, sample, save (state and place in the data together).
+The order of side effects in a step is: next batch, step, log, save (state and place in the data together), sample.
 """
 
 import functools
@@ -20,9 +20,9 @@ from emo_jax.models import emo as emo_lib
 from emo_jax.training.checkpoint import Checkpoints
 from emo_jax.training.metrics import MetricsWriter
 from emo_jax.training.samples import Samples
-from emo_jax.training.stages import clip_of, get_stage
+from emo_jax.training.stages import clip_of, get_stage, stages_before
 from emo_jax.training.step import make_step, new_state
-from emo_jax.weights.store import load_weights, nest
+from emo_jax.weights.store import adopt, load_weights, nest
 
 
 def add_parser(subparsers):
@@ -52,6 +52,9 @@ def train(config, workdir):
         ValueError: a config, data set or checkpoint that does not fit.
     """
     stage, steps = get_stage(config.train.stage), config.train.steps
+    for name in ("steps", "log_every", "save_every"):
+        if config.train[name] < 1:
+            raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
     emo = emo_lib.build(config)
     mesh = sharding.make_mesh(**config.train.mesh)
     iterator = make_iterator(
@@ -67,7 +70,7 @@ def train(config, workdir):
     state = _start(config, emo, mesh, checkpoints, iterator)
     step_fn = make_step(emo, config, mesh, state)
     writer = MetricsWriter(workdir, first=int(state.step), total=steps)
-    samples = Samples(config, emo, workdir, writer)
+    samples, encode = Samples(config, emo, workdir, writer), jax.jit(emo.encode)
 
     try:
         for step in range(int(state.step), steps):
@@ -79,12 +82,11 @@ def train(config, workdir):
             writer.add(metrics, waited)
             if done % config.train.log_every == 0 or done == steps:
                 writer.write(done)
+            if done % config.train.save_every == 0 or done == steps:
+                state = _scaled(config, encode, state, batch)
+                checkpoints.save(done, state, iterator, config)
             if config.train.sample_every and done % config.train.sample_every == 0 and jax.process_index() == 0:
                 samples.write(done, state.params(ema=True))
-            if done == steps:
-                state = _finish(config, emo, state, batch)
-            if done % config.train.save_every == 0 or done == steps:
-                checkpoints.save(done, state, iterator, config)
     finally:  # interrupted too: what is being saved is saved, and Grain's workers end
         checkpoints.close()
         writer.close()
@@ -105,13 +107,29 @@ def _start(config, emo, mesh, checkpoints, iterator):
 
 
 def _initial_params(config, emo):
-    before, origin = get_stage(config.train.stage).after, config.train.init_from
-    if origin:
-        return nest(emo, load_weights(origin)[1], origin)
-    if before is not None:
-        print(f"warning: stage {config.train.stage} starts from nothing; it is meant to start from stage {before} "
-              "(--config.train.init_from=RUN)", file=sys.stderr)  # fmt: skip
-    return emo.init(jax.random.key(config.train.seed))
+    """Fresh parameters, and in their place what `train.init_from` holds.
+
+    What the stages before have trained must all be there. Other parts may be of another kind or switched off there or
+    here, as in an ablation: then they start fresh, which is told.
+    """
+    stage, origin, key = config.train.stage, config.train.init_from, jax.random.key(config.train.seed)
+    done = stages_before(stage)
+    if not origin:
+        if done:
+            _warn(f"stage {stage} starts from nothing; it is meant to start from stage {done[-1]} "
+                  "(--config.train.init_from=RUN)")  # fmt: skip
+        return emo.init(key)
+    found_config, found = load_weights(origin)
+    if done and done[-1] not in (found_config.train.stage, *stages_before(found_config.train.stage)):
+        _warn(f"stage {stage} is meant to start from stage {done[-1]}, but {origin} is of {found_config.train.stage}")
+    flat, fresh = adopt(emo, found, [part for name in done for part in get_stage(name).trains], key, origin)
+    if fresh:
+        _warn(f"{len(fresh)} parameters start fresh, as {origin} has none of their shape: {fresh[0]}, ...")
+    return nest(emo, flat, origin)
+
+
+def _warn(text):
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _per_process(batch_size):
@@ -122,14 +140,13 @@ def _per_process(batch_size):
     return batch_size // jax.process_count()
 
 
-def _finish(config, emo, state, batch):
-    """Behind the VAE's last step: the scale that brings its latents to unit variance."""
+def _scaled(config, encode, state, batch):
+    """With the scale that brings the latents of a VAE in training to unit variance."""
     if config.train.stage != "vae":
         return state
     params = state.params(ema=True)
-    latents = jax.jit(emo.encode)(params, batch["frames"]) / params["vae"]["scaling_factor"]
-    scale = 1 / jnp.std(latents)
-    return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
+    latents = encode(params, batch["frames"]) / params["vae"]["scaling_factor"]
+    return state.replace(frozen={**state.frozen, "vae/scaling_factor": 1 / jnp.std(latents)})
 
 
 def _close(iterator):

@@ -84,7 +84,7 @@ def test_a_perfect_model_passes_and_its_controls_fail():
     assert rows["speed"].detail["degrees_per_frame"] == pytest.approx([0.2, 0.8, 2.0], rel=0.02)
     assert all(rows[name].passed for name in ("lips", "silence", "identity", "speed", "place"))
     assert all(rows[name].control_failed for name in ("lips", "identity", "place"))
-    assert rows["seams"].control_failed is None
+    assert rows["seams"].control_failed is False  # what is painted needs no motion frames
     assert frames.shape[:2] == (PEOPLE, FRAMES)
 
 
@@ -101,7 +101,7 @@ def test_a_face_that_stays_where_it_is_fails():
 
 def test_one_face_for_everybody_fails():
     rows, _ = properties.talk_rows(Painted(lost=True, wanted=["identity"]))
-    assert rows[0].value == 0 and not rows[0].passed
+    assert rows[0].value == pytest.approx(1 / PEOPLE) and not rows[0].passed  # that face is somebody's
 
 
 def test_speeds_out_of_order_fail(monkeypatch):

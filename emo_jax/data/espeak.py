@@ -159,7 +159,7 @@ def _speak_library(text: str, voice: str, rate: int, pitch: int) -> tuple[int, n
     if done.returncode == 3:
         raise ValueError(f"espeak-ng doesn't know the voice {voice!r}; `espeak-ng --voices` lists them")
     if done.returncode:
-        raise RuntimeError(done.stderr.decode(errors="replace").strip() or f"espeak-ng failed ({done.returncode})")
+        raise ValueError(done.stderr.decode(errors="replace").strip() or f"espeak-ng failed ({done.returncode})")
     return int.from_bytes(done.stdout[:4], "little"), np.frombuffer(done.stdout[4:], "<i2")
 
 

@@ -33,9 +33,9 @@ class VideoWriter:
     fps: frames per second (`exact_fps`). audio: float32 (samples,) in [-1, 1] at `audio_rate` Hz, padded with silence
     or cut to the number of frames. crf: H.264 quality, 0 (lossless) to 51. preset: x264's, speed against size.
 
-    Until it is closed the file is `.NAME.part.mp4` beside the target (`partial_path`), fragmented so that players can
-    open it. Leaving the block rewrites it as a plain mp4 with its index in front, under the final name; an exception
-    removes it and leaves what was under the final name before.
+    Until it is closed the file is `.NAME.PID.part.mp4` beside the target (`partial_path`), fragmented so that players
+    can open it. Leaving the block rewrites it as a plain mp4 with its index in front, under the final name; an
+    exception removes it and leaves what was under the final name before.
 
     Raises ValueError (one line) before any work is done where the file can't be written or an argument is wrong.
     """
@@ -264,7 +264,7 @@ def _free_partial(path: Path) -> Path:
         raise ValueError(f"{path} does not end in .mp4, the one format written; rename it")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
-    partial = path.with_name(f".{path.stem}.part.mp4")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")  # another run may be writing the same video
     try:
         partial.write_bytes(b"")
     except OSError as error:

@@ -47,7 +47,9 @@ class Row:
     @property
     def control_failed(self) -> bool | None:
         """Whether the control failed, as it must; None where it has no bar."""
-        return None if self.control_bar is None else bool(self.control_value <= self.control_bar)
+        if self.control_bar is None:
+            return None
+        return bool(self.control_value > self.control_bar if self.below else self.control_value <= self.control_bar)
 
     def as_dict(self) -> dict:
         return dataclasses.asdict(self) | {"passed": bool(self.passed), "control_failed": self.control_failed}
@@ -88,13 +90,14 @@ def identity_row(ev, frames, found, drawn) -> Row:
     off = ev.measure(ev.generate("reference off", off=("reference",)))["identity"]
     own = np.arange(len(frames))[:, None]
     return Row(
-        "identity", f"frames that find their reference among {len(references)}",
-        retrieval(found["identity"], references), 0.9, aim=0.98, renders=retrieval(drawn["identity"], references),
-        control="reference off", control_value=retrieval(off, references), control_bar=3 / len(few),
+        "identity", f"frames that find their reference among {len(few)}",
+        retrieval(found["identity"], few), 0.9, aim=0.98, renders=retrieval(drawn["identity"], few),
+        control="reference off", control_value=retrieval(off, few), control_bar=3 / len(few),
         detail={
-            "each": _list((nearest(found["identity"], references) == own).mean(1)),
-            f"among_{len(few)}": retrieval(found["identity"], few),
-            f"among_{len(few)}_reference_off": retrieval(off, few),
+            "each": _list((nearest(found["identity"], few) == own).mean(1)),
+            f"among_{len(references)}": retrieval(found["identity"], references),
+            f"among_{len(references)}_renders": retrieval(drawn["identity"], references),
+            f"among_{len(references)}_reference_off": retrieval(off, references),
         },
     )  # fmt: skip
 
@@ -105,7 +108,7 @@ def seams_row(ev, frames, found, drawn) -> Row:
     return Row(
         "seams", "frame difference, clip borders / inside", seam_ratio(frames, length), 1.3, below=True,
         renders=seam_ratio(ev.people.renders, length), control="motion frames off",
-        control_value=seam_ratio(off, length),
+        control_value=seam_ratio(off, length), control_bar=1.3,
     )  # fmt: skip
 
 

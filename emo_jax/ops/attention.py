@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 _CHUNK = 256
 _SHORT = 1024
+_FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
 
 
 def attention(query, key, value):
@@ -18,7 +19,8 @@ def attention(query, key, value):
     Returns:
         (..., S, heads, D) in the query's dtype; the softmax is computed in float32.
     """
-    if jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16):
+    fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= _FUSED_WIDTH and query.shape[-1] % 8 == 0
+    if jax.default_backend() == "gpu" and fits:
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
     scale = query.shape[-1] ** -0.5
@@ -43,11 +45,16 @@ def _attend(query, key, value):
 
 
 def _chunked(query, key, value):
-    """Maps over heads and chunks of queries: scores of one head and chunk at a time."""
+    """Maps over frames, heads and chunks of queries: scores of one head and chunk at a time, for the whole batch.
+
+    The batch, axis 0, is not mapped over: it may be split over devices, which then compute their own part.
+    """
     lead, (length, dim) = query.shape[:-2], query.shape[-2:]
-    pad = -length % _CHUNK
-    query = jnp.pad(query.reshape(-1, length, dim), ((0, 0), (0, pad), (0, 0)))
-    key, value = (a.reshape(-1, *a.shape[-2:]) for a in (key, value))
+    batch, pad = lead[0] if len(lead) > 1 else 1, -length % _CHUNK
+    query, key, value = (
+        jnp.moveaxis(a.reshape(batch, -1, *a.shape[-2:]), 0, 1) for a in (query, key, value)
+    )  # (frames * heads, batch, S, D)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, pad), (0, 0)))
 
     @jax.checkpoint
     def one_chunk(q, k, v):
@@ -55,8 +62,9 @@ def _chunked(query, key, value):
 
     def one_head(args):
         q, k, v = args
-        chunks = q.reshape(-1, _CHUNK, dim)
-        return jax.lax.map(lambda c: one_chunk(c, k, v), chunks).reshape(-1, dim)
+        chunks = jnp.moveaxis(q.reshape(batch, -1, _CHUNK, dim), 1, 0)
+        done = jax.lax.map(lambda c: one_chunk(c, k, v), chunks)
+        return jnp.moveaxis(done, 0, 1).reshape(batch, -1, dim)
 
-    out = jax.lax.map(one_head, (query, key, value))
-    return out[:, :length].reshape(*lead, length, dim)
+    out = jnp.moveaxis(jax.lax.map(one_head, (query, key, value)), 1, 0)
+    return out[..., :length, :].reshape(*lead, length, dim)

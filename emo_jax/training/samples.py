@@ -48,27 +48,23 @@ class Samples:
 
     @functools.cached_property
     def _people(self):
-        """References (B, H, W, 3), masks (B, H, W, 1) and voices (B, samples) of the first records with sound."""
+        """References (B, H, W, 3), masks (B, H, W, 1) and voices (B, samples) of the first records.
+
+        Records with sound go first; where there are none, the people are silent.
+        """
         clip, source = self._config.clip, records.open_records(self._config.data.directory, self._config.data.split)
-        length = round(_SECONDS * 16_000)
-        chosen = []
-        for index in range(min(len(source), 50)):
-            record = source[index]
-            if len(record["audio"]) >= length and len(chosen) < _PEOPLE:
-                chosen.append(_person(record, tuple(clip.image_size), self._config.data.crop_scale, length))
-        if not chosen:
-            raise ValueError(
-                f"{self._config.data.directory} has no record of {_SECONDS:g} s with sound to sample from; "
-                "set train.sample_every to 0"
-            )
+        loud = np.argsort(~source.index()["sound"], kind="stable")[:_PEOPLE]
+        chosen = [_person(source[i], tuple(clip.image_size), self._config.data.crop_scale) for i in loud.tolist()]
         return tuple(np.stack(a) for a in zip(*chosen, strict=True))
 
 
-def _person(record, size, crop_scale, length):
+def _person(record, size, crop_scale):
     frame = records.decode_video(record["video"], 0, 1)
     window = transforms.middle_window(frame.shape[1:3], size, sum(crop_scale) / 2)
     mask = transforms.union_mask(record["boxes"][:1], window, size)
-    audio = record["audio"][:length].astype(np.float32) / 32768
+    audio = np.zeros(round(_SECONDS * 16_000), np.float32)
+    sound = record["audio"][: len(audio)].astype(np.float32) / 32768
+    audio[: len(sound)] = sound
     return transforms.crop(frame, window, size)[0], mask, audio
 
 

@@ -72,6 +72,12 @@ def get_stage(name):
     return STAGES[name]
 
 
+def stages_before(name):
+    """The stages that come before one, first to last: 'video' -> ['vae', 'image']."""
+    before = get_stage(name).after
+    return [] if before is None else [*stages_before(before), before]
+
+
 def split(flat, stage):
     """Splits flat params {path: array} into (trained, frozen) for a stage.
 

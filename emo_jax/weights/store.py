@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
+from emo_jax.training.stages import part_of
 
 BUNDLED = {"tiny": pathlib.Path(__file__).parent / "tiny"}
 """Presets whose weights are in the package."""
@@ -65,6 +67,46 @@ def read_flat(name_or_directory):
     except (ValueError, TypeError) as error:
         raise ValueError(f"{directory / 'config.json'} is damaged ({error}); copy it again") from error
     return config, flat
+
+
+def adopt(emo, found, trained, key, origin):
+    """The flat params {path: array} of a model: those of `found` that fit, and fresh ones in the place of the others.
+
+    Args:
+        trained: parts (training.stages.PARTS) that must all be in `found`. key: of the fresh ones.
+
+    Returns:
+        (flat, the paths that start fresh).
+
+    Raises:
+        ValueError: a parameter of those parts is missing or of another shape.
+    """
+    shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    fresh = [path for path, shape in shapes.items() if path not in found or found[path].shape != shape]
+    needed = [path for path in fresh if part_of(path) in trained]
+    # Reference-attention belongs to the Backbone, but a model may differ in its mode from the one before.
+    needed = [path for path in needed if not re.search(r"/(attn2|norm2|norm_reference)/", path)]
+    if needed:
+        first, more = needed[0], len(needed) - 1
+        told = f"has shape {found[first].shape}, expected {shapes[first]}" if first in found else "is missing"
+        raise ValueError(f"{origin}: the weights are of another config: {first} {told} (and {more} more)")
+    return {p: emo.fresh(p, shape, key) if p in fresh else found[p] for p, shape in shapes.items()}, fresh
+
+
+def load_model(name_or_directory):
+    """(networks, params) of weights such as `load_weights` reads.
+
+    Raises:
+        ValueError: no such weights, or of another version's config.
+    """
+    from emo_jax.models.emo import build
+
+    config, flat = load_weights(name_or_directory)
+    try:
+        emo = build(config)
+    except (KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name_or_directory}: its config is not one of this version ({error})") from error
+    return emo, nest(emo, flat, name_or_directory)
 
 
 def nest(emo, flat, origin):

@@ -95,7 +95,7 @@ def test_a_failed_run_leaves_nothing_and_keeps_the_old_file(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"old")
     with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4", (32, 32), 25, murmur(9000)) as writer:
         writer.write(numbered(0, 9, 32, 32))
-        assert names(tmp_path) == [".a.part.mp4", "a.mp4"]
+        assert names(tmp_path) == [f".a.{os.getpid()}.part.mp4", "a.mp4"]
         raise RuntimeError
     assert names(tmp_path) == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == b"old"
     with pytest.raises(ValueError, match="no frames"), VideoWriter(tmp_path / "b.mp4", (32, 32), 25, murmur(9000)):

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +47,36 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch):
     np.testing.assert_allclose(value, plain_value, rtol=1e-5)
     for one, other in zip(gradients, plain_gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim, fits", [(40, True), (80, True), (160, False), (512, False), (12, False)])
+def test_cudnn_gets_heads_that_it_can_take(monkeypatch, dim, fits):
+    called = []
+    monkeypatch.setattr(op, "_fused", lambda q, k, v: called.append(q.shape) or q)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    op.attention(*(jnp.asarray(a, jnp.bfloat16) for a in arrays((), 4, 4, dim=dim)))
+    assert bool(called) == fits
+
+
+def test_chunks_of_a_batch_over_devices_are_computed_where_they_lie():
+    """Mapping over the batch would gather it on every device."""
+    run = subprocess.run(
+        [sys.executable, "-c", _SPLIT], capture_output=True, text=True,
+        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "while" in run.stdout and "all-gather" not in run.stdout and "all-to-all" not in run.stdout
+
+
+_SPLIT = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from emo_jax.ops.attention import attention
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+split = NamedSharding(mesh, P("data"))
+a = jax.ShapeDtypeStruct((4, 2, 600, 2, 8), jnp.float32, sharding=split)
+print(jax.jit(attention, out_shardings=split).lower(a, a, a).compile().as_text())
+"""
 
 
 def test_scores_of_a_thousand_are_no_overflow():
