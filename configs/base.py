@@ -1,13 +1,21 @@
 """EMO at the size of Stable Diffusion 1.5: 512x512, f = 12, n = 4 (the paper's).
 
-emo train --config configs/stage1.py --config.data.directory=DIR --workdir=RUN
+emo train --config configs/base.py:image --workdir RUN --config.data.directory=DIR --config.train.init_from=SD
 """
 
 from ml_collections import ConfigDict
 
+BATCH_SIZES = {"vae": 48, "image": 48, "video": 4, "speed": 4}  # Section 4.1; the VAE's is ours
 
-def get_config():
-    """Every field there is, at the paper's values; what the paper leaves open is marked ours."""
+
+def get_config(stage="image"):
+    """Every field there is, at the paper's values; what the paper leaves open is marked ours.
+
+    Args:
+        stage: vae | image | video | speed.
+    """
+    if stage not in BATCH_SIZES:
+        raise ValueError(f"configs/base.py has no stage {stage!r}; expected one of {', '.join(BATCH_SIZES)}")
     return ConfigDict(
         dict(
             model=model(),
@@ -23,7 +31,9 @@ def get_config():
                 min_snr_gamma=0.0,  # 0: off
                 noise_offset=0.0,
             ),
-            sampling=dict(solver="ddim", steps=40, eta=0.0, reference_scale=3.5, audio_scale=3.5, speed=0.6, clips=4),
+            sampling=dict(  # steps are Section 4.1's, the rest ours
+                solver="ddim", steps=40, eta=0.0, reference_scale=3.5, audio_scale=3.5, speed=0.6, clips=4
+            ),
             data=dict(
                 directory="",
                 split="train",
@@ -34,7 +44,7 @@ def get_config():
                 num_workers=2,
                 prefetch=2,
             ),
-            train=train(),
+            train=train(stage),
         )
     )
 
@@ -76,12 +86,12 @@ def model():
     )
 
 
-def train():
+def train(stage):
     """The loop; lr, batch sizes and optimizer are Section 4.1's, the rest ours."""
     return dict(
-        stage="image",  # vae | image | video | speed
+        stage=stage,
         steps=100_000,
-        batch_size=48,
+        batch_size=BATCH_SIZES[stage],
         accumulate=1,
         seed=0,
         init_from="",  # the run of the stage before

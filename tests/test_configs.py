@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
-ARGUMENTS = {"tiny.py": tuple(STAGES)}
+ARGUMENTS = {"base.py": tuple(STAGES), "tiny.py": tuple(STAGES)}
 
 
 def every_config():
