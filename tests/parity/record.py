@@ -1,10 +1,11 @@
-"""Records what diffusers' and transformers' torch models compute with small random weights, for tests that run without torch.
+"""Records what the torch models of diffusers and transformers compute with small random weights, for tests that need no
+torch.
 
     python -m tests.parity.record            # writes tests/parity/reference.npz
     python -m tests.parity.record --check    # computes again and compares
 
-It needs torch, diffusers and transformers, in an environment of their own (.ci/run makes one). Weights are representable in float16
-and stored so; networks run in float64, so that another machine finds the same float32 outputs.
+It needs torch, diffusers and transformers, in an environment of their own (.ci/run makes one). Weights are
+representable in float16 and stored so; networks run in float64, so that another machine finds the same float32 outputs.
 """
 
 import argparse
