@@ -2,7 +2,6 @@
 
 from configs import tiny
 
-
 HEARING = dict(
     encoder="wav2vec2",
     layers=(0, 2),
