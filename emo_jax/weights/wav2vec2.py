@@ -142,7 +142,9 @@ def _tensors(directory):
     except ImportError as error:
         raise ValueError(f"{pickled.name} is read by torch; pip install emo_jax[torch], or give {safe.name}") from error
     try:
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has many for a damaged file
-        raise ValueError(f"{pickled.name} is damaged ({' '.join(str(error).split())[:200]}); copy it again") from error
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
+        state = torch.load(pickled, map_location="cpu", weights_only=True)  # nothing in the file is run
+        return {name: tensor.float().numpy() for name, tensor in state.items()}
+    except Exception as error:  # torch has many for a file that is damaged or more than tensors
+        raise ValueError(
+            f"{pickled.name} is damaged or no plain weights ({type(error).__name__}); copy again or give {safe.name}"
+        ) from error

@@ -159,6 +159,8 @@ def test_a_window_in_training_is_standardised_and_heard_at_its_frames(emo):
     assert found.shape == (1, 6, 2, 16)
     np.testing.assert_allclose(found, heard(params, 0.5 * window + 0.1), atol=1e-3)
     states = np.asarray(jax.jit(emo.hidden_states)(params, standardise(window)))
+    every, _ = jax.jit(emo.audio_encoder.apply)({"params": params["audio_encoder"]}, standardise(window))
+    np.testing.assert_allclose(states, np.stack([every[0], every[2]], axis=2), atol=1e-5)
     config = emo.audio_encoder.config
     np.testing.assert_allclose(found, interpolate(states, frame_positions(3, 6, FPS, start, config)), atol=1e-5)
     assert emo.audio_features(params, found, 6) is found
