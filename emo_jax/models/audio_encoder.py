@@ -9,7 +9,7 @@ from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_
 
 SECONDS, OVERLAP = 16.0, 2.0
 """Length of the windows in which a Recording is heard, about that of wav2vec 2.0's training examples, and how much of
-it only gives context on either side."""
+it only gives context on either side: more than the 1.28 s that the position convolution reaches."""
 
 KEPT = 8
 """Windows that a Recording keeps: 1.6 minutes of sound, 240 MB of twelve hidden states of 768 numbers."""
