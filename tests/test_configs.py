@@ -170,6 +170,10 @@ BAD = {
     "model.reference_attention is 'both'": dict(model=dict(reference_attention="both")),
     "model.speed_layers is on but model.temporal_modules is off": dict(model=dict(temporal_modules=False)),
     "model.audio.encoder is 'wav2vec3'": dict(model=dict(audio=dict(encoder="wav2vec3"))),
+    "model.audio.layers is (1, 13)": dict(model=dict(audio=dict(encoder="wav2vec2", layers=(1, 13)))),
+    "wav2vec2.num_attention_heads is 5": dict(
+        model=dict(audio=dict(encoder="wav2vec2", wav2vec2=dict(num_attention_heads=5)))
+    ),
     "model.dtype is 'float31'": dict(model=dict(dtype="float31")),
     "model.unet.heads is 3": dict(model=dict(unet=dict(heads=3))),
     "model.unet.groups is 5": dict(model=dict(unet=dict(groups=5))),
