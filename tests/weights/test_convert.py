@@ -327,7 +327,8 @@ def test_wav2vec2_comes_along_and_goes_back(files, capsys):
     assert convert(files, "--audio", f"{files}/voice", config="hearing") == 0
     config, flat = load_weights(files / "out")
     nest(build(config), flat, "out")
-    assert "audio: 46 tensors used, 0 not" in capsys.readouterr().out
+    count = len(load_file(files / "voice/model.safetensors"))
+    assert f"audio: {count} tensors used, 0 not" in capsys.readouterr().out
     back = ["convert", "--to", "safetensors", "--checkpoint", f"{files}/out", "--output", f"{files}/back"]
     assert cli.main(back) == 0
     voice, back = load_file(files / "voice/model.safetensors"), load_file(files / "back/audio.safetensors")
