@@ -76,13 +76,42 @@ def model():
         face_locator=True,
         speed_layers=True,
         locator_channels=(16, 32, 96),
-        audio=dict(encoder="mel", bands=80, steps=4, tokens=32, features=768, hidden=512),
+        audio=audio(),
         # Ours: centres in degrees per frame; fit them to the data set's quantiles.
         speed=dict(
             centres=(0.1, 0.2, 0.35, 0.55, 0.8, 1.1, 1.5, 2.0, 2.8),
             radii=(0.1, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.8),
             features=768,
         ),
+    )
+
+
+def audio():
+    """What is heard (Section 3.2): wav2vec 2.0's hidden states, or log-mel spectra, of 2m + 1 frames become tokens."""
+    return dict(
+        encoder="wav2vec2",  # mel | wav2vec2
+        bands=80,
+        steps=4,
+        layers=tuple(range(1, 13)),  # hidden states of wav2vec2; 0 is the input of its first layer
+        wav2vec2=dict(  # base, by transformers' names
+            hidden_size=768,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            layer_norm_eps=1e-5,
+            feat_extract_norm="group",  # group | layer
+            conv_dim=(512, 512, 512, 512, 512, 512, 512),
+            conv_stride=(5, 2, 2, 2, 2, 2, 2),
+            conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+            conv_bias=False,
+            num_conv_pos_embeddings=128,
+            num_conv_pos_embedding_groups=16,
+            do_stable_layer_norm=False,
+            do_normalize=True,
+        ),
+        tokens=32,
+        features=768,
+        hidden=512,
     )
 
 

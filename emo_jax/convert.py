@@ -1,6 +1,7 @@
 """`emo convert`: the weights that people have -> a checkpoint that training starts from, and back.
 
-emo convert --config configs/base.py --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt --output runs/sd15
+emo convert --config configs/base.py --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt \\
+    --audio facebook/wav2vec2-base-960h --output runs/sd15
 emo train   --config configs/base.py:image --workdir runs/image --config.train.init_from=runs/sd15
 emo convert --to safetensors --checkpoint runs/sd15 --output files
 emo convert --describe --config configs/base.py
@@ -8,6 +9,7 @@ emo convert --describe --config configs/base.py
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 from collections import Counter
@@ -19,13 +21,14 @@ def add_parser(subparsers) -> None:
     """Adds the verb `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",
-        help="weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
+        help="weights of Stable Diffusion, AnimateDiff and wav2vec 2.0 to a checkpoint, and back",
         description=__doc__,
         epilog="also takes --config FILE[:arg] and --config.key=value (default: configs/base.py)",
     )
     parser.add_argument("--sd", help="Stable Diffusion 1.5: folder of diffusers, hub id, .safetensors or .ckpt")
     parser.add_argument("--vae", help="its autoencoder, where another than that of --sd is wanted")
     parser.add_argument("--motion", help="AnimateDiff's motion module: file, or folder of a MotionAdapter")
+    parser.add_argument("--audio", help="wav2vec 2.0: folder of transformers or hub id")
     parser.add_argument("--output", help="folder to write")
     parser.add_argument("--to", choices=("checkpoint", "safetensors"), default="checkpoint", help="what to write")
     parser.add_argument("--checkpoint", help="what to read, with --to safetensors or --describe")
@@ -60,8 +63,8 @@ def to_checkpoint(args, config) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is there already; give a new folder")
     found, scale, rest = read_sources(args, config)
-    emo = build(config)
-    flat, report = assemble(emo, found, jax.random.key(args.seed), scale or 0.18215)
+    emo, key = build(config), jax.random.key(args.seed)
+    flat, report = assemble(emo, found, key, scale or 0.18215, read_hearing(args.audio, emo))
     if "unet" in report.unused:
         report.unused["unet"] |= rest
     print_report(report)
@@ -75,8 +78,8 @@ def read_sources(args, config):
     from emo_jax.weights import sources
 
     model = config.model
-    if not (args.sd or args.vae or args.motion):
-        raise ValueError("nothing to convert; give --sd, --vae or --motion")
+    if not (args.sd or args.vae or args.motion or args.audio):
+        raise ValueError("nothing to convert; give --sd, --vae, --motion or --audio")
     found, scale, rest = {}, None, {}
     levels = len(model.vae.channels)
     if args.sd:
@@ -89,6 +92,27 @@ def read_sources(args, config):
         print(f"reading {args.motion}", file=sys.stderr, flush=True)
         found["motion"] = sources.motion_module(args.motion)
     return found, scale, rest
+
+
+def read_hearing(path, emo):
+    """(flat params, {name: reason} of unused tensors) of the wav2vec 2.0 at `path`, or None without one.
+
+    Raises:
+        ValueError: the model hears otherwise, or with a wav2vec 2.0 of another geometry.
+    """
+    from emo_jax.weights.sources import locate
+    from emo_jax.weights.wav2vec2 import load_wav2vec2
+
+    if path is None:
+        return None
+    if emo.audio_encoder is None:
+        raise ValueError("--audio is given, but the config hears without wav2vec 2.0; set model.audio.encoder=wav2vec2")
+    found, flat, unused = load_wav2vec2(locate(path, ["*"]))
+    for field in dataclasses.fields(found):
+        there, here = (getattr(config, field.name) for config in (found, emo.audio_encoder.config))
+        if field.name != "dtype" and there != here:
+            raise ValueError(f"{path} has {field.name} {there}; set model.audio.wav2vec2.{field.name}, now {here}")
+    return flat, unused
 
 
 def print_report(report) -> None:
@@ -106,18 +130,23 @@ def print_report(report) -> None:
 
 
 def to_safetensors(args) -> None:
-    """Checkpoint -> OUTPUT/{unet,vae,motion}.safetensors by diffusers' names, the bits as they are."""
+    """Checkpoint -> OUTPUT/{unet,vae,motion,audio}.safetensors, diffusers' and transformers' names, the same bits."""
     from safetensors.numpy import save_file
 
     from emo_jax.weights.assemble import disassemble
     from emo_jax.weights.store import read_flat
+    from emo_jax.weights.wav2vec2 import to_transformers
 
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing; give a run of emo train or a folder of emo convert")
     _, flat = read_flat(args.checkpoint)
     output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    for kind, tensors in disassemble(flat).items():
+    found = disassemble(flat)
+    hearing = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
+    if hearing:
+        found["audio"] = to_transformers(hearing)
+    for kind, tensors in found.items():
         partial = output / f".{kind}.part"
         save_file(tensors, partial)
         partial.replace(output / f"{kind}.safetensors")

@@ -13,6 +13,7 @@ from emo_jax.diffusion.sampler import sample
 from emo_jax.diffusion.schedule import make_schedule, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.models.attention import Conditions
+from emo_jax.models.audio_encoder import Recording
 from emo_jax.models.emo import mask_features, switch
 
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
@@ -43,6 +44,7 @@ class VideoSampler:
         self._prepare = jax.jit(self._prepare_fn)
         self._segment = jax.jit(self._segment_fn)
         self._decode = jax.jit(self._decode_fn)
+        self._listen, self._recording = jax.jit(emo.hidden_states), None
 
     @property
     def frames_per_segment(self):
@@ -72,11 +74,11 @@ class VideoSampler:
         scales = self._scales(scales)
         known = self._prepare(self.params, references, masks)
         carry = first_carry(size, clip.motion_frames, self.emo.latent_shape)
+        sound = self._sound(audio)
         pending = None
         for index in range(segments(count, clip.frames, self.config.clips).count):
             first = index * per
-            bounds = window_bounds(first - clip.audio_window, per + 2 * clip.audio_window, clip.fps)
-            window = np.stack([cut(a, *bounds) for a in audio])
+            window = sound(first - clip.audio_window, per + 2 * clip.audio_window)
             inputs = (window, speeds, key, np.int32(index * self.config.clips))
             carry, latents = self._segment(self.params, known, carry, inputs, scales)
             frames = self._decode(self.params, latents)
@@ -84,6 +86,20 @@ class VideoSampler:
                 yield np.asarray(pending)
             pending = frames[:, : min(per, count - first)]
         yield np.asarray(pending)
+
+    def _sound(self, audio):
+        """(first frame, frames) -> what EMO.audio_features takes: waveforms, or wav2vec 2.0's features.
+
+        The features of the recordings that were asked for last are kept.
+        """
+        clip, encoder = self.emo.config.clip, self.emo.audio_encoder
+        if encoder is None:
+            return lambda *frames: np.stack([cut(a, *window_bounds(*frames, clip.fps)) for a in audio])
+        weights, known = self.params["audio_encoder"], self._recording
+        if known is None or known[0] is not weights or not np.array_equal(known[1].audio, audio):
+            listen = functools.partial(self._listen, {"audio_encoder": weights})
+            self._recording = weights, Recording(listen, audio, clip.fps, clip.audio_window, encoder.config)
+        return self._recording[1]
 
     def _scales(self, scales):
         scales = (self.config.reference_scale, self.config.audio_scale) if scales is None else scales
@@ -103,9 +119,9 @@ class VideoSampler:
         return features, location
 
     def _segment_fn(self, params, known, carry, inputs, scales):
-        audio, speed, key, first_clip = inputs
+        sound, speed, key, first_clip = inputs
         clip, clips = self.emo.config.clip, self.config.clips
-        heard = self.emo.audio_features(audio, clips * clip.frames + 2 * clip.audio_window)
+        heard = self.emo.audio_features(params, sound, clips * clip.frames + 2 * clip.audio_window)
         per_clip = (
             _windows(heard, clips, clip.frames, clip.audio_window),
             _windows(speed, clips, clip.frames, clip.audio_window),

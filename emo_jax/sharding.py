@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 RULES = (
-    (r".*(^|/)kernel$", "largest"),
-    (r".*(^|/)(bias|scale|scaling_factor)$", "replicated"),
+    (r".*(^|/)(kernel|weight_v)$", "largest"),
+    (r".*(^|/)(bias|scale|weight_g|scaling_factor)$", "replicated"),
 )
 """Placement by parameter path. 'largest': the largest axis that the fsdp axis divides is split over it."""
 

@@ -2,6 +2,16 @@
 
 from configs import tiny
 
+HEARING = dict(
+    encoder="wav2vec2",
+    layers=(0, 2),
+    wav2vec2=dict(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+    ),
+)  # fmt: skip
+"""Fields of `model.audio` for a small EMO that hears with wav2vec 2.0."""
+
 
 def small_config(stage="video", **model):
     """configs/tiny.py at test size; keyword arguments override fields of `model`."""

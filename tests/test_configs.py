@@ -73,8 +73,8 @@ def keys(config, prefix=""):
 def test_the_small_config_has_the_parts_of_the_large_one():
     large, small = shapes(base.get_config()), shapes(small_config())
     order = [[part_of(path) for path in paths] for paths in (large, small)]
-    assert list(dict.fromkeys(order[0])) == list(dict.fromkeys(order[1]))
-    layers = [{re.sub(r"\d+", "N", path) for path in paths if "blocks" in path} for paths in (large, small)]
+    assert [part for part in dict.fromkeys(order[0]) if part != "audio_encoder"] == list(dict.fromkeys(order[1]))
+    layers = [{re.sub(r"\d+", "N", path) for path in paths if "_blocks_" in path} for paths in (large, small)]
     assert {path for path in layers[0] ^ layers[1] if not path.startswith("vae/")} == set()
     for name in ("reference_attention", "audio_attention", "temporal_modules", "face_locator", "speed_layers"):
         assert base.get_config().model[name] == small_config().model[name]
@@ -170,6 +170,10 @@ BAD = {
     "model.reference_attention is 'both'": dict(model=dict(reference_attention="both")),
     "model.speed_layers is on but model.temporal_modules is off": dict(model=dict(temporal_modules=False)),
     "model.audio.encoder is 'wav2vec3'": dict(model=dict(audio=dict(encoder="wav2vec3"))),
+    "model.audio.layers is (1, 13)": dict(model=dict(audio=dict(encoder="wav2vec2", layers=(1, 13)))),
+    "wav2vec2.num_attention_heads is 5": dict(
+        model=dict(audio=dict(encoder="wav2vec2", wav2vec2=dict(num_attention_heads=5)))
+    ),
     "model.dtype is 'float31'": dict(model=dict(dtype="float31")),
     "model.unet.heads is 3": dict(model=dict(unet=dict(heads=3))),
     "model.unet.groups is 5": dict(model=dict(unet=dict(groups=5))),

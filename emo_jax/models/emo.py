@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emo_jax.data.audio import AUDIO_MARGIN
 from emo_jax.models import audio_encoder
 from emo_jax.models.attention import Conditions
 from emo_jax.models.audio_projector import AudioProjector
@@ -18,14 +19,16 @@ from emo_jax.models.reference_net import reference_net
 from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig, cosine_basis
+from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 
 
 @dataclasses.dataclass(frozen=True)
 class EMO:
     """The networks that a config describes; a part that the config switches off is None and has no parameters.
 
-    The params tree has a branch for each part: vae, backbone, reference_net, face_locator, audio_projector,
-    speed_encoder. Frames lie on axis 1: (B, frames, height, width, channels).
+    The params tree has a branch for each part: vae, backbone, reference_net, face_locator, audio_encoder,
+    audio_projector, speed_encoder. Log-mel spectra need no audio_encoder. Frames lie on axis 1:
+    (B, frames, height, width, channels).
     """
 
     config: object
@@ -33,6 +36,7 @@ class EMO:
     backbone: UNet
     reference_net: UNet | None
     face_locator: FaceLocator | None
+    audio_encoder: Wav2Vec2 | None
     audio_projector: AudioProjector | None
     speed_encoder: SpeedEncoder | None
 
@@ -61,10 +65,25 @@ class EMO:
             return None
         return reference_net_features(self.reference_net, params["reference_net"], latents)
 
-    def audio_features(self, audio, frames):
-        """A^f of each frame: waveform (B, W), a window of data.audio.window_bounds -> (B, frames, L, D)."""
-        audio_config, fps = self.config.model.audio, self.config.clip.fps
-        return audio_encoder.mel_features(audio, frames, fps, bands=audio_config.bands, steps=audio_config.steps)
+    def audio_features(self, params, sound, frames):
+        """A^f of each frame (B, frames, L, D) of sound: waveform (B, W), a window of data.audio.window_bounds.
+
+        wav2vec 2.0 hears the window alone, standardised by itself. Features of a Recording pass through.
+        """
+        audio, fps = self.config.model.audio, self.config.clip.fps
+        if sound.ndim == 4:
+            return sound
+        if self.audio_encoder is None:
+            return audio_encoder.mel_features(sound, frames, fps, bands=audio.bands, steps=audio.steps)
+        config = self.audio_encoder.config
+        states = self.hidden_states(params, audio_encoder.standardise(sound) if config.do_normalize else sound)
+        positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN, config)
+        return audio_encoder.interpolate(states, positions)
+
+    def hidden_states(self, params, audio, lengths=None, sketch=None):
+        """wav2vec 2.0's hidden states of the config's layers, (B, T, L, D) float32; arguments as models.wav2vec2."""
+        states, _ = self.audio_encoder.apply({"params": params["audio_encoder"]}, audio, lengths, sketch)
+        return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
     def audio_tokens(self, params, features):
         """Tokens (B, f, tokens, D) of features (B, f + 2m, L, D), or None where audio-attention is off."""
@@ -115,7 +134,7 @@ class EMO:
         side = 2 ** (self.backbone.config.levels - 1)
         model, m = self.config.model, self.config.clip.audio_window
         latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
-        spectra = jnp.zeros((1, 1 + 2 * m, model.audio.steps, model.audio.bands))
+        heard = jnp.zeros((1, 1 + 2 * m, *_features_shape(model.audio)))
         speed = jnp.zeros((1, 1 + 2 * m))
 
         def trace(name, *inputs):
@@ -125,10 +144,12 @@ class EMO:
         params = trace("vae", jnp.zeros((1, factor, factor, 3)))
         params |= trace("reference_net", latents, jnp.zeros(1))
         params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
-        params |= trace("audio_projector", spectra) | trace("speed_encoder", speed)
+        if self.audio_encoder is not None:
+            params |= trace("audio_encoder", jnp.zeros((1, self.audio_encoder.config.field)))
+        params |= trace("audio_projector", heard) | trace("speed_encoder", speed)
         conditions = Conditions(
             reference=self.reference_features(params, latents) if model.reference_attention != "off" else None,
-            audio=self.audio_tokens(params, spectra),
+            audio=self.audio_tokens(params, heard),
             speed=self.speed_features(params, speed),
         )
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
@@ -142,7 +163,7 @@ _ZERO = re.compile(
 def _fresh(path, shape, seed):
     if path.endswith("scaling_factor"):
         return np.float32(0.18215)
-    if path.endswith("/scale"):
+    if path.endswith(("/scale", "/weight_g")):
         return np.ones(shape, np.float32)
     if path == "vae/quant_conv/bias":  # posteriors start narrow
         return np.repeat(np.float32([0, -5]), shape[0] // 2)
@@ -212,15 +233,34 @@ def build(config) -> EMO:
     width, m = unet.channels[0], clip.audio_window
     sees = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)
     audio, speed = model.audio, model.speed
+    listens = model.audio_attention and audio.encoder == "wav2vec2"
     return EMO(
         config,
         vae,
         UNet(unet),
         reference_net(unet) if sees else None,
         FaceLocator(tuple(model.locator_channels), width, dtype) if model.face_locator else None,
+        Wav2Vec2(_wav2vec2(audio, dtype)) if listens else None,
         AudioProjector(audio.tokens, audio.features, audio.hidden, m, dtype) if model.audio_attention else None,
         SpeedEncoder(speed.features, m, tuple(speed.centres), tuple(speed.radii), dtype) if unet.speed else None,
     )
+
+
+def _wav2vec2(audio, dtype):
+    config = Wav2Vec2Config(dtype=dtype, **{k: _hashable(v) for k, v in audio.wav2vec2.items()})
+    if not audio.layers or any(not 0 <= layer <= config.num_hidden_layers for layer in audio.layers):
+        raise ValueError(
+            f"model.audio.layers is {tuple(audio.layers)}; expected some of 0, the encoder's input, to "
+            f"model.audio.wav2vec2.num_hidden_layers, {config.num_hidden_layers}"
+        )
+    return config
+
+
+def _features_shape(audio):
+    """(L, D) of the audio features of a frame."""
+    if audio.encoder == "mel":
+        return audio.steps, audio.bands
+    return len(audio.layers), audio.wav2vec2.hidden_size
 
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -237,8 +277,8 @@ def _check(model, clip, vae):
         )
     if model.speed_layers and not model.temporal_modules:
         raise ValueError("model.speed_layers is on but model.temporal_modules is off; speed layers live inside them")
-    if model.audio.encoder != "mel":
-        raise ValueError(f"model.audio.encoder is {model.audio.encoder!r}; this version has 'mel'")
+    if model.audio.encoder not in ("mel", "wav2vec2"):
+        raise ValueError(f"model.audio.encoder is {model.audio.encoder!r}; expected 'mel' or 'wav2vec2'")
     _check_sizes(model.unet, model.vae)
     if not 0 <= clip.motion_frames <= clip.frames:
         raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")

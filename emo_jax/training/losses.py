@@ -76,7 +76,7 @@ def _inputs(emo, stage, config, params, batch, keys):
     blur = config.motion_noise * jax.random.normal(keys["motion"], known.shape)
     known = known.at[:, 1:].add(blur[:, 1:])
     features = emo.reference_features(params, known)
-    heard = emo.audio_features(batch["audio"], batch["speed"].shape[1]) if stage.sound else None
+    heard = emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None
     conditions = Conditions(
         reference=_frames(features, slice(0, 1)) if emo.config.model.reference_attention != "off" else None,
         motion=mask_features(_frames(features, slice(1, None)), batch["has_motion"]) if n else None,

@@ -8,6 +8,7 @@ PARTS = (
     ("vae", r"vae/"),
     ("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/"),
     ("temporal_modules", r"backbone/.*/motion_modules_\d+/"),
+    ("audio_encoder", r"audio_encoder/"),  # wav2vec 2.0 as it was pretrained: no stage trains it
     ("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio)/"),
     ("face_locator", r"face_locator/"),
     ("reference_net", r"reference_net/"),

@@ -58,7 +58,7 @@ class Report:
     new: dict
 
 
-def assemble(emo, sources, key, scaling_factor=0.18215):
+def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
     """The flat params {path: array} of a model from files, in the files' precision, and a Report.
 
     ReferenceNet starts as a copy of SD's UNet. In the Backbone, reference-attention takes the place of SD's attention
@@ -68,6 +68,7 @@ def assemble(emo, sources, key, scaling_factor=0.18215):
 
     Args:
         sources: {kind of KINDS: (origin, {diffusers name: array})}. key: of the fresh parameters.
+        scaling_factor: of the VAE. hearing: (flat params, {name: reason}) of weights.wav2vec2, or None.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape: one line that names file and tensor.
@@ -78,6 +79,9 @@ def assemble(emo, sources, key, scaling_factor=0.18215):
         filled, unused = _fill(KINDS[kind], shapes, origin, tensors)
         flat |= filled
         report.used[kind], report.unused[kind] = len(tensors) - len(unused), unused
+    if hearing is not None:
+        flat |= {f"audio_encoder/{path}": a for path, a in hearing[0].items()}
+        report.used["audio"], report.unused["audio"] = len(hearing[0]), hearing[1]
     for path in shapes:
         if path not in flat:
             flat[path], report.new[path] = _start(emo, flat, path, shapes[path], key, scaling_factor)

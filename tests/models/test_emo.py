@@ -51,7 +51,7 @@ class World:
         return Conditions(
             reference=jax.tree.map(lambda a: a[:, :1], features),
             motion=jax.tree.map(lambda a: a[:, 1:], features),
-            audio=emo.audio_tokens(params, emo.audio_features(inputs["audio"], F + 4)),
+            audio=emo.audio_tokens(params, emo.audio_features(params, inputs["audio"], F + 4)),
             speed=emo.speed_features(params, inputs["speed"]),
             location=emo.location(params, inputs["mask"]),
         )

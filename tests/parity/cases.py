@@ -3,13 +3,28 @@
 import pathlib
 
 REFERENCE = pathlib.Path(__file__).parent / "reference.npz"
-"""Weights (float16), inputs and outputs (float32) of diffusers' models, written by record.py."""
+"""Weights (float16), inputs and outputs (float32) of torch models, written by record.py."""
 
 CHANNELS, ATTENTION, LAYERS, HEADS, GROUPS, LATENT_CHANNELS = (8, 16), (True, False), 1, 2, 4, 4
 TEXT = 8  # width of the text attention that EMO leaves out
 FRAMES = 4
 TIMESTEPS = (0, 37, 999)
 VAE_CHANNELS, VAE_GROUPS = (8, 8, 16), 4
+
+# wav2vec 2.0 as in base and as in large, in transformers' words; samples of padded recordings that are no padding
+_WAV2VEC2 = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, conv_dim=(8,) * 7)
+WAV2VEC2 = {
+    "base": _WAV2VEC2 | dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4),
+    "large": _WAV2VEC2
+    | dict(
+        num_conv_pos_embeddings=9,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer",
+        conv_bias=True,
+        do_stable_layer_norm=True,
+    ),
+}
+WAV2VEC2_SAMPLES, WAV2VEC2_LENGTHS = 4000, (4000, 2500)
 
 # name: solver, spacing, zero terminal SNR, prediction, final alpha of one (DDIM's set_alpha_to_one)
 SAMPLING = {

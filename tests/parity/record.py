@@ -1,10 +1,11 @@
-"""Records what diffusers' torch models compute with small random weights, for tests that run without torch.
+"""Records what the torch models of diffusers and transformers compute with small random weights, for tests that need no
+torch.
 
     python -m tests.parity.record            # writes tests/parity/reference.npz
     python -m tests.parity.record --check    # computes again and compares
 
-It needs torch and diffusers, in an environment of their own (.ci/run makes one). Weights are representable in float16
-and stored so; networks run in float64, so that another machine finds the same float32 outputs.
+It needs torch, diffusers and transformers, in an environment of their own (.ci/run makes one). Weights are
+representable in float16 and stored so; networks run in float64, so that another machine finds the same float32 outputs.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel, UNetMotionModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from tests.parity import cases
 
 TOLERANCE = 1e-5
 # Gains that keep the residual streams small, where the epsilons of norms show, and attention far from uniform.
 _GAINS = {"to_q": 2.0, "to_k": 2.0, "conv_in": 0.01, "proj_in": 0.03, "proj_out": 0.1, "conv2": 0.03, "to_out.0": 0.03}
-_GAINS["net.2"] = 0.1
+_GAINS |= {"net.2": 0.1, "q_proj": 2.0, "k_proj": 2.0}
 
 
 def randomise(model, rng):
@@ -175,6 +177,23 @@ def record_sampling(rng):
     return arrays
 
 
+def record_wav2vec2(rng):
+    """wav2vec 2.0 on whole and padded recordings, quiet ones, so that the first norm's epsilon shows."""
+    arrays = {}
+    samples = cases.WAV2VEC2_SAMPLES
+    real = torch.arange(samples) < torch.tensor(cases.WAV2VEC2_LENGTHS)[:, None]
+    for name, geometry in cases.WAV2VEC2.items():
+        model = Wav2Vec2Model(Wav2Vec2Config(**geometry, mask_time_prob=0.0))  # without its masked_spec_embed
+        weights = randomise(model, rng)
+        audio = normal(rng, len(real), samples, scale=0.03)
+        found = {"": model(audio, output_hidden_states=True)}
+        found["padded_"] = model(audio * real, attention_mask=real.long(), output_hidden_states=True)
+        states = {f"{key}states": torch.stack(out.hidden_states).numpy() for key, out in found.items()}
+        last = {f"{key}last": out.last_hidden_state.numpy() for key, out in found.items()}
+        arrays |= _named(f"wav2vec2_{name}", weights, audio=audio.numpy(), **states, **last)
+    return arrays
+
+
 def ddim(spacing, zero, prediction, alpha_to_one, steps):
     scheduler = DDIMScheduler(
         **_schedule(spacing, zero, prediction), clip_sample=False, set_alpha_to_one=alpha_to_one, steps_offset=1
@@ -220,8 +239,9 @@ def _named(model, weights, **arrays):
 def record():
     """{name: array}, float32 but for weights (float16) and timesteps."""
     arrays = {}
+    parts = record_unet, record_motion, record_video, record_vae, record_sampling, record_wav2vec2
     with torch.no_grad():
-        for seed, part in enumerate((record_unet, record_motion, record_video, record_vae, record_sampling)):
+        for seed, part in enumerate(parts):
             arrays |= part(np.random.default_rng(seed))
     return {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in arrays.items()}
 

@@ -8,12 +8,12 @@ from flax.traverse_util import flatten_dict
 
 from emo_jax.models.emo import build
 from emo_jax.training.stages import PARTS, STAGES, clip_of, get_stage, part_of, split
-from tests.small import small_config
+from tests.small import HEARING, small_config
 
 
 @functools.cache
 def paths_of(mode):
-    return flatten_dict(build(small_config(reference_attention=mode)).abstract_params(), sep="/")
+    return flatten_dict(build(small_config(reference_attention=mode, audio=HEARING)).abstract_params(), sep="/")
 
 
 @pytest.mark.parametrize("mode", ["cross", "concat"])
@@ -30,6 +30,7 @@ EXAMPLES = {
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/norm_reference/scale": "backbone",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/audio_attn/to_v/kernel": "audio_layers",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/norm_audio/bias": "audio_layers",
+    "audio_encoder/encoder/pos_conv_embed/conv/weight_v": "audio_encoder",
     "audio_projector/proj1/kernel": "audio_layers",
     "backbone/mid_block/motion_modules_0/proj_in/kernel": "temporal_modules",
     "backbone/mid_block/motion_modules_0/transformer_blocks_0/attn1/to_q/kernel": "temporal_modules",

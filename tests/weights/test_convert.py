@@ -7,9 +7,12 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import cli
+from emo_jax.data.video import probe
+from emo_jax.metrics.properties import write_wav
 from emo_jax.models.emo import build
 from emo_jax.weights import names
 from emo_jax.weights.assemble import assemble
@@ -20,14 +23,24 @@ from tests.small import small_config
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
 
-def miniature():
+def miniature(stage="image"):
     """The config of the recorded models' sizes."""
-    config = small_config("image")
+    config = small_config(stage)
     config.model.unet.update(channels=cases.CHANNELS, attention=cases.ATTENTION, layers=cases.LAYERS)
     config.model.unet.update(heads=cases.HEADS, groups=cases.GROUPS)
     config.model.vae.update(channels=cases.VAE_CHANNELS, decoder_channels=cases.VAE_CHANNELS, layers=cases.LAYERS)
     config.model.vae.update(groups=cases.VAE_GROUPS, latent_channels=cases.LATENT_CHANNELS, patch=1, shortcut=False)
     config.model.locator_channels = (4, 8)
+    return config
+
+
+def hearing(stage="image"):
+    """The same with the recorded wav2vec 2.0."""
+    config = miniature(stage)
+    config.model.audio.update(encoder="wav2vec2", layers=(1, 2))
+    config.model.audio.wav2vec2.update(cases.WAV2VEC2["base"])
+    config.train.update(steps=1, batch_size=2, save_every=1, log_every=1, sample_every=0)
+    config.sampling.update(steps=2)
     return config
 
 
@@ -57,12 +70,18 @@ def files(tensors, tmp_path):
     write(tmp_path / "sd/unet", tensors["unet"])
     write(tmp_path / "sd/vae", tensors["vae"], scaling_factor=0.5)
     write(tmp_path / "motion", tensors["motion"])
-    (tmp_path / "mini.py").write_text("from tests.weights.test_convert import miniature as get_config\n")
+    with np.load(cases.REFERENCE) as stored:
+        weights = {n: a for n, a in stored.items() if n.startswith("wav2vec2_base/weights/")}
+    tensors = {n.removeprefix("wav2vec2_base/weights/"): a.astype(np.float32) for n, a in weights.items()}
+    write(tmp_path / "voice", tensors, "model.safetensors", **cases.WAV2VEC2["base"])
+    for name in ("miniature", "hearing"):
+        text = f"from tests.weights.test_convert import {name} as get_config\n"
+        (tmp_path / f"{name}.py").write_text(text)
     return tmp_path
 
 
-def convert(files, *more, sd="sd"):
-    config = f"--config={files}/mini.py"
+def convert(files, *more, sd="sd", config="miniature"):
+    config = f"--config={files}/{config}.py"
     return cli.main(["convert", config, "--sd", f"{files}/{sd}", "--output", f"{files}/out", *more])
 
 
@@ -304,8 +323,44 @@ def test_describe(files, capsys):
     assert "float16" in told and "image, video" in told
 
 
-def test_training_and_generating_take_the_checkpoint(files):
-    assert convert(files) == 0
+def test_wav2vec2_comes_along_and_goes_back(files, capsys):
+    assert convert(files, "--audio", f"{files}/voice", config="hearing") == 0
     config, flat = load_weights(files / "out")
-    assert all(a.dtype == np.float32 for a in flat.values())
     nest(build(config), flat, "out")
+    count = len(load_file(files / "voice/model.safetensors"))
+    assert f"audio: {count} tensors used, 0 not" in capsys.readouterr().out
+    back = ["convert", "--to", "safetensors", "--checkpoint", f"{files}/out", "--output", f"{files}/back"]
+    assert cli.main(back) == 0
+    voice, back = load_file(files / "voice/model.safetensors"), load_file(files / "back/audio.safetensors")
+    assert set(voice) == set(back) and all(voice[n].tobytes() == back[n].tobytes() for n in voice)
+
+
+def test_wav2vec2_of_another_geometry_is_one_line(files, capsys):
+    assert convert(files, "--audio", f"{files}/voice") == 2
+    assert "set model.audio.encoder=wav2vec2" in capsys.readouterr().err
+    config = json.loads((files / "voice/config.json").read_text()) | {"do_normalize": False}
+    (files / "voice/preprocessor_config.json").write_text(json.dumps(config))
+    assert convert(files, "--audio", f"{files}/voice", config="hearing") == 2
+    assert "set model.audio.wav2vec2.do_normalize" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_whole_path_from_files_to_a_video(files, talking_records):
+    """What a user does: convert, a step of each stage, generate with wav2vec 2.0."""
+    more = ["--motion", f"{files}/motion", "--audio", f"{files}/voice"]
+    assert convert(files, *more, config="hearing") == 0
+    _, start = load_weights(files / "out")
+    before = files / "out"
+    for stage in ("image", "video", "speed"):
+        run = ["train", f"--config={files}/hearing.py:{stage}", "--workdir", f"{files}/{stage}"]
+        run += [f"--config.data.directory={talking_records}", f"--config.train.init_from={before}"]
+        assert cli.main(run) == 0
+        before = files / stage
+    _, end = load_weights(before)
+    for path in ("audio_encoder/feature_projection/projection/kernel", "vae/encoder/conv_in/kernel"):
+        np.testing.assert_array_equal(start[path], end[path])
+    Image.fromarray(np.full((80, 80, 3), 128, np.uint8)).save(files / "me.png")
+    write_wav(files / "me.wav", 0.1 * np.sin(np.arange(16000) / 9))
+    run = ["generate", "--checkpoint", f"{before}", "--portrait", f"{files}/me.png", "--audio", f"{files}/me.wav"]
+    assert cli.main([*run, "--out", f"{files}/me.mp4", "--face-box", "20,20,60,60"]) == 0
+    assert probe(files / "me.mp4")["frames"] == 25

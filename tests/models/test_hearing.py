@@ -1,0 +1,236 @@
+"""EMO with wav2vec 2.0: recordings in windows, features at the video's rate, training and generation."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from emo_jax import sharding
+from emo_jax.data.audio import AUDIO_MARGIN, cut, window_bounds
+from emo_jax.generate import EmoPipeline
+from emo_jax.models.audio_encoder import Recording, frame_positions, interpolate, sketch, standardise
+from emo_jax.models.emo import build
+from emo_jax.models.wav2vec2 import Wav2Vec2Config
+from emo_jax.sampling import VideoSampler
+from emo_jax.training.stages import STAGES, part_of, split
+from emo_jax.training.step import make_loss
+from tests.echo import Listener, echo
+from tests.small import HEARING, small_config
+from tests.steps import FAST, fixed_batch, random_params, training_config
+
+FPS, M = 25.0, 2
+
+
+@pytest.fixture(scope="module")
+def emo():
+    return build(small_config(audio=HEARING))
+
+
+@pytest.fixture(scope="module")
+def listen(emo):
+    """wav2vec 2.0's hidden states of sound; its attention is faint, as what a window lacks is what it attends to."""
+    flat = flatten_dict(random_params(emo)["audio_encoder"])
+    weights = {path: a * (0.02 if "out_proj" in path else 1) for path, a in flat.items()}
+    params = {"audio_encoder": jax.device_put(unflatten_dict(weights))}
+    return functools.partial(jax.jit(emo.hidden_states), params)
+
+
+def sound(seconds, seed=0, size=1):
+    """Noise that gets louder and has an offset."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((size, round(16000 * seconds))) * np.linspace(0.02, 0.3, round(16000 * seconds))
+    return (noise + 0.05).astype(np.float32)
+
+
+def error(ours, theirs):
+    return np.abs(ours - theirs).max(axis=(0, 1, 3)) / np.abs(theirs).max(axis=(0, 1, 3))
+
+
+def whole(listen, recording, first, frames, config):
+    """Features of the frames by the whole recording at once, as Recording prepared it."""
+    start, _ = window_bounds(-M, 0, FPS)
+    return interpolate(np.asarray(listen(recording.heard)), frame_positions(first, frames, FPS, start, config))
+
+
+# -- recordings
+
+
+def test_windows_equal_the_whole(emo, listen):
+    config, audio = emo.audio_encoder.config, sound(5.0, size=2)
+    recording = Recording(listen, audio, FPS, M, config, seconds=1.0, overlap=0.25)
+    found = recording(-M, 125 + 2 * M)
+    assert found.shape == (2, 125 + 2 * M, 2, 16) and found.dtype == np.float32
+    first, last = error(found, whole(listen, recording, -M, 125 + 2 * M, config))
+    # convolutions, group norm and positions are those of the whole; attention sees the window alone
+    assert first < 5e-6 and 1e-4 < last < 0.01
+    assert error(found[:, 1:], found[:, :-1]).min() > 0.1
+    for start, frames in ((0, 1), (60, 8), (120, 5)):
+        np.testing.assert_array_equal(recording(start, frames), found[:, M + start :][:, :frames])
+
+
+def test_one_window_is_the_whole_however_short(emo, listen):
+    config = emo.audio_encoder.config
+    for seconds in (0.04, 1.5):
+        recording = Recording(listen, sound(seconds), FPS, M, config, seconds=2.0, overlap=0.5)
+        frames = math.ceil(seconds * FPS) + 2 * M
+        assert error(recording(-M, frames), whole(listen, recording, -M, frames, config)).max() < 1e-5
+        np.testing.assert_array_equal(recording(frames, 3), recording(frames + 99, 3))
+
+
+def test_a_long_recording_is_heard_once_in_windows_of_one_shape_and_few_are_kept(emo):
+    calls, config = [], emo.audio_encoder.config
+
+    def listen(audio, lengths, measured):
+        calls.append((audio.shape, measured.shape, lengths.tolist()))
+        return audio[:, 200 :: config.stride][:, : config.length(audio.shape[1]), None, None]
+
+    recording = Recording(listen, sound(150), FPS, M, config)
+    found = np.concatenate([recording(first - M, 8 + 2 * M)[:, M : M + 8] for first in range(0, 3750, 8)], axis=1)
+    samples = 320 * 799 + 400
+    assert calls == [((1, samples), (1, 20, 10), [samples])] * 13  # a window each 12 s, the last flush with the end
+    assert recording._window.cache_info().currsize == 8
+    near = interpolate(recording.heard[:, 200::320], frame_positions(0, 3750, FPS, -AUDIO_MARGIN - 640 * M, config))
+    np.testing.assert_allclose(found[:, :3750, 0, 0], near, atol=1e-6)
+    recording(3200, 500)
+    assert len(calls) == 13
+
+
+def test_sound_is_standardised_over_the_recording(emo):
+    seen = []
+
+    def listen(audio, lengths, measured):
+        seen.append(audio)
+        return np.zeros((1, 50, 1, 1), np.float32)
+
+    def heard(audio, **config):
+        config = Wav2Vec2Config(**{**vars(emo.audio_encoder.config), **config})
+        Recording(listen, audio, FPS, M, config, seconds=1.0, overlap=0.1)(0, 1)
+        return seen[-1]
+
+    audio, lead = sound(2.0), AUDIO_MARGIN + 640 * M
+    np.testing.assert_allclose(heard(audio), heard(0.3 * audio - 0.1), atol=2e-4)
+    wanted = (audio - audio.mean()) / audio.std()
+    np.testing.assert_allclose(heard(audio)[:, lead:], wanted[:, : 50 * 320 + 80 - lead], atol=1e-4)
+    assert not heard(audio)[:, :lead].any()
+    np.testing.assert_array_equal(heard(audio, do_normalize=False)[:, lead:], audio[:, : 50 * 320 + 80 - lead])
+    assert np.isfinite(standardise(np.zeros((1, 9), np.float32))).all()
+
+
+def test_a_sketch_has_the_moments_of_every_frame():
+    audio = np.cumsum(sound(3.0)[0]) / 100
+    frames = np.lib.stride_tricks.sliding_window_view(audio, 10)[::5].astype(np.float64)
+    stand_ins = sketch(audio, 10, 5, block=1000).astype(np.float64)
+    assert stand_ins.shape == (20, 10)
+    np.testing.assert_allclose(stand_ins.mean(0), frames.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(np.cov(stand_ins.T, bias=True), np.cov(frames.T, bias=True), rtol=1e-5)
+
+
+# -- the video's frame rate
+
+
+@pytest.mark.parametrize("fps", [25.0, 30.0, 29.97, 60.0])
+def test_features_are_those_of_the_frames_times(fps):
+    """A network that tells the time: output j is that of the middle of the samples it sees."""
+    config = Wav2Vec2Config()
+    times = ((np.arange(200) * 320 + 200 - AUDIO_MARGIN) / 16000)[None, :, None, None]
+    found = interpolate(times.astype(np.float32), frame_positions(0, 50, fps, -AUDIO_MARGIN, config))
+    np.testing.assert_allclose(found[0, :, 0, 0], (np.arange(50) + 0.5) / fps, atol=1e-6)
+    later = interpolate(times.astype(np.float32), frame_positions(20, 30, fps, -AUDIO_MARGIN, config))
+    np.testing.assert_array_equal(later, found[:, 20:])
+
+
+def test_interpolation_holds_the_ends():
+    states = np.array([1.0, 2.0, 4.0], np.float32)[None, :, None, None]
+    found = interpolate(states, np.array([-1.5, 0.0, 0.25, 1.5, 2.0, 9.0]))
+    np.testing.assert_array_equal(found.ravel(), [1, 1, 1.25, 3, 4, 4])
+
+
+# -- EMO
+
+
+def test_a_window_in_training_is_standardised_and_heard_at_its_frames(emo):
+    params, (start, length) = random_params(emo), window_bounds(3, 6, FPS)
+    window = cut(sound(1.0)[0], start, length)[None]
+    heard = jax.jit(lambda p, a: emo.audio_features(p, a, 6))
+    found = heard(params, window)
+    assert found.shape == (1, 6, 2, 16)
+    np.testing.assert_allclose(found, heard(params, 0.5 * window + 0.1), atol=1e-3)
+    states = np.asarray(jax.jit(emo.hidden_states)(params, standardise(window)))
+    every, _ = jax.jit(emo.audio_encoder.apply)({"params": params["audio_encoder"]}, standardise(window))
+    np.testing.assert_allclose(states, np.stack([every[0], every[2]], axis=2), atol=1e-5)
+    config = emo.audio_encoder.config
+    np.testing.assert_allclose(found, interpolate(states, frame_positions(3, 6, FPS, start, config)), atol=1e-5)
+    assert emo.audio_features(params, found, 6) is found
+
+
+def test_it_is_frozen_in_every_stage_and_every_parameter_has_a_place(emo):
+    paths = flatten_dict(emo.abstract_params(), sep="/")
+    ours = {path for path in paths if path.startswith("audio_encoder/")}
+    assert len(ours) > 20 and {part_of(path) for path in ours} == {"audio_encoder"}
+    for stage in STAGES.values():
+        assert ours <= set(split(paths, stage)[1])
+    for path in ours:
+        sharding.parameter_spec(path, paths[path].shape, 8)
+    assert build(small_config(audio=HEARING, audio_attention=False)).audio_encoder is None
+
+
+def test_the_training_loss_hears(emo):
+    config = training_config("video")
+    config.model.audio.update(HEARING)
+    batch, params = fixed_batch(config), random_params(emo)
+    loss = jax.jit(make_loss(emo, config)).lower(params, batch, jax.random.key(0)).compile(compiler_options=FAST)
+    value = float(loss(params, batch, jax.random.key(0))[0])
+    other = float(loss(params, batch | {"audio": batch["audio"][:, ::-1].copy()}, jax.random.key(0))[0])
+    assert np.isfinite(value) and abs(other - value) > 1e-6
+
+
+def test_the_backbone_hears_the_recording_from_the_first_clip_to_the_last():
+    config = training_config("speed")
+    config.model.audio.update(HEARING)
+    config.sampling.steps = 1
+    rule = Listener()
+    emo = echo(config, rule)
+    params = {"audio_encoder": random_params(build(config))["audio_encoder"]}
+    sampler = VideoSampler(emo, params, config.sampling)
+    portrait, mask = np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64, 1), np.uint8)
+
+    def made(audio):
+        rule.seen.clear()
+        parts = list(sampler.stream(portrait, mask, audio, key=jax.random.key(0)))
+        jax.effects_barrier()
+        count = np.concatenate(parts, axis=1).shape[1]
+        return np.concatenate([seen["audio"] for seen in rule.seen], axis=1)[:, :count], sampler._recording[1]
+
+    voice = sound(0.8)
+    found, recording = made(voice)
+    assert found.shape == (1, 20, 2, 16)
+    listen = functools.partial(jax.jit(emo.hidden_states), params)
+    np.testing.assert_allclose(found, whole(listen, recording, 0, 20, emo.audio_encoder.config), atol=1e-4)
+    again, kept = made(voice.copy())
+    np.testing.assert_array_equal(again, found)
+    assert kept is recording and kept._window.cache_info().misses == 1
+    other, new = made(0.5 * voice[:, ::-1])
+    assert new is not recording and np.abs(other - found).max() > 0.1
+    assert made(sound(0.1))[0].shape[1] == 3
+    assert sampler.compilations() == sampler._listen._cache_size() == 1
+
+
+def test_it_generates():
+    parts = dict(reference_attention="off", temporal_modules=False, speed_layers=False, face_locator=False)
+    config = small_config(audio=HEARING, **parts)
+    config.sampling.update(steps=1, solver="ddim", clips=1, reference_scale=1.0, audio_scale=1.0)
+    emo = build(config)
+    pipe, portrait = EmoPipeline(emo, random_params(emo)), np.zeros((64, 64, 3), np.uint8)
+
+    def frames(audio):
+        return pipe(portrait, audio, face_box=(10, 10, 50, 50)).frames
+
+    voice = sound(0.2)[0]
+    first = frames(voice)
+    assert first.shape == (5, 64, 64, 3) and first.std() > 0
+    np.testing.assert_array_equal(frames(voice), first)
+    assert not np.array_equal(frames(voice[::-1].copy()), first)
+    assert pipe.compilations() == 1
