@@ -360,7 +360,7 @@ def test_the_whole_path_from_files_to_a_video(files, talking_records):
     for path in ("audio_encoder/feature_projection/projection/kernel", "vae/encoder/conv_in/kernel"):
         np.testing.assert_array_equal(start[path], end[path])
     Image.fromarray(np.full((80, 80, 3), 128, np.uint8)).save(files / "me.png")
-    write_wav(files / "me.wav", 0.1 * np.sin(np.arange(16000) / 9))
+    write_wav(f"{files}/me.wav", 0.1 * np.sin(np.arange(16000) / 9))
     run = ["generate", "--checkpoint", f"{before}", "--portrait", f"{files}/me.png", "--audio", f"{files}/me.wav"]
     assert cli.main([*run, "--out", f"{files}/me.mp4", "--face-box", "20,20,60,60"]) == 0
     assert probe(files / "me.mp4")["frames"] == 25
