@@ -77,6 +77,11 @@ def model():
         speed_layers=True,
         locator_channels=(16, 32, 96),
         audio=audio(),
+        # Ours: how a parameter starts that the weights at hand do not hold.
+        init=dict(
+            reference="self",  # keys and values of reference-attention: self (those of self-attention) | fresh
+            added="zero",  # outputs of audio-attention, temporal modules, speed layers and locator: zero | fresh
+        ),
         # Ours: centres in degrees per frame; fit them to the data set's quantiles.
         speed=dict(
             centres=(0.1, 0.2, 0.35, 0.55, 0.8, 1.1, 1.5, 2.0, 2.8),

@@ -94,18 +94,20 @@ def adopt(emo, found, trained, key, origin):
 
 
 def load_model(name_or_directory):
-    """(networks, params) of weights such as `load_weights` reads.
+    """(networks, params) of weights such as `load_weights` reads, in the precision that the networks compute in.
 
     Raises:
         ValueError: no such weights, or of another version's config.
     """
     from emo_jax.models.emo import build
 
-    config, flat = load_weights(name_or_directory)
+    config, flat = read_flat(name_or_directory)
     try:
         emo = build(config)
     except (KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{name_or_directory}: its config is not one of this version ({error})") from error
+    for path, array in flat.items():  # one by one: at full size the two precisions together may not fit
+        flat[path] = jnp.asarray(array, config.model.dtype if array.ndim else jnp.float32)
     return emo, nest(emo, flat, name_or_directory)
 
 
