@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,17 +76,18 @@ class EmoPipeline:
         self.config, self.params, self._emo, self._samplers = emo.config, params, emo, {}
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | os.PathLike, **sampling) -> EmoPipeline:
+    def from_pretrained(cls, name_or_dir: str | os.PathLike, size=None, **sampling) -> EmoPipeline:
         """The pipeline of a preset ("tiny"), a folder of weights (`emo export`) or a run of `emo train`.
 
-        Keyword arguments override fields of the config's `sampling`: solver, steps, clips (per segment), ...
+        `size` (height, width) of the frames replaces that of training; the likeness is best at that of training. Other
+        keyword arguments override fields of the config's `sampling`: solver, steps, clips (per segment), ...
 
         Raises:
             ValueError: no such weights, weights of another config, or an unknown field.
         """
         from emo_jax.weights.store import load_model
 
-        emo, params = load_model(name_or_dir)
+        emo, params = load_model(name_or_dir, size)
         known = emo.config.sampling
         unknown = sorted(set(sampling) - set(known))
         if unknown:
@@ -306,6 +308,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--audio-scale", type=float, help="guidance towards the voice; 1: none")
     parser.add_argument("--speed", type=float, help="the head's rotation in degrees per frame, about 0.2 to 2")
     parser.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="the face in the portrait, in pixels")
+    parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="of the frames, in pixels (default: the model's)")
+    parser.add_argument("--clips", type=int, help="clips computed at a time; fewer show sooner and take less memory")
     parser.add_argument("--fps", type=float, help="of the file; frames are repeated or left out (default: the model's)")
     parser.set_defaults(main=main)
 
@@ -318,14 +322,22 @@ def add_model_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="other seeds, other videos (default %(default)s)")
 
 
-def load_model(args) -> EmoPipeline:
+def parse_size(text: str) -> tuple[int, int]:
+    """'512x768', width and height, as (height, width); ValueError for anything else."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or "0" in found.groups():
+        raise ValueError(f"--size is {text!r}; expected WIDTHxHEIGHT in pixels, such as 512x768")
+    return int(found[2]), int(found[1])
+
+
+def load_model(args, size=None, **sampling) -> EmoPipeline:
     """The pipeline that --preset or --checkpoint names."""
     from emo_jax.weights.store import BUNDLED
 
     preset = PRESET if args.preset is None else args.preset
     if preset not in BUNDLED:
         raise ValueError(f"preset {preset!r} is unknown; expected {', '.join(BUNDLED)}, or give --checkpoint DIR")
-    return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint)
+    return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint, size, **sampling)
 
 
 def main(args) -> None:
@@ -333,6 +345,9 @@ def main(args) -> None:
     options = {name: getattr(args, name) for name in ("seed", "steps", "speed", "reference_scale", "audio_scale")}
     check_options(**options, fps=args.fps)
     check_target(args.out)
+    size = None if args.size is None else parse_size(args.size)
+    if args.clips is not None and args.clips < 1:
+        raise ValueError(f"--clips is {args.clips}; expected at least 1")
     box = None if args.face_box is None else parse_box(args.face_box)
     portrait = load_portrait(args.portrait)
     if box is not None:
@@ -341,7 +356,7 @@ def main(args) -> None:
     for name in (args.portrait, args.audio):
         if os.path.exists(args.out) and os.path.samefile(args.out, name):
             raise ValueError(f"--out {args.out} would replace the input {name}; choose another name")
-    pipe = load_model(args)
+    pipe = load_model(args, size, **({} if args.clips is None else {"clips": args.clips}))
     require_frames(voice.heard, args.fps or pipe.fps, args.audio)
     options |= dict(solver=args.solver, face_box=box)
     write_video(args.out, pipe, portrait, voice, name="generate", fps=args.fps, **options)

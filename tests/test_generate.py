@@ -13,7 +13,7 @@ from emo_jax import demo, generate
 from emo_jax.data.faces import crop_around
 from emo_jax.data.synthetic import Identity, State, face_box
 from emo_jax.data.video import probe
-from emo_jax.generate import EmoPipeline, load_portrait, load_voice, place, retimed
+from emo_jax.generate import EmoPipeline, load_portrait, load_voice, parse_size, place, retimed
 
 BOX = (60.0, 50.0, 130.0, 150.0)
 MEDIA = pathlib.Path(__file__).parents[2] / "shared" / "media"
@@ -128,8 +128,18 @@ def test_sampling_can_be_overridden_when_loading(weights_dir):
     assert (pipe.config.sampling.steps, pipe.config.sampling.solver) == (3, "ddim")
     with pytest.raises(ValueError, match="no field 'stepz'"):
         EmoPipeline.from_pretrained(weights_dir, stepz=3)
+    with pytest.raises(ValueError, match="width 40; expected a multiple of 32"):
+        EmoPipeline.from_pretrained(weights_dir, size=(64, 40))
+
     with pytest.raises(ValueError, match="sampling: .*many"):
         EmoPipeline.from_pretrained(weights_dir, steps="many")
+
+
+def test_a_size_is_width_and_height():
+    assert parse_size("512x768") == (768, 512)
+    for text in ("512", "0x64", "64x64x3", "-1x64"):
+        with pytest.raises(ValueError, match="expected WIDTHxHEIGHT"):
+            parse_size(text)
 
 
 def test_pipeline_is_found_in_the_package():

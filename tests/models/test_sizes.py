@@ -11,7 +11,7 @@ from emo_jax import sampling
 from emo_jax.generate import EmoPipeline
 from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
-from emo_jax.weights.store import load_model, save_weights
+from emo_jax.weights.store import save_weights
 from tests.small import small_config
 
 
@@ -33,15 +33,14 @@ def test_full_size_networks_take_every_size(size):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """The pipeline of a small EMO of 32 x 64 pixels that computes in bfloat16, its weights random in every part."""
+    """A small EMO that computes in bfloat16, its weights random in every part, at another size than its config's."""
     config = small_config(dtype="bfloat16")
-    config.clip.image_size = (32, 64)
     config.sampling.update(steps=1, clips=2, reference_scale=1.0, audio_scale=1.0)
     flat, rng = flatten_dict(build(config).init(jax.random.key(0)), sep="/"), np.random.default_rng(1)
     flat = {path: a + rng.normal(0, 0.1, np.shape(a)).astype(np.float32) for path, a in flat.items()}
     directory = tmp_path_factory.mktemp("wide") / "weights"
     save_weights(directory, config, flat)
-    return EmoPipeline(*load_model(directory))
+    return EmoPipeline.from_pretrained(directory, size=(32, 64))
 
 
 def test_a_wide_video_in_bfloat16(wide, monkeypatch):
