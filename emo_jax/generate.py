@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +24,6 @@ from emo_jax.data.video import VideoWriter, check_target
 from emo_jax.progress import Progress
 
 TRACK_RATE = 44100  # Hz, of the sound in the file; the networks hear SAMPLE_RATE
-FACE_HEIGHT = 0.54  # of the crop: the median of training's faces at rest, mouth shut
-FACE_CENTRE = (0.5, 0.53)  # of the crop's width and height: the mean of the same
-MASK_GROWTH = (0.012, 0.025, 0.012, 0.098)
-"""By how much a training clip's union of boxes exceeds the box at rest (left, top, right, bottom, in its width and
-height): heads move and jaws drop. Medians, as FACE_HEIGHT, over 300 records of `emo prepare synthetic`."""
 MAX_FPS = 240
 PRESET = "tiny"
 
@@ -75,17 +71,18 @@ class EmoPipeline:
         self.config, self.params, self._emo, self._samplers = emo.config, params, emo, {}
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | os.PathLike, **sampling) -> EmoPipeline:
+    def from_pretrained(cls, name_or_dir: str | os.PathLike, size=None, **sampling) -> EmoPipeline:
         """The pipeline of a preset ("tiny"), a folder of weights (`emo export`) or a run of `emo train`.
 
-        Keyword arguments override fields of the config's `sampling`: solver, steps, clips (per segment), ...
+        `size` (height, width) of the frames replaces that of training; the likeness is best at that of training. Other
+        keyword arguments override fields of the config's `sampling`: solver, steps, clips (per segment), ...
 
         Raises:
             ValueError: no such weights, weights of another config, or an unknown field.
         """
         from emo_jax.weights.store import load_model
 
-        emo, params = load_model(name_or_dir)
+        emo, params = load_model(name_or_dir, size)
         known = emo.config.sampling
         unknown = sorted(set(sampling) - set(known))
         if unknown:
@@ -149,7 +146,7 @@ class EmoPipeline:
         require_frames(heard, self.fps)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
-        crop, mask = place(image, self.size, face_box, name)
+        crop, mask = place(image, self.config.clip, face_box, name)
         sampler, scales = self._sampler(steps, solver, reference_scale, audio_scale)
         segments = sampler.stream(
             crop[None], mask[None], normalise(heard)[None], speed=speed, scales=scales, key=jax.random.key(seed)
@@ -227,11 +224,11 @@ def check_options(*, seed, steps=None, speed=None, reference_scale=None, audio_s
         raise ValueError(f"fps is {fps:g}; expected 1 to {MAX_FPS}")
 
 
-def place(image: np.ndarray, size: tuple[int, int], face_box=None, name="the portrait"):
+def place(image: np.ndarray, clip, face_box=None, name="the portrait"):
     """Crops a portrait as the training clips are: (crop uint8 (H, W, 3), mask uint8 (H, W, 1) of the face's region).
 
     The face is `face_box`, else the largest one found, else `default_box`, which is told in a line on stderr. The crop
-    lies inside the image; its face is FACE_HEIGHT high around FACE_CENTRE, as far as the image reaches.
+    lies inside the image; its face is where training's were (`clip`: `config.clip`), as far as the image reaches.
     Raises ValueError where `face_box` lies outside the image.
     """
     box = find_face(image) if face_box is None else check_box(face_box, *image.shape[:2])
@@ -239,9 +236,10 @@ def place(image: np.ndarray, size: tuple[int, int], face_box=None, name="the por
         box = default_box(*image.shape[:2])
         where = ",".join(f"{value:.0f}" for value in box)
         print(f"warning: no face found in {name}; assuming {where} (face box x0,y0,x1,y1 sets it)", file=sys.stderr)
-    crop, box = crop_around(image, box, size, FACE_HEIGHT, FACE_CENTRE, inside=True)
+    size, face = tuple(clip.image_size), clip.face
+    crop, box = crop_around(image, box, size, face.height, tuple(face.centre), inside=True)
     width, height = box[2] - box[0], box[3] - box[1]
-    left, top, right, bottom = MASK_GROWTH
+    left, top, right, bottom = face.growth
     union = box[0] - left * width, box[1] - top * height, box[2] + right * width, box[3] + bottom * height
     return crop, mask_from_box(union, *size)
 
@@ -306,6 +304,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--audio-scale", type=float, help="guidance towards the voice; 1: none")
     parser.add_argument("--speed", type=float, help="the head's rotation in degrees per frame, about 0.2 to 2")
     parser.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="the face in the portrait, in pixels")
+    parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="of the frames, in pixels (default: the model's)")
+    parser.add_argument("--clips", type=int, help="clips computed at a time; fewer show sooner and take less memory")
     parser.add_argument("--fps", type=float, help="of the file; frames are repeated or left out (default: the model's)")
     parser.set_defaults(main=main)
 
@@ -318,14 +318,22 @@ def add_model_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="other seeds, other videos (default %(default)s)")
 
 
-def load_model(args) -> EmoPipeline:
+def parse_size(text: str) -> tuple[int, int]:
+    """'512x768', width and height, as (height, width); ValueError for anything else."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found or "0" in found.groups():
+        raise ValueError(f"--size is {text!r}; expected WIDTHxHEIGHT in pixels, such as 512x768")
+    return int(found[2]), int(found[1])
+
+
+def load_model(args, size=None, **sampling) -> EmoPipeline:
     """The pipeline that --preset or --checkpoint names."""
     from emo_jax.weights.store import BUNDLED
 
     preset = PRESET if args.preset is None else args.preset
     if preset not in BUNDLED:
         raise ValueError(f"preset {preset!r} is unknown; expected {', '.join(BUNDLED)}, or give --checkpoint DIR")
-    return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint)
+    return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint, size, **sampling)
 
 
 def main(args) -> None:
@@ -333,6 +341,9 @@ def main(args) -> None:
     options = {name: getattr(args, name) for name in ("seed", "steps", "speed", "reference_scale", "audio_scale")}
     check_options(**options, fps=args.fps)
     check_target(args.out)
+    size = None if args.size is None else parse_size(args.size)
+    if args.clips is not None and args.clips < 1:
+        raise ValueError(f"--clips is {args.clips}; expected at least 1")
     box = None if args.face_box is None else parse_box(args.face_box)
     portrait = load_portrait(args.portrait)
     if box is not None:
@@ -341,7 +352,7 @@ def main(args) -> None:
     for name in (args.portrait, args.audio):
         if os.path.exists(args.out) and os.path.samefile(args.out, name):
             raise ValueError(f"--out {args.out} would replace the input {name}; choose another name")
-    pipe = load_model(args)
+    pipe = load_model(args, size, **({} if args.clips is None else {"clips": args.clips}))
     require_frames(voice.heard, args.fps or pipe.fps, args.audio)
     options |= dict(solver=args.solver, face_box=box)
     write_video(args.out, pipe, portrait, voice, name="generate", fps=args.fps, **options)

@@ -1,6 +1,7 @@
 """Generation of videos, segment by segment: one program for every audio length, seed and portrait (Section 4.1)."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from emo_jax.models.emo import mask_features, switch
 
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """What `off` can replace by its null condition, for the controls of an evaluation."""
+_DECODED_PIXELS = 2**20
+"""Decoded at once: four frames of 512x512, which take about 2 GB on their way."""
 
 
 class VideoSampler:
@@ -155,8 +158,11 @@ class VideoSampler:
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
 
     def _decode_fn(self, params, latents):
-        frames = self.emo.decode(params, latents)  # (K, B, f, H, W, 3)
-        return jnp.moveaxis(frames, 0, 1).reshape(frames.shape[1], -1, *frames.shape[3:])
+        latents = jnp.moveaxis(latents, 1, 2).reshape(-1, latents.shape[1], *latents.shape[3:])  # (K * f, B, h, w, c)
+        pixels = latents.shape[1] * math.prod(self.emo.config.clip.image_size)
+        group = max(1, _DECODED_PIXELS // pixels)
+        frames = jax.lax.map(functools.partial(self.emo.decode, params), latents, batch_size=group)
+        return jnp.moveaxis(frames, 0, 1)
 
 
 def _windows(values, clips, frames, m):

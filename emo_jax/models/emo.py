@@ -113,10 +113,9 @@ class EMO:
         """Fresh params of every part, float32 numpy arrays.
 
         Kernels are normal with variance 1 / fan-in (LeCun et al. 1998), but reference-attention's keys are twice its
-        queries. What EMO adds to a trained network starts
-        silent (_ZERO): a new temporal module, audio-attention, speed layer or locator changes nothing until it is
-        trained. The key of a parameter depends on its path alone, so that switching a part off leaves the others'
-        values alone.
+        queries. What EMO adds to a trained network starts silent: a new temporal module, audio-attention, speed layer
+        or locator changes nothing until it is trained (unless model.init.added is 'fresh'). The key of a parameter
+        depends on its path alone, so that switching a part off leaves the others' values alone.
         """
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: self.fresh("/".join(p.key for p in path), leaf.shape, key), self.abstract_params()
@@ -124,6 +123,8 @@ class EMO:
 
     def fresh(self, path, shape, key):
         """One parameter of `init`, by its path such as 'vae/scaling_factor'."""
+        if self.config.model.init.added == "zero" and _ADDED.search(path):
+            return np.zeros(shape, np.float32)
         return _fresh(path, shape, np.asarray(jax.random.key_data(key)).tolist())
 
     def abstract_params(self):
@@ -156,10 +157,8 @@ class EMO:
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
-_ZERO = re.compile(
-    r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/|vae/(quant_conv|decoder/conv_out)/"
-)
-
+_ADDED = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
+_ZERO = re.compile(r"vae/(quant_conv|decoder/conv_out)/")
 _REFERENCE_KEY = re.compile(r"/attentions_\d+/transformer_blocks_0/attn2/to_k/")
 
 
@@ -285,6 +284,9 @@ def _check(model, clip, vae):
         raise ValueError("model.speed_layers is on but model.temporal_modules is off; speed layers live inside them")
     if model.audio.encoder not in ("mel", "wav2vec2"):
         raise ValueError(f"model.audio.encoder is {model.audio.encoder!r}; expected 'mel' or 'wav2vec2'")
+    for field, known in (("reference", ("self", "fresh")), ("added", ("zero", "fresh"))):
+        if model.init[field] not in known:
+            raise ValueError(f"model.init.{field} is {model.init[field]!r}; expected {' or '.join(map(repr, known))}")
     _check_sizes(model.unet, model.vae)
     if not 0 <= clip.motion_frames <= clip.frames:
         raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")

@@ -62,9 +62,9 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
     """The flat params {path: array} of a model from files, in the files' precision, and a Report.
 
     ReferenceNet starts as a copy of SD's UNet. In the Backbone, reference-attention takes the place of SD's attention
-    to the prompt: queries, output and norm from there, keys and values, whose width fits no prompt, from the block's
-    self-attention, `norm_reference` from the norm in front of it. Parts that no file holds start as in `EMO.init`,
-    where they change nothing until trained.
+    to the prompt: queries, output and norm from there; keys and values, which have the width of the feature maps and
+    not of a prompt, from the block's self-attention, and `norm_reference` from the norm in front of it (or fresh,
+    where model.init.reference says so). Parts that no file holds start as in `EMO.init`.
 
     Args:
         sources: {kind of KINDS: (origin, {diffusers name: array})}. key: of the fresh parameters.
@@ -118,7 +118,7 @@ def _start(emo, flat, path, shape, key, scaling_factor):
     if path == "vae/scaling_factor":
         return np.float32(scaling_factor), "the file's config, or SD's 0.18215"
     source = path.replace("/attn2/", "/attn1/").replace("/norm_reference/", "/norm1/")
-    if re.search(_DERIVED, path) and source in flat:
+    if re.search(_DERIVED, path) and source in flat and emo.config.model.init.reference == "self":
         if flat[source].shape != shape:
             raise ValueError(f"{path} has shape {shape} but {source}, which it starts from, {flat[source].shape}")
         return flat[source], f"a copy of {source}"

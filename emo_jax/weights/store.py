@@ -93,19 +93,26 @@ def adopt(emo, found, trained, key, origin):
     return {p: emo.fresh(p, shape, key) if p in fresh else found[p] for p, shape in shapes.items()}, fresh
 
 
-def load_model(name_or_directory):
-    """(networks, params) of weights such as `load_weights` reads.
+def load_model(name_or_directory, image_size=None):
+    """(networks, params) of weights such as `load_weights` reads, in the precision that the networks compute in.
+
+    Args:
+        image_size: (height, width) of the frames in place of the config's; the weights serve every size.
 
     Raises:
-        ValueError: no such weights, or of another version's config.
+        ValueError: no such weights, of another version's config, or a size that the networks cannot halve.
     """
     from emo_jax.models.emo import build
 
-    config, flat = load_weights(name_or_directory)
+    config, flat = read_flat(name_or_directory)
+    if image_size is not None:
+        config.clip.image_size = tuple(image_size)
     try:
         emo = build(config)
     except (KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{name_or_directory}: its config is not one of this version ({error})") from error
+    for path, array in flat.items():  # one by one: at full size the two precisions together may not fit
+        flat[path] = jnp.asarray(array, config.model.dtype if array.ndim else jnp.float32)
     return emo, nest(emo, flat, name_or_directory)
 
 

@@ -8,6 +8,7 @@ REFERENCE = pathlib.Path(__file__).parent / "reference.npz"
 CHANNELS, ATTENTION, LAYERS, HEADS, GROUPS, LATENT_CHANNELS = (8, 16), (True, False), 1, 2, 4, 4
 TEXT = 8  # width of the text attention that EMO leaves out
 FRAMES = 4
+LATENT_SIZE, VIDEO_SIZE, IMAGE_SIZE = (8, 12), (4, 6), (32, 48)
 TIMESTEPS = (0, 37, 999)
 VAE_CHANNELS, VAE_GROUPS = (8, 8, 16), 4
 

@@ -61,8 +61,8 @@ def normal(rng, *shape, scale=1.0):
 def record_unet(rng):
     """SD's UNet on images, and what its layers hand on: the state after self-attention, or the resnet's output."""
     unet = UNet2DConditionModel(
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=[f"{'CrossAttn' if a else ''}DownBlock2D" for a in cases.ATTENTION],
+        up_block_types=[f"{'CrossAttn' if a else ''}UpBlock2D" for a in cases.ATTENTION[::-1]],
         attention_head_dim=cases.HEADS,  # as in SD1.5's config, where it is the number of heads
         **_unet_sizes(),
     )
@@ -79,7 +79,7 @@ def record_unet(rng):
             elif j < len(attentions):
                 norm2 = attentions[j].transformer_blocks[0].norm2
                 handles.append(norm2.register_forward_pre_hook(lambda _, x, n=layer: found.update({n: x[0]})))
-    latents = normal(rng, len(cases.TIMESTEPS), cases.LATENT_CHANNELS, 8, 12)
+    latents = normal(rng, len(cases.TIMESTEPS), cases.LATENT_CHANNELS, *cases.LATENT_SIZE)
     out = unet(latents, torch.tensor(cases.TIMESTEPS), normal(rng, len(cases.TIMESTEPS), 3, cases.TEXT)).sample
     features = {f"features/{n}": a.numpy() if a.ndim == 3 else channels_last(a) for n, a in found.items()}
     return _named("unet", weights, latents=channels_last(latents), prediction=channels_last(out), **features)
@@ -110,14 +110,14 @@ def record_motion(rng):
 def record_video(rng):
     """AnimateDiff's whole UNet, with the norms of its temporal modules taken frame by frame."""
     unet = UNetMotionModel(
-        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
-        up_block_types=("UpBlockMotion", "CrossAttnUpBlockMotion"),
+        down_block_types=[f"{'CrossAttn' if a else ''}DownBlockMotion" for a in cases.ATTENTION],
+        up_block_types=[f"{'CrossAttn' if a else ''}UpBlockMotion" for a in cases.ATTENTION[::-1]],
         num_attention_heads=cases.HEADS,
         motion_num_attention_heads=cases.HEADS,
         **_unet_sizes(),
     )
     weights = randomise(unet, rng)
-    latents = normal(rng, 2, cases.LATENT_CHANNELS, cases.FRAMES, 4, 6)  # (B, C, f, h, w)
+    latents = normal(rng, 2, cases.LATENT_CHANNELS, cases.FRAMES, *cases.VIDEO_SIZE)  # (B, C, f, h, w)
     timesteps, text = torch.tensor(cases.TIMESTEPS[1:]), normal(rng, 2 * cases.FRAMES, 3, cases.TEXT)
     as_it_is = unet(latents, timesteps, text).sample
     for module in unet.modules():
@@ -151,7 +151,7 @@ def record_vae(rng):
         latent_channels=cases.LATENT_CHANNELS,
     )
     weights = randomise(vae, rng)
-    images = normal(rng, 1, 3, 32, 48)
+    images = normal(rng, 1, 3, *cases.IMAGE_SIZE)
     latents = normal(rng, 1, cases.LATENT_CHANNELS, 8, 12)
     found = vae.encode(images).latent_dist
     arrays = dict(images=images, mean=found.mean, logvar=found.logvar, latents=latents)

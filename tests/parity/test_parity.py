@@ -22,7 +22,10 @@ from tests.parity import cases
 
 TOLERANCE = 3e-5  # small enough to tell an epsilon of 1e-6 from 1e-5 in any norm
 # ReferenceNet ends with the state after the last self-attention.
-BEHIND_LAST_FEATURE = r"conv_(norm_)?out|up_blocks\.1\.attentions\.1\.(proj_out|transformer_blocks\.0\.(norm3|ff))"
+BEHIND_LAST_FEATURE = (
+    rf"conv_(norm_)?out|up_blocks\.{len(cases.CHANNELS) - 1}\.attentions\.{cases.LAYERS}\."
+    r"(proj_out|transformer_blocks\.0\.(norm3|ff))"
+)
 
 # Unoptimised programs: each runs once, and compiling is what takes the time.
 compiled = functools.partial(
@@ -108,7 +111,7 @@ def test_unet_with_temporal_modules(recorded):
 
 def test_vae(recorded):
     r = recorded("vae")
-    vae = VAE(VAEConfig(cases.VAE_CHANNELS, cases.VAE_CHANNELS, 1, cases.VAE_GROUPS, cases.LATENT_CHANNELS))
+    vae = VAE(VAEConfig(cases.VAE_CHANNELS, cases.VAE_CHANNELS, cases.LAYERS, cases.VAE_GROUPS, cases.LATENT_CHANNELS))
     scale = jnp.asarray(0.18215)  # torch has it in the config
     params = filled(vae, recorded("vae/weights"), r["images"], extra={"scaling_factor": scale})
     mean, logvar = compiled(lambda p, x: vae.apply({"params": p}, x, method="moments"))(params, r["images"])

@@ -114,6 +114,18 @@ def test_every_tensor_goes_where_it_belongs(tensors):
     assert report.used["unet"] == len(tensors["unet"]) - len(text)
 
 
+def test_the_config_chooses_how_new_parts_start(tensors):
+    config, level = miniature(), "backbone/down_blocks_0"
+    config.model.init.update(reference="fresh", added="fresh")
+    flat, report = assemble(build(config), {"unet": ("unet", tensors["unet"])}, jax.random.key(0))
+    key, own = (f"{level}/attentions_0/transformer_blocks_0/attn{n}/to_k/kernel" for n in (2, 1))
+    assert report.new[key] == report.new[f"{level}/motion_modules_0/proj_out/kernel"] == "random"
+    assert not np.array_equal(flat[key], flat[own])
+    config.model.init.added = "none"
+    with pytest.raises(ValueError, match="model.init.added is 'none'; expected 'zero' or 'fresh'"):
+        build(config)
+
+
 @pytest.mark.parametrize("mode", ["concat", "off"])
 def test_models_without_reference_attention_leave_the_prompts_attention_out(tensors, mode):
     config = miniature()
