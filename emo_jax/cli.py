@@ -17,6 +17,8 @@ VERBS = {
     "export": "write a training run's averaged weights for use",
 }
 """Module emo_jax.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
+TERMINATED = 143
+"""Exit status after a SIGTERM, which schedulers take for "to be started again"; a verb's main may return it itself."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,20 +45,20 @@ def _run(argv):
         if takes_config:
             from emo_jax import config
 
-            args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
+            status = args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
         elif rest:
             raise ValueError(f"unknown argument {rest[0]!r}; {name} --help lists those there are")
         else:
-            args.main(args)
+            status = args.main(args)
     except ValueError as error:
         return _fail(name, error, 2)
-    except OSError as error:  # a full disk, say
+    except (OSError, FloatingPointError) as error:  # a full disk, a run that diverged
         return _fail(name, error, 1)
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
     except _Terminated:
-        return _fail(name, "terminated", 143)
-    return 0
+        return _fail(name, "terminated", TERMINATED)
+    return status or 0
 
 
 @contextlib.contextmanager
