@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from emo_jax.training import processes
 from emo_jax.training.step import TrainState
 
+_SIZES = "sizes.json"
 _READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
 
 
@@ -36,7 +37,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / "checkpoints",
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._note_sizes),
             ),
         )
 
@@ -58,6 +61,11 @@ class Checkpoints:
         )
         with self._writing():
             self._manager.save(step, args=arguments)
+
+    def _note_sizes(self):
+        """Puts the sizes of a checkpoint's files beside them before it gets its name: a later cut or loss then shows."""
+        for folder in self._manager.directory.glob("*.orbax-checkpoint-tmp*") if processes.first() else ():
+            (folder / _SIZES).write_text(json.dumps(_sizes(folder)))
 
     def restore_newest(self, shapes, iterator):
         """As `restore`, of the newest step that can be read; newer ones are told, and moved to workdir/damaged-STEP."""
@@ -130,8 +138,29 @@ class Checkpoints:
             ) from error
 
 
+def _sizes(folder):
+    """{path: bytes} of the files of a checkpoint's items; those beside the items are orbax's own, and may change."""
+    return {str(path.relative_to(folder)): path.stat().length for path in folder.glob("*/**/*") if path.is_file()}
+
+
+def _check_sizes(folder):
+    """Before anything is read: a read that orbax gives up half-way leaves tasks that complain on stderr later."""
+    if not (folder / _SIZES).exists():
+        return  # of an earlier version
+    try:
+        sizes = json.loads((folder / _SIZES).read_text())
+    except (ValueError, OSError) as error:
+        raise Damaged(f"{folder} is damaged ({_SIZES}: {' '.join(str(error).split())[:200]})") from error
+    found = _sizes(folder)
+    for path, size in sizes.items():
+        if found.get(path) != size:
+            told = f"has {found[path]} bytes of {size}" if path in found else "is missing"
+            raise Damaged(f"{folder} is damaged ({path} {told})")
+
+
 def _read_state(folder, shapes):
     """The state's dict; raises as Checkpoints.restore does."""
+    _check_sizes(folder)
     _check_shapes(folder, shapes)
     try:
         # By its handler: the manager's restore would have the other processes wait for one that cannot read.
@@ -165,7 +194,7 @@ def _read_place(folder, iterator):
 
 
 def _check_shapes(folder, shapes):
-    """Before anything is read: a read that orbax gives up half-way leaves tasks that complain on stderr later."""
+    """Before anything is read, as `_check_sizes`."""
     try:
         metadata = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
     except _READ_ERRORS as error:
