@@ -15,6 +15,7 @@ VERBS = {
     "evaluate": "measure a model on held-out people and voices",
     "convert": "weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
     "export": "write a training run's averaged weights for use",
+    "sweep": "train and evaluate variants, and compare them",
 }
 """Module emo_jax.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
 TERMINATED = 143
@@ -42,7 +43,9 @@ def _run(argv):
     try:
         args, rest = _parser(verb).parse_known_args(argv)
         takes_config = getattr(args, "takes_config", False)
-        if takes_config:
+        if takes_config == "overrides":
+            status = args.main(args, _overrides(rest))
+        elif takes_config:
             from emo_jax import config
 
             status = args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
@@ -59,6 +62,13 @@ def _run(argv):
     except _Terminated:
         return _fail(name, "terminated", TERMINATED)
     return status or 0
+
+
+def _overrides(rest):
+    odd = [text for text in rest if not (text.startswith("--config.") and "=" in text)]
+    if odd:
+        raise ValueError(f"unknown argument {odd[0]!r}; overrides are written --config.key=value")
+    return rest
 
 
 @contextlib.contextmanager

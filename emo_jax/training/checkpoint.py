@@ -63,7 +63,7 @@ class Checkpoints:
             self._manager.save(step, args=arguments)
 
     def _note_sizes(self):
-        """Puts the sizes of a checkpoint's files beside them before it gets its name: a later cut or loss then shows."""
+        """Puts the sizes of a checkpoint's files beside them, before it gets its name: later losses then show."""
         for folder in self._manager.directory.glob("*.orbax-checkpoint-tmp*") if processes.first() else ():
             (folder / _SIZES).write_text(json.dumps(_sizes(folder)))
 
@@ -140,7 +140,9 @@ class Checkpoints:
 
 def _sizes(folder):
     """{path: bytes} of the files of a checkpoint's items; those beside the items are orbax's own, and may change."""
-    return {str(path.relative_to(folder)): path.stat().length for path in folder.glob("*/**/*") if path.is_file()}
+    items = [item for item in folder.iterdir() if item.is_dir()]
+    files = [inside / name for item in items for inside, _, names in item.walk() for name in names]
+    return {str(path.relative_to(folder)): path.stat().length for path in files}
 
 
 def _check_sizes(folder):
