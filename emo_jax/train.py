@@ -47,7 +47,16 @@ def add_parser(subparsers):
 def main(args, config):
     """Runs `emo train`; returns the exit status."""
     processes.start(args.coordinator, args.processes, args.process)
-    state = train(config, args.workdir)
+    try:
+        state = train(config, args.workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        told = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on, perhaps because another has ended; "
+            f"see the logs of all, and start all of them again ({told})"
+        ) from error
     if int(state.step) >= config.train.steps:
         return 0
     if processes.first():
@@ -83,7 +92,7 @@ def train(config, workdir):
     )
     checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
     state = _start(config, emo, mesh, checkpoints, iterator)
-    step_fn = make_step(emo, config, mesh, state)
+    step_fn = processes.together(make_step(emo, config, mesh, state))
     writer = MetricsWriter(workdir, first=int(state.step), total=steps)
     samples, skips = Samples(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
     scaled, ending = _scaler(config, emo, mesh), processes.Ending()
@@ -170,7 +179,7 @@ def _scaler(config, emo, mesh):
     def scale_of(params, frames):
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
-    scale_of = jax.jit(scale_of, out_shardings=sharding.replicated(mesh))
+    scale_of = processes.together(jax.jit(scale_of, out_shardings=sharding.replicated(mesh)))
 
     def scaled(state, batch):
         scale = scale_of(state.params(ema=True), batch["frames"])

@@ -123,9 +123,11 @@ class Checkpoints:
 
     def close(self):
         """Waits until what is being saved is saved; raises as `save` does."""
-        with self._writing():
-            self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
     @contextlib.contextmanager
     def _writing(self):

@@ -7,9 +7,12 @@ import threading
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 HEARTBEAT = 40
 """Seconds without a sign of life after which a process counts as dead, and the others end."""
+_COMPILING = 3600
+"""Seconds that the processes may be apart when they have compiled the step."""
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -96,6 +99,25 @@ def fetch(tree):
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
         whole.append(leaf if first() else None)
     return jax.tree.unflatten(structure, whole) if first() else None
+
+
+def together(jitted):
+    """The jitted function, compiled on all processes before any runs it.
+
+    One that is minutes ahead would give up waiting for the others, as gloo does on CPUs after 30 s.
+    """
+    if jax.process_count() == 1:
+        return jitted
+    compiled = None
+
+    def call(*arguments):
+        nonlocal compiled
+        if compiled is None:
+            compiled = jitted.lower(*arguments).compile()
+            multihost.sync_global_processes("compiled", timeout=_COMPILING)
+        return compiled(*arguments)
+
+    return call
 
 
 class Ending:

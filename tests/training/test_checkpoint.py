@@ -1,6 +1,7 @@
 """Checkpoints: what is written comes back, and nothing half written is ever taken for whole."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -153,20 +154,25 @@ def test_nothing_but_damaged_checkpoints_is_one_line(tmp_path, capsys):
     assert (tmp_path / "checkpoints" / "1").is_dir()  # nothing is moved: the next run must not begin anew
 
 
+def save_on_a_full_disk(workdir):
+    """Saves step 2 where no file can grow beyond 200 bytes, and prints what is raised."""
+    checkpoints, (config, state) = Checkpoints(workdir), toy(2.0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    try:
+        checkpoints.save(2, state, Place(2), config)
+        checkpoints.close()
+    except OSError as error:
+        print(error, flush=True)
+
+
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
     checkpoints.save(1, state, Place(1), config)
     checkpoints.close()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    checkpoints = Checkpoints(tmp_path)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))  # no file grows beyond: as if the disk were full
-        with pytest.raises(OSError, match="a checkpoint could not be written to .* of step 1; make room") as caught:
-            checkpoints.save(2, toy(2.0)[1], Place(2), config)
-            checkpoints.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "\n" not in str(caught.value)
+    code = f"from tests.training.test_checkpoint import save_on_a_full_disk as save; save({str(tmp_path)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (told,) = [line for line in run.stdout.splitlines() if line.startswith("a checkpoint")]
+    assert run.returncode == 0 and re.match("a checkpoint could not be written to .* of step 1; make room", told), told
     checkpoints, place = Checkpoints(tmp_path), Place(0)
     assert_same(checkpoints.restore_newest(shapes(state), place), state)
     checkpoints.save(2, toy(2.0)[1], Place(2), config)

@@ -56,7 +56,7 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
     writer.close()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" step_seconds")[0] for line in lines] == [
-        "step 4/5 loss 2 grad_norm 2", "step 5/5 loss nan grad_norm nan"
+        "step 4/5 grad_norm 2 loss 2", "step 5/5 grad_norm nan loss nan"
     ]  # fmt: skip
     assert [" skipped 2 left" in lines[0], " skipped 1 left" in lines[1]] == [True, True]
     scalars, _ = events(tmp_path)

@@ -102,7 +102,6 @@ class Run:
         paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
         flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
         environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=paths)
-        environment |= dict(JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
