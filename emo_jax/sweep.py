@@ -52,6 +52,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--init-from", default="", help="run or weights that each point's first stage starts from")
     parser.add_argument("--checkpoint", default="tiny", help="weights of a sweep that trains none")
     parser.add_argument("--points", nargs="+", metavar="NAME", help="some of the points (default: all)")
+    parser.add_argument("--list", action="store_true", help="print the points' names, run none")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.set_defaults(main=main, takes_config="overrides")
 
@@ -60,6 +61,9 @@ def main(args, common: list[str]) -> int:
     """Runs `emo sweep`; returns the exit status: 1 if a point failed."""
     sweep, output = load_sweep(args.file), Path(args.output)
     names = _chosen(sweep, args.points)
+    if args.list:
+        print("\n".join(names))
+        return 0
     plans = {name: plan(sweep, name, output / name, args, common) for name in names}
     if args.dry_run:
         for name, steps in plans.items():
@@ -211,7 +215,7 @@ def compare(sweep: Sweep, output: Path) -> str:
     for name, values in found.items():
         lines.append([name, *(str(sweep.points[name].get(field, "")) for field in fields),
                       *(f"{values[m]:.4f}" if m in values else "" for m in measures)])  # fmt: skip
-    partial = output / ".sweep.csv.part"
+    partial = output / f".sweep.csv.{os.getpid()}.part"  # points that run side by side end side by side
     with partial.open("w", newline="") as file:
         csv.writer(file).writerows(lines)
     os.replace(partial, output / "sweep.csv")

@@ -131,6 +131,8 @@ def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
     assert lines[1].endswith("--config.train.init_from=runs/vae") and "--config.clip.motion_frames=2" in lines[1]
     assert lines[2].endswith(f"--config.train.init_from={tmp_path}/out/two/image")
     assert f"--checkpoint {tmp_path}/out/two/video" in lines[3] and lines[3].endswith("--only lips")
+    assert emo(file, tmp_path / "out", "--list") == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
     assert not ran.done and not (tmp_path / "out").exists()
 
 

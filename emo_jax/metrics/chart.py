@@ -29,7 +29,7 @@ def save_bars(path, panels):
             draw.text((_LABEL + length + 6, y), f"{value:.3f}" if value is not None else "-", _INK, font)
             y += _LINE
         y += _GAP
-    partial = f"{path}.part"
+    partial = f"{path}.{os.getpid()}.part"
     image.save(partial, format="PNG")
     os.replace(partial, path)
 
