@@ -197,3 +197,39 @@ def test_a_child_is_told_to_end_with_the_sweep(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         sweep._run([sys.executable, "-c", code])
     assert (tmp_path / "saved").exists()
+
+
+SAMPLED = """
+CONFIG = "{root}/configs/tiny.py"
+STAGES = ()
+EVALUATE = ("--only", "silence", "--identities", "2", "--seconds", "0.8")
+
+
+def get_sweep():
+    yield "one", {{"sampling.steps": 1}}
+    yield "two", {{"sampling.solver": "ddim", "sampling.steps": 2}}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_really_runs_is_terminated_and_goes_on(weights_dir, tmp_path):
+    file, output = tmp_path / "sweep.py", tmp_path / "out"
+    file.write_text(SAMPLED.format(root=ROOT))
+    command = [sys.executable, "-m", "emo_jax.cli", "sweep", str(file)]
+    command += ["--output", str(output), "--checkpoint", str(weights_dir)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (output / "two/point.json").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    first.terminate()
+    told = first.communicate()
+    assert first.returncode == 143 and "emo sweep: terminated" in told[1], told
+    assert (output / "one" / sweep.FINISHED).exists() and not (output / "two" / sweep.FINISHED).exists()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "point 1/2 one: finished" in again.stdout, again
+    table = list(csv.reader((output / "sweep.csv").read_text().splitlines()))
+    assert [row[:3] for row in table] == [
+        ["point", "sampling.steps", "sampling.solver"], ["one", "1", ""], ["two", "2", "ddim"]
+    ]  # fmt: skip
+    report = json.loads((output / "two" / sweep.FINISHED).read_text())
+    assert report["settings"]["sampling"]["solver"] == "ddim" and report["settings"]["sampling"]["steps"] == 2
