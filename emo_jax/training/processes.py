@@ -24,7 +24,7 @@ def start(coordinator=None, processes=None, process=None):
     """Joins the processes of this run; to be called once, before anything touches a device.
 
     Where all three are None and their environment variables are not set, JAX asks the cluster (TPU pods, SLURM, GKE,
-    Open MPI); where there is none, the process is alone.
+    Open MPI); where there is none, or in a program that has used JAX before, the process is alone.
 
     Args:
         coordinator: HOST:PORT of process 0. processes: how many there are. process: which one this is, from 0.
@@ -34,6 +34,8 @@ def start(coordinator=None, processes=None, process=None):
         ValueError: some of the three are given and others not, or they do not fit together.
     """
     given = _given(coordinator, processes, process)
+    if jax.distributed.is_initialized():
+        return
     if given is None and os.environ.get("SLURM_NTASKS") == "1":
         return  # JAX would take one of its GPUs and leave the others
     options = dict(heartbeat_timeout_seconds=HEARTBEAT)
@@ -45,6 +47,8 @@ def start(coordinator=None, processes=None, process=None):
         if given is not None or "coordinator_address" not in str(error):
             raise
     except RuntimeError as error:  # nobody there, a port in use
+        if given is None and "must be called before" in str(error):
+            return
         where = given["coordinator_address"] if given else "the cluster's coordinator"
         raise ValueError(
             f"cannot join the other processes at {where} ({' '.join(str(error).split())[:200]}); is process 0 up, "

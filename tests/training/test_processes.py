@@ -59,6 +59,16 @@ def test_without_a_cluster_the_process_is_alone(monkeypatch):
     assert processes.first() and processes.worst(2) == 2 and processes.fetch({"a": 1}) == {"a": 1}
 
 
+def test_a_program_that_has_used_jax_is_alone(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert jax.devices()
+    processes.start()
+    assert jax.process_count() == 1
+    with pytest.raises(ValueError, match="cannot join the other processes at localhost:1 .*must be called before"):
+        processes.start("localhost:1", 2, 0)
+
+
 @pytest.mark.parametrize("arguments, message", [
     (("host:12", 4, None), r"--process \(or JAX_PROCESS_ID\) missing"),
     ((None, 4, None), r"--coordinator .* and --process .* missing"),
