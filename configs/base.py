@@ -171,6 +171,8 @@ def train(stage):
         mesh=dict(data=-1, fsdp=1),
         log_every=50,
         save_every=1000,
-        keep=3,
+        keep=3,  # newest checkpoints
+        keep_every=0,  # and every checkpoint of a multiple of so many steps; 0: none
+        max_skipped=10,  # steps in a row whose loss or gradients are not finite, after which the run ends
         sample_every=5000,
     )

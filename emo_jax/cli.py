@@ -15,8 +15,11 @@ VERBS = {
     "evaluate": "measure a model on held-out people and voices",
     "convert": "weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
     "export": "write a training run's averaged weights for use",
+    "sweep": "train and evaluate variants, and compare them",
 }
 """Module emo_jax.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
+TERMINATED = 143
+"""Exit status after a SIGTERM, which schedulers take for "to be started again"; a verb's main may return it itself."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,23 +43,32 @@ def _run(argv):
     try:
         args, rest = _parser(verb).parse_known_args(argv)
         takes_config = getattr(args, "takes_config", False)
-        if takes_config:
+        if takes_config == "overrides":
+            status = args.main(args, _overrides(rest))
+        elif takes_config:
             from emo_jax import config
 
-            args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
+            status = args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
         elif rest:
             raise ValueError(f"unknown argument {rest[0]!r}; {name} --help lists those there are")
         else:
-            args.main(args)
+            status = args.main(args)
     except ValueError as error:
         return _fail(name, error, 2)
-    except OSError as error:  # a full disk, say
+    except (OSError, FloatingPointError) as error:  # a full disk, a run that diverged
         return _fail(name, error, 1)
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
     except _Terminated:
-        return _fail(name, "terminated", 143)
-    return 0
+        return _fail(name, "terminated", TERMINATED)
+    return status or 0
+
+
+def _overrides(rest):
+    odd = [text for text in rest if not (text.startswith("--config.") and "=" in text)]
+    if odd:
+        raise ValueError(f"unknown argument {odd[0]!r}; overrides are written --config.key=value")
+    return rest
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 import time
 
@@ -115,6 +116,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--identities", type=int, default=16, help="people (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each video (default %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    parser.add_argument("--sampling", nargs="+", metavar="FIELD=VALUE", default=[], help="of the config's `sampling`")
     parser.add_argument("--long", type=float, default=60.0, help="seconds of the long videos; 0: none")
     parser.add_argument("--memory", action="store_true", help="also measure the memory of emo generate")
     parser.add_argument("--only", nargs="+", metavar="PROPERTY", help=f"some of {', '.join(PROPERTIES)}")
@@ -138,6 +140,7 @@ def main(args) -> None:
         if not 1 <= args.steps <= config.diffusion.train_steps:
             raise ValueError(f"--steps is {args.steps}; expected 1 to {config.diffusion.train_steps}")
         config.sampling.steps = args.steps
+    set_sampling(config.sampling, args.sampling)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -163,6 +166,19 @@ def main(args) -> None:
     print(f"{output}/report.json; {took / 60:.1f} min")
 
 
+def set_sampling(config, changes: list[str]) -> None:
+    """Sets fields of the `sampling` config by texts such as 'steps=8'. Raises ValueError for what it does not take."""
+    for change in changes:
+        field, _, value = change.partition("=")
+        if field not in config or not value:
+            raise ValueError(f"--sampling got {change!r}; expected FIELD=VALUE with one of {', '.join(config)}")
+        kind = type(config[field])
+        try:
+            config[field] = kind(value)
+        except ValueError:
+            raise ValueError(f"--sampling got {change!r}; {field} is of type {kind.__name__}") from None
+
+
 def wanted_properties(args) -> list[str]:
     """What is to be measured. Raises ValueError for unknown names and numbers that make no sense."""
     unknown = sorted(set(args.only or ()) - set(PROPERTIES))
@@ -180,7 +196,9 @@ def wanted_properties(args) -> list[str]:
 def write_report(path, rows: list[Row], settings: dict) -> None:
     """report.json: the settings, and each row with what it is made of."""
     text = json.dumps({"settings": settings, "rows": [row.as_dict() for row in rows]}, indent=1)
-    pathlib.Path(path).write_text(text + "\n")
+    partial = pathlib.Path(f"{path}.part")
+    partial.write_text(text + "\n")
+    os.replace(partial, path)
 
 
 def table(rows: list[Row]) -> str:

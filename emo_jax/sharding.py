@@ -55,10 +55,15 @@ def state_sharding(mesh, state):
 
     def place(keys, leaf):
         if not (keys and isinstance(keys[-1], jax.tree_util.DictKey)):
-            return NamedSharding(mesh, PartitionSpec())
+            return replicated(mesh)
         return NamedSharding(mesh, parameter_spec(keys[-1].key, leaf.shape, mesh.shape["fsdp"]))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def replicated(mesh):
+    """The whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh):

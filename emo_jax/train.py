@@ -4,21 +4,25 @@ emo train --config configs/tiny.py:video --workdir runs/video --config.data.dire
     --config.train.init_from=runs/image
 
 The order of side effects in a step is: next batch, step, log, save (state and place in the data together), sample.
+Started once on every host (or GPU) of a cluster, the processes find each other: see launch/. A SIGTERM saves and ends
+the run with exit status 143; the same command goes on from there.
 """
 
+import contextlib
 import functools
 import sys
 import time
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from emo_jax import sharding
+from emo_jax.cli import TERMINATED
 from emo_jax.data.pipeline import make_iterator
 from emo_jax.models import emo as emo_lib
+from emo_jax.training import processes
 from emo_jax.training.checkpoint import Checkpoints
-from emo_jax.training.metrics import MetricsWriter
+from emo_jax.training.metrics import MetricsWriter, SkipLimit
 from emo_jax.training.samples import Samples
 from emo_jax.training.stages import clip_of, get_stage, stages_before
 from emo_jax.training.step import make_step, new_state
@@ -34,25 +38,45 @@ def add_parser(subparsers):
         epilog="also takes --config FILE[:arg] and --config.key=value",
     )
     parser.add_argument("--workdir", required=True, help="folder of the run; a run that is there already goes on")
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster tells it")
+    parser.add_argument("--processes", type=int, help="how many processes the run has")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0")
     parser.set_defaults(main=main, takes_config=True)
 
 
 def main(args, config):
-    """Runs `emo train`."""
-    train(config, args.workdir)
+    """Runs `emo train`; returns the exit status."""
+    processes.start(args.coordinator, args.processes, args.process)
+    try:
+        state = train(config, args.workdir)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        told = " ".join(str(error).split())[:300]
+        raise OSError(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on, perhaps because another has ended; "
+            f"see the logs of all, and start all of them again ({told})"
+        ) from error
+    if int(state.step) >= config.train.steps:
+        return 0
+    if processes.first():
+        print(f"emo train: terminated; step {int(state.step)} is saved", file=sys.stderr, flush=True)
+    return TERMINATED
 
 
 def train(config, workdir):
-    """Trains the config's stage up to `train.steps` and returns the final state.
+    """Trains the config's stage up to `train.steps`, or until a SIGTERM, and returns the state then saved.
 
     Resumes from the newest checkpoint in `workdir`; without one it starts from `train.init_from`, the run or weights
     of the stage before, or from fresh parameters where the stage starts from none.
 
     Raises:
         ValueError: a config, data set or checkpoint that does not fit.
+        FloatingPointError: `train.max_skipped` steps in a row were not finite.
+        OSError: a checkpoint cannot be written.
     """
     stage, steps = get_stage(config.train.stage), config.train.steps
-    for name in ("steps", "log_every", "save_every"):
+    for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
         if config.train[name] < 1:
             raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
     emo = emo_lib.build(config)
@@ -66,31 +90,38 @@ def train(config, workdir):
         process_count=jax.process_count(),
         needs_sound=stage.sound,
     )
-    checkpoints = Checkpoints(workdir, config.train.keep)
+    checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
     state = _start(config, emo, mesh, checkpoints, iterator)
-    step_fn = make_step(emo, config, mesh, state)
+    step_fn = processes.together(make_step(emo, config, mesh, state))
     writer = MetricsWriter(workdir, first=int(state.step), total=steps)
-    samples, encode = Samples(config, emo, workdir, writer), jax.jit(emo.encode)
+    samples, skips = Samples(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
+    scaled, ending = _scaler(config, emo, mesh), processes.Ending()
 
-    try:
+    with contextlib.ExitStack() as leaving:  # interrupted too: what is being saved is saved, and Grain's workers end
+        leaving.callback(_close, iterator)
+        leaving.callback(writer.close)
+        leaving.callback(checkpoints.close)
+        leaving.callback(ending.close)
+        ending.listen()
         for step in range(int(state.step), steps):
             waited = time.perf_counter()
             batch = sharding.place_batch(mesh, next(iterator))
             waited = time.perf_counter() - waited
             state, metrics = step_fn(state, batch)
             done = step + 1
+            skips.add(done, metrics)
             writer.add(metrics, waited)
-            if done % config.train.log_every == 0 or done == steps:
+            told = ending.told(done)
+            if done % config.train.log_every == 0 or done == steps or told:
                 writer.write(done)
-            if done % config.train.save_every == 0 or done == steps:
-                state = _scaled(config, encode, state, batch)
+            if done % config.train.save_every == 0 or done == steps or told:
+                state = scaled(state, batch)
                 checkpoints.save(done, state, iterator, config)
-            if config.train.sample_every and done % config.train.sample_every == 0 and jax.process_index() == 0:
+            if told:
+                break
+            if config.train.sample_every and done % config.train.sample_every == 0:
                 samples.write(done, state.params(ema=True))
-    finally:  # interrupted too: what is being saved is saved, and Grain's workers end
-        checkpoints.close()
-        writer.close()
-        _close(iterator)
+        skips.check()
     return state
 
 
@@ -100,8 +131,7 @@ def _start(config, emo, mesh, checkpoints, iterator):
     placed = sharding.state_sharding(mesh, shapes)
     if checkpoints.latest is not None:
         abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
-        logging.info("resuming from step %d", checkpoints.latest)
-        return checkpoints.restore(checkpoints.latest, abstract, iterator)
+        return checkpoints.restore_newest(abstract, iterator)
     params = _initial_params(config, emo)
     return jax.jit(functools.partial(new_state, config), out_shardings=placed)(params)
 
@@ -129,7 +159,8 @@ def _initial_params(config, emo):
 
 
 def _warn(text):
-    print(f"warning: {text}", file=sys.stderr)
+    if processes.first():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _per_process(batch_size):
@@ -140,13 +171,21 @@ def _per_process(batch_size):
     return batch_size // jax.process_count()
 
 
-def _scaled(config, encode, state, batch):
-    """With the scale that brings the latents of a VAE in training to unit variance."""
+def _scaler(config, emo, mesh):
+    """(state, batch) -> the state with the scale that brings the latents of a VAE in training to unit variance."""
     if config.train.stage != "vae":
-        return state
-    params = state.params(ema=True)
-    latents = encode(params, batch["frames"]) / params["vae"]["scaling_factor"]
-    return state.replace(frozen={**state.frozen, "vae/scaling_factor": 1 / jnp.std(latents)})
+        return lambda state, batch: state
+
+    def scale_of(params, frames):
+        return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
+
+    scale_of = processes.together(jax.jit(scale_of, out_shardings=sharding.replicated(mesh)))
+
+    def scaled(state, batch):
+        scale = scale_of(state.params(ema=True), batch["frames"])
+        return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
+
+    return scaled
 
 
 def _close(iterator):

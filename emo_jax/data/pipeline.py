@@ -1,8 +1,7 @@
 """The input pipeline: records -> Grain -> batches of clips.
 
 Sample number i of epoch e depends on the seed, i and e only. The number of workers and of processes changes who makes
-it, not what it is: the batches of all processes of one step hold the same samples, however many processes share them
-(as long as their number divides the number of records).
+it, not what it is: the batches of all processes of one step, one behind the other, are the batch of a single process.
 
 Grain is imported when a data set is made: it imports jax where jax is installed (it starts no backend).
 """
@@ -113,8 +112,8 @@ def make_dataset(
       clip_config: `config.clip`: frames, motion_frames, audio_window, fps, image_size.
       batch_size: clips per batch of this process.
       seed: of the order and of every draw; the same in all processes.
-      process_index: which of the `process_count` shares of each epoch this process reads.
-      process_count: number of processes; records left over when it does not divide their number wait for another epoch.
+      process_index: which of the `process_count` parts of each step's batch this process reads.
+      process_count: number of processes.
       needs_sound: leave out the records without sound.
       epochs: passes over the records; None for no end.
 
@@ -127,8 +126,7 @@ def make_dataset(
     _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
     source = records.open_records(data_config.directory, data_config.split)
     positions = suitable_records(source, clip_config, needs_sound)
-    usable = len(positions) // process_count * process_count
-    if usable < batch_size * process_count:
+    if len(positions) < batch_size * process_count:
         raise ValueError(
             f"{source.directory}, split {source.split}: {len(positions)} records fit this config, expected at least "
             f"{batch_size * process_count} (batch {batch_size} x {process_count} processes): lower the batch size or "
@@ -149,8 +147,10 @@ def make_dataset(
     )
     dataset = grain.MapDataset.source(positions).seed(seed).shuffle().random_map(sampler)
     # The share is cut last: draws then depend on the place in the epoch, and no two processes draw alike.
-    dataset = dataset[:usable].repeat(epochs)[process_index::process_count]
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = dataset.repeat(epochs).batch(batch_size, drop_remainder=True)
+    if epochs is not None:
+        dataset = dataset[: len(dataset) // process_count * process_count]  # all processes end at the same step
+    dataset = dataset[process_index::process_count]
     ahead = max(1, data_config.prefetch)
     options = grain.ReadOptions(num_threads=1 if data_config.num_workers else min(4, ahead), prefetch_buffer_size=ahead)
     result = dataset.to_iter_dataset(options)

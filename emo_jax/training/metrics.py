@@ -21,20 +21,23 @@ class MetricsWriter:
         self._waited += waited
 
     def write(self, step):
-        """Writes the means since the last call: one line, and one scalar each."""
+        """Writes the means since the last call: one line, and one scalar each. Skipped steps are counted apart."""
         fetched = jax.device_get(self._pending)
-        means = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
+        skipped = sum(m.pop("skipped", 0) for m in fetched)
+        whole = [m for m in fetched if all(map(np.isfinite, m.values()))] or fetched
+        means = {name: float(np.mean([m[name] for m in whole])) for name in whole[0]}
         seconds = time.perf_counter() - self._since
         count = step - self._last
         means |= {"step_seconds": seconds / count, "data_wait_seconds": self._waited / count}
         self._pending, self._waited, self._last, self._since = [], 0.0, step, time.perf_counter()
         if self._writer is None:
             return
-        for name, value in means.items():
+        for name, value in (means | {"skipped": float(skipped)}).items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
         left = (self._total - step) * means["step_seconds"]
         line = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+        line += f" skipped {skipped:.0f}" if skipped else ""
         print(f"step {step}/{self._total} {line} left {left / 60:.0f} min", flush=True)
 
     def image(self, name, image, step):
@@ -46,3 +49,36 @@ class MetricsWriter:
         """Closes the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
+
+
+class SkipLimit:
+    """Ends a run whose steps are skipped one after the other.
+
+    It looks at the step before the one that was just begun, so that the devices never wait for it.
+    """
+
+    def __init__(self, limit):
+        self._limit, self._row, self._last = limit, 0, None
+
+    def add(self, step, metrics):
+        """Takes the metrics of a step that was begun.
+
+        Raises:
+            FloatingPointError: `limit` steps in a row were skipped.
+        """
+        self.check()
+        self._last = step, metrics
+
+    def check(self):
+        """Looks at the last step that was added; raises as `add` does."""
+        if self._last is None:
+            return
+        step, metrics = self._last
+        self._last = None
+        self._row = self._row + 1 if metrics["skipped"] else 0
+        if self._row >= self._limit:
+            raise FloatingPointError(
+                f"step {step}: loss or gradients were not finite {self._row} times in a row (loss "
+                f"{float(metrics['loss']):g}, gradient norm {float(metrics['grad_norm']):g}); the weights are those of "
+                f"step {step - self._row}: lower train.optimizer.learning_rate, or look at the data"
+            )

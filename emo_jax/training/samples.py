@@ -9,6 +9,7 @@ import numpy as np
 from emo_jax.data import records, transforms
 from emo_jax.data.video import VideoWriter
 from emo_jax.sampling import VideoSampler
+from emo_jax.training import processes
 
 _PEOPLE, _SECONDS = 2, 2.0
 
@@ -21,7 +22,13 @@ class Samples:
         self._directory = pathlib.Path(workdir) / "samples"
 
     def write(self, step, params):
-        """Samples with `params` (nested) and writes; the VAE's stage shows reconstructions alone."""
+        """Samples with `params` (nested) and writes; the VAE's stage shows reconstructions alone.
+
+        All processes call it, as the parameters are spread over them; the first samples and writes.
+        """
+        params = processes.fetch(params)
+        if not processes.first():
+            return
         references, masks, audio = self._people
         if self._config.train.stage == "vae":
             images = np.asarray(self._reconstruct(params, references))

@@ -60,6 +60,8 @@ def make_step(emo: EMO, config, mesh, state):
 
     Args:
         state: the state, or its shapes (jax.eval_shape).
+
+    A step whose loss or gradients are not finite changes nothing but the count of steps; its metric `skipped` is 1.
     """
     train = config.train
     loss_fn, optimizer = make_loss(emo, config), make_optimizer(train.optimizer, train.steps)
@@ -75,12 +77,23 @@ def make_step(emo: EMO, config, mesh, state):
         trained = optax.apply_updates(state.trained, updates)
         decay = jnp.minimum(train.ema, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(trained, state.ema, 1 - decay)
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": rate(state.step)}
+        norm = optax.tree.norm(grads)
+        fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        changed = jax.tree.map(
+            lambda new, old: jnp.where(fine, new, old),
+            (trained, ema, opt_state),
+            (state.trained, state.ema, state.opt_state),
+        )
+        metrics |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - fine}
+        trained, ema, opt_state = changed
         return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
     placed = sharding.state_sharding(mesh, state)
     return jax.jit(
-        step, in_shardings=(placed, sharding.batch_sharding(mesh)), out_shardings=(placed, None), donate_argnums=0
+        step,
+        in_shardings=(placed, sharding.batch_sharding(mesh)),
+        out_shardings=(placed, sharding.replicated(mesh)),  # the metrics: every process reads them
+        donate_argnums=0,
     )
 
 

@@ -1,6 +1,9 @@
 """Checkpoints: what is written comes back, and nothing half written is ever taken for whole."""
 
 import os
+import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,17 +96,88 @@ def test_a_checkpoint_of_another_config_is_one_line(tmp_path):
     checkpoints.close()
 
 
-def test_a_damaged_checkpoint_is_one_line(tmp_path):
-    config, state = toy(1.0)
+def test_the_newest_are_kept_and_every_so_many(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_every=3)
+    for step in range(1, 9):
+        config, state = toy(float(step))
+        checkpoints.save(step, state, Place(step), config)
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "6", "7", "8"}
+
+
+def cut(path):
+    """What a full disk or a broken copy leaves: a file's first half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "no metadata": lambda folder: (folder / "state" / "_METADATA").unlink(),
+    "half the metadata": lambda folder: cut(folder / "state" / "_METADATA"),
+    "half the values": lambda folder: [cut(path) for path in (folder / "state").rglob("d/*")],
+    "no values": lambda folder: [shutil.rmtree(path) for path in [*(folder / "state").rglob("d")]],
+    "no state": lambda folder: shutil.rmtree(folder / "state"),
+    "no place in the data": lambda folder: shutil.rmtree(folder / "data"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsys, damage):
     checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        config, state = toy(float(step))
+        checkpoints.save(step, state, Place(step), config)
+    checkpoints.close()
+    DAMAGES[damage](tmp_path / "checkpoints" / "2")
+
+    checkpoints, place = Checkpoints(tmp_path), Place(0)
+    assert_same(checkpoints.restore_newest(shapes(state), place), toy(1.0)[1])
+    assert place.at == 1
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2 and all(line.startswith("warning: ") for line in warnings), warnings
+    assert "checkpoints/2" in warnings[0] and " is damaged" in warnings[0] and "damaged-2" in warnings[1]
+    checkpoints.save(2, state, Place(2), config)  # its number is free again
+    assert_same(checkpoints.restore_newest(shapes(state), place), state)
+    checkpoints.close()
+    assert place.at == 2 and (tmp_path / "damaged-2").is_dir()
+
+
+def test_nothing_but_damaged_checkpoints_is_one_line(tmp_path, capsys):
+    checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
     checkpoints.save(1, state, Place(0), config)
     checkpoints.close()
-    (tmp_path / "checkpoints" / "1" / "state" / "_METADATA").unlink()
+    cut(tmp_path / "checkpoints" / "1" / "state" / "_METADATA")
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match="/1/state is damaged") as caught:
-        checkpoints.restore(1, shapes(state), Place(0))
+    with pytest.raises(ValueError, match="no checkpoint in .* can be read") as caught:
+        checkpoints.restore_newest(shapes(state), Place(0))
     assert "\n" not in str(caught.value)
     checkpoints.close()
+    assert (tmp_path / "checkpoints" / "1").is_dir()  # nothing is moved: the next run must not begin anew
+
+
+def save_on_a_full_disk(workdir):
+    """Saves step 2 where no file can grow beyond 200 bytes, and prints what is raised."""
+    checkpoints, (config, state) = Checkpoints(workdir), toy(2.0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    try:
+        checkpoints.save(2, state, Place(2), config)
+        checkpoints.close()
+    except OSError as error:
+        print(error, flush=True)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+    checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
+    checkpoints.save(1, state, Place(1), config)
+    checkpoints.close()
+    code = f"from tests.training.test_checkpoint import save_on_a_full_disk as save; save({str(tmp_path)!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (told,) = [line for line in run.stdout.splitlines() if line.startswith("a checkpoint")]
+    assert run.returncode == 0 and re.match("a checkpoint could not be written to .* of step 1; make room", told), told
+    checkpoints, place = Checkpoints(tmp_path), Place(0)
+    assert_same(checkpoints.restore_newest(shapes(state), place), state)
+    checkpoints.save(2, toy(2.0)[1], Place(2), config)
+    checkpoints.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
 
 
 def test_no_checkpoint_is_one_line(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from emo_jax.training.metrics import MetricsWriter
+from emo_jax.training.metrics import MetricsWriter, SkipLimit
 
 
 def events(directory):
@@ -39,5 +39,39 @@ def test_means_since_the_last_line_are_told_and_written(tmp_path, capsys):
     scalars, images = events(tmp_path)
     assert (scalars["loss", 12], scalars["loss", 13], scalars["rate", 13]) == (2.0, 8.0, 0.5)
     assert scalars["data_wait_seconds", 12] == pytest.approx(0.25)
-    assert {tag for tag, _ in scalars} == {"loss", "rate", "step_seconds", "data_wait_seconds"}
+    assert {tag for tag, _ in scalars} == {"loss", "rate", "step_seconds", "data_wait_seconds", "skipped"}
     assert images == [("strip", 13, 6, 4)]
+
+
+def told(loss, skipped=0.0):
+    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(loss), "skipped": jnp.float32(skipped)}
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
+    writer = MetricsWriter(tmp_path, first=0, total=5)
+    for step, metrics in enumerate((told(1), told(np.nan, 1), told(3), told(np.inf, 1), told(np.nan, 1)), 1):
+        writer.add(metrics, waited=0)
+        if step in (4, 5):
+            writer.write(step)
+    writer.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" step_seconds")[0] for line in lines] == [
+        "step 4/5 grad_norm 2 loss 2", "step 5/5 grad_norm nan loss nan"
+    ]  # fmt: skip
+    assert [" skipped 2 left" in lines[0], " skipped 1 left" in lines[1]] == [True, True]
+    scalars, _ = events(tmp_path)
+    assert (scalars["skipped", 4], scalars["skipped", 5]) == (2, 1)
+
+
+def test_so_many_skips_in_a_row_end_the_run():
+    limit = SkipLimit(3)
+    for step, skipped in enumerate((1, 1, 0, 1, 1), 1):
+        limit.add(step, told(np.nan if skipped else 1, skipped))
+    limit.add(6, told(np.nan, 1))
+    with pytest.raises(FloatingPointError, match=r"step 6: .* not finite 3 times in a row \(loss nan") as end:
+        limit.add(7, told(1))
+    assert "\n" not in str(end.value) and "the weights are those of step 3" in str(end.value)
+    limit = SkipLimit(1)
+    limit.add(1, told(1, 1))
+    with pytest.raises(FloatingPointError, match="step 1"):  # the last step of a run
+        limit.check()

@@ -28,9 +28,12 @@ def regression(params, batch, key):
 
 @pytest.fixture
 def run(monkeypatch):
-    """run(steps, loss=..., **train) -> (states, metrics) of the toy; optimizer fields are mixed into `train`."""
+    """run(steps, loss=..., **train) -> (states, metrics) of the toy; optimizer fields are mixed into `train`.
 
-    def go(steps, loss=regression, **train):
+    `odd` {k: arrays} replaces arrays of the batch of step k.
+    """
+
+    def go(steps, loss=regression, odd=None, **train):
         monkeypatch.setattr(step_lib, "make_loss", lambda emo, config: loss)
         config = small_config("vae")
         config.train.update(steps=20, ema=0.99)
@@ -41,8 +44,8 @@ def run(monkeypatch):
         mesh = sharding.make_mesh(devices=jax.devices()[:1])
         step = make_step(None, config, mesh, state)
         states, metrics = [jax.device_get(state)], []
-        for _ in range(steps):
-            state, told = step(state, BATCH)
+        for k in range(steps):
+            state, told = step(state, BATCH | (odd or {}).get(k, {}))
             states.append(jax.device_get(state))
             metrics.append(jax.device_get(told))
         return states, metrics
@@ -103,6 +106,35 @@ def test_gradients_are_clipped_by_their_global_norm(run):
     first = optax.tree_utils.tree_get(states[1].opt_state, "mu")
     assert metrics[0]["grad_norm"] > 1  # told before clipping
     np.testing.assert_allclose(optax.tree.norm(first), 0.1 * 0.25, rtol=1e-5)
+
+
+def rooted(params, batch, key):
+    """`regression`, whose gradients are NaN at a finite loss where batch['z'] is 0."""
+    loss, metrics = regression(params, batch, key)
+    return loss + 1e-3 * jnp.sqrt(jnp.mean(batch["z"]) * params["vae"]["line"]["bias"][0] ** 2), metrics
+
+
+NAN, ZERO, ONE = (np.full(8, value, np.float32) for value in (np.nan, 0, 1))
+
+
+@pytest.mark.parametrize("loss, batch", [
+    (regression, dict(y=NAN)), (regression, dict(y=1e30 * ONE)), (rooted, dict(z=ZERO)),
+])  # fmt: skip
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(run, loss, batch, count):
+    every = {k: dict(z=ONE) for k in range(5)}
+    whole, _ = run(4, loss, every, accumulate=count)
+    states, metrics = run(5, loss, every | {2: every[2] | batch}, accumulate=count)
+    assert [m["skipped"] for m in metrics] == [0, 0, 1, 0, 0]
+    assert not np.isfinite(metrics[2]["grad_norm"]) and np.isfinite(metrics[2]["loss"]) == (loss is rooted)
+    before, after = states[2], states[3]
+    assert (before.step, after.step) == (2, 3)
+    for one, other in zip(jax.tree.leaves(before.replace(step=3)), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(states[-1]))
+    assert not np.array_equal(states[4].trained["vae/line/bias"], after.trained["vae/line/bias"])
+    # as if the step had not been, but for the averages' decay, which counts it
+    np.testing.assert_array_equal(states[-1].trained["vae/line/kernel"], whole[-1].trained["vae/line/kernel"])
 
 
 def test_weight_decay_is_for_kernels(run):

@@ -2,12 +2,16 @@
 
 import functools
 import itertools
+import os
+import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 
-from emo_jax import sharding
+from emo_jax import cli, sharding
+from emo_jax import config as config_lib
 from emo_jax import train as train_lib
 from emo_jax.data.pipeline import make_iterator
 from emo_jax.models.emo import build
@@ -86,6 +90,58 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, whole, tmp_path, m
     assert not same(early.trained, end.trained) and not same(early.ema, end.ema)
     assert not same(early_batch, batch) and same(early_batch, calls[2])
     assert "step 4/4" in capsys.readouterr().out
+
+
+def test_a_sigterm_saves_and_the_rest_equals_uninterrupted(config, whole, tmp_path, monkeypatch, capsys):
+    place, calls = sharding.place_batch, []
+
+    def place_and_terminate(mesh, batch):
+        calls.append(batch)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(mesh, batch)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sharding, "place_batch", place_and_terminate)
+    monkeypatch.setattr(config_lib, "parse", lambda rest: config)
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 143
+    assert capsys.readouterr().err == "emo train: terminated; step 3 is saved\n"
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert len(calls) == 3 and (tmp_path / "checkpoints" / "3").is_dir()
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 0
+    assert len(calls) == 4  # no step was done again
+    (state, batch), (state_parts, batch_parts) = (saved(config, run, 4) for run in (whole[0], tmp_path))
+    # The scale of the latents, which no loss sees, is taken anew at every checkpoint.
+    assert same(state, state_parts) and same(batch, batch_parts)
+
+
+def test_a_truncated_newest_checkpoint_costs_the_steps_behind_the_one_before(config, whole, tmp_path, capsys):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (values, *_) = sorted((tmp_path / "run/checkpoints/4/state").rglob("d/*"), key=lambda p: -p.stat().st_size)
+    values.write_bytes(values.read_bytes()[:1000])
+    end = jax.device_get(train_lib.train(config, tmp_path / "run"))
+    assert same(end, whole[1])
+    told = capsys.readouterr()
+    assert "warning: " in told.err and "checkpoints/4 is damaged" in told.err and "step 4/4" in told.out
+
+
+def test_steps_that_are_never_finite_end_the_run_in_one_line(config, tmp_path, monkeypatch, capsys):
+    def poisoned(*args):
+        step = step_of("vae")[2]
+
+        def go(state, batch):
+            state, metrics = step(state, batch)
+            return state, metrics | ({"skipped": 1.0, "loss": np.nan} if state.step > 2 else {})
+
+        return go
+
+    monkeypatch.setattr(train_lib, "make_step", poisoned)
+    monkeypatch.setattr(config_lib, "parse", lambda rest: config)
+    config.train.max_skipped = 2
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("emo train: step 4: loss or gradients were not finite 2 times in a row (loss nan")
+    assert "2" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
 
 
 def test_a_finished_run_is_left_as_it_is(config, whole, monkeypatch):

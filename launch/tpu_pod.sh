@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Trains on all hosts of a Cloud TPU slice; JAX finds them through the TPU's metadata.
+#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh create     # v5p-128, spot, through a queued resource
+#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh install    # this checkout and its packages, on every host
+#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh train --config configs/base.py:image --workdir /mnt/runs/image \
+#       --config.data.directory=/mnt/data --config.train.mesh.data=1 --config.train.mesh.fsdp=-1
+#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh delete
+# --workdir and the data must be mounted on all hosts alike. After a preemption: create, install and train again.
+set -euo pipefail
+
+# ---- the environment, all of it here
+NAME=${NAME:?the name of the TPU}
+ZONE=${ZONE:?its zone}
+TYPE=${TYPE:-v5p-128}
+VERSION=${VERSION:-v2-alpha-tpuv5}
+TRIES=${TRIES:-3}
+
+on_all_hosts() {
+  gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"
+}
+
+command=${1:?create, install, train or delete}
+shift
+case "$command" in
+  create)
+    gcloud compute tpus queued-resources create "$NAME" --zone "$ZONE" --node-id "$NAME" \
+      --accelerator-type "$TYPE" --runtime-version "$VERSION" --spot
+    ;;
+  install)
+    git archive --format=tar.gz --prefix=emo_jax/ -o /tmp/emo_jax.tar.gz HEAD
+    gcloud compute tpus tpu-vm scp /tmp/emo_jax.tar.gz "$NAME": --zone "$ZONE" --worker=all
+    on_all_hosts "tar xzf emo_jax.tar.gz && cd emo_jax && python3 -m venv .venv && \
+      .venv/bin/pip install --quiet --constraint constraints.txt -e . 'jax[tpu]'"
+    ;;
+  train)
+    arguments=$(printf '%q ' "$@")
+    for ((try = 1; try <= TRIES; try++)); do # 143: told to end, and saved
+      status=0
+      on_all_hosts "cd emo_jax && exec .venv/bin/emo train $arguments" || status=$?
+      ((status == 143)) || exit "$status"
+    done
+    exit 143
+    ;;
+  delete)
+    gcloud compute tpus queued-resources delete "$NAME" --zone "$ZONE" --force
+    ;;
+  *)
+    echo "unknown command $command; expected create, install, train or delete" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Two processes on this machine, four CPU devices each, as two hosts of a pod: to try what a cluster will run.
+#   launch/two_processes.sh --config configs/tiny.py:vae --workdir runs/two --config.data.directory=data/synthetic
+# Exit status: that of the first process that failed. SIGTERM and SIGINT reach both.
+set -euo pipefail
+PROCESSES=${PROCESSES:-2}
+DEVICES=${DEVICES:-4}  # of each process
+PORT=${PORT:-12321}
+export JAX_PLATFORMS=cpu
+export XLA_FLAGS="--xla_force_host_platform_device_count=$DEVICES ${XLA_FLAGS:-}"
+export JAX_COORDINATOR_ADDRESS="localhost:$PORT" JAX_NUM_PROCESSES=$PROCESSES
+
+pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
+for ((i = 0; i < PROCESSES; i++)); do
+  JAX_PROCESS_ID=$i emo train "$@" &
+  pids+=($!)
+done
+status=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  while kill -0 "$pid" 2>/dev/null; do  # a signal ended the wait, not the process
+    code=0
+    wait "$pid" || code=$?
+  done
+  ((status)) || status=$code
+done
+exit "$status"

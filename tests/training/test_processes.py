@@ -1,0 +1,182 @@
+"""Several processes: how they are told of each other, and that they train as one does, whatever kills them."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from emo_jax.training import processes
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What jax.distributed.initialize was called with; nothing is started."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_flags_and_variables_name_the_processes(started, monkeypatch):
+    told = dict(coordinator_address="host:12", num_processes=4, process_id=3, cluster_detection_method="deactivate")
+    processes.start("host:12", 4, 3)
+    for name, value in zip(VARIABLES, ("host:12", "4", "3"), strict=False):
+        monkeypatch.setenv(name, value)
+    processes.start()
+    assert started == [told | dict(heartbeat_timeout_seconds=processes.HEARTBEAT)] * 2
+    processes.start(process=1)  # a flag goes before its variable
+    assert started[-1]["process_id"] == 1 and started[-1]["num_processes"] == 4
+
+
+def test_a_cluster_is_asked_where_nothing_is_told(started, monkeypatch):
+    processes.start()
+    assert len(started) == 1 and "coordinator_address" not in started[0]
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # alone: JAX would take one GPU of many
+    processes.start()
+    assert len(started) == 1
+
+
+def test_without_a_cluster_the_process_is_alone(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(**options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nobody)
+    processes.start()
+    assert processes.first() and processes.worst(2) == 2 and processes.fetch({"a": 1}) == {"a": 1}
+
+
+def test_a_program_that_has_used_jax_is_alone(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert jax.devices()
+    processes.start()
+    assert jax.process_count() == 1
+    with pytest.raises(ValueError, match="cannot join the other processes at localhost:1 .*must be called before"):
+        processes.start("localhost:1", 2, 0)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("host:12", 4, None), r"--process \(or JAX_PROCESS_ID\) missing"),
+    ((None, 4, None), r"--coordinator .* and --process .* missing"),
+    (("host:12", 4, 4), "--process is 4 of 4 processes; expected 0 to 3"),
+    (("host", 4, 0), "--coordinator is 'host'; expected HOST:PORT"),
+    (("host:12", "four", 0), "--processes .* is 'four'; expected a whole number"),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_one_line(started, arguments, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        processes.start(*arguments)
+    assert "\n" not in str(caught.value) and not started
+
+
+def test_nobody_there_is_one_line(started, monkeypatch):
+    def refused(**options):
+        raise RuntimeError("DEADLINE_EXCEEDED:\nno answer")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refused)
+    with pytest.raises(ValueError, match="cannot join the other processes at host:12 .*no answer") as caught:
+        processes.start("host:12", 2, 1)
+    assert "\n" not in str(caught.value)
+
+
+# ---- really several processes, on CPU devices
+
+CONFIG = "from tests.steps import training_config as get_config\n"
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+class Run:
+    """`emo train` of the small VAE from records, as `count` processes of `devices` CPU devices each."""
+
+    def __init__(self, folder, name, records, count, devices, steps=6):
+        config = folder / "config.py"
+        config.write_text(CONFIG)
+        self.workdir, self.log = folder / name, folder / f"{name}-{count}.log"
+        command = [sys.executable, "-m", "emo_jax.cli", "train", f"--config={config}:vae", f"--workdir={self.workdir}"]
+        options = dict(batch_size=4, steps=steps, log_every=1) | {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
+        command += [f"--config.data.directory={records}", *(f"--config.train.{k}={v}" for k, v in options.items())]
+        root = str(base.__file__).removesuffix("/configs/base.py")
+        paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+        flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+        environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=paths)
+        if count == 1:  # of several, only one would find its programs there
+            environment |= dict(JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        joined = [["--coordinator", f"localhost:{port}", "--processes", str(count), "--process", str(i)]
+                  for i in range(count)] if count > 1 else [[]]  # fmt: skip
+        with self.log.open("w") as log:
+            self.processes = [
+                subprocess.Popen(command + more, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                for more in joined
+            ]
+
+    def wait(self, seconds=900):
+        """The exit statuses."""
+        end = time.monotonic() + seconds
+        try:
+            return [process.wait(max(1, end - time.monotonic())) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+    def until(self, text, seconds=900):
+        """Waits for a text in the log."""
+        end = time.monotonic() + seconds
+        while text not in self.log.read_text():
+            assert time.monotonic() < end and all(p.poll() is None for p in self.processes), self.log.read_text()
+            time.sleep(0.05)
+
+    def losses(self):
+        """{step: loss} of the log."""
+        found = re.findall(r"^step (\d+)/.* loss (\S+)", self.log.read_text(), re.MULTILINE)
+        return {int(step): float(loss) for step, loss in found}
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_as_one_train_as_if_nothing_had_been(talking_records, tmp_path):
+    killed = Run(tmp_path, "parts", talking_records, 2, 2, steps=600)
+    killed.until("step 3/600")
+    killed.processes[1].send_signal(signal.SIGKILL)
+    since = time.monotonic()
+    statuses = killed.wait()
+    assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2), killed.log.read_text()
+    assert time.monotonic() - since < 60  # the other does not wait for it
+    saved = max(int(path.name) for path in (killed.workdir / "checkpoints").iterdir() if path.name.isdigit())
+    assert saved >= 2
+
+    again = Run(tmp_path, "parts", talking_records, 1, 4)
+    assert again.wait() == [0], again.log.read_text()
+    assert list(again.losses()) == list(range(saved + 1, 7))
+
+    whole = Run(tmp_path, "whole", talking_records, 1, 4)
+    assert whole.wait() == [0], whole.log.read_text()
+    assert list(whole.losses()) == [1, 2, 3, 4, 5, 6]
+    for part in (killed.losses(), again.losses()):
+        steps = [step for step in part if step <= 6]
+        np.testing.assert_allclose([part[k] for k in steps], [whole.losses()[k] for k in steps], rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_one_of_two_processes_saves_and_ends_both(talking_records, tmp_path):
+    run = Run(tmp_path, "told", talking_records, 2, 2, steps=600)
+    run.until("step 1/600")
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.wait() == [143, 143], run.log.read_text()
+    (line,) = re.findall(r"^emo train: terminated; step (\d+) is saved", run.log.read_text(), re.MULTILINE)
+    assert line == max((path.name for path in (run.workdir / "checkpoints").iterdir()), key=int)
+    assert max(run.losses()) == int(line)
