@@ -60,7 +60,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def loaded(monkeypatch, pipeline):
     """The command line loads the small model of the tests, whatever the preset."""
-    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda name: pipeline)
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
 
 
 def generate(folder, out, *more, portrait="good.png", audio="good.wav", box=BOX):
@@ -120,7 +120,7 @@ def test_bad_inputs(inputs, loaded, tmp_path, capsys, change, told):
 )
 def test_bad_flags(inputs, monkeypatch, pipeline, tmp_path, capsys, more, told):
     if "/nowhere" not in more:
-        monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda name: pipeline)
+        monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     check_refused(generate(inputs, tmp_path / "out.mp4", *more), capsys, told)
     assert list(tmp_path.iterdir()) == []
 
