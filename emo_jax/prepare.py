@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
+import math
 import multiprocessing
 import os
+import pathlib
 from collections.abc import Iterable, Iterator
 
 from emo_jax.data.records import Record, write_records
@@ -37,13 +40,43 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=min(8, os.cpu_count() or 1),
         help="processes; their number changes no record (default %(default)s)",
     )
-    parser.set_defaults(main=main)
+    synthetic.set_defaults(main=_main_synthetic)
+    _add_videos(sources)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Run `emo prepare SOURCE`. Raises ValueError on arguments that make no sense."""
-    if args.source != "synthetic":
-        raise ValueError(f"source {args.source!r} is unknown; choose synthetic")
+def _add_videos(sources: argparse._SubParsersAction) -> None:
+    videos = sources.add_parser("videos", help="cut talking heads out of your own videos")
+    videos.add_argument(
+        "--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns such as 'in/**/*.mp4'"
+    )
+    videos.add_argument("--output", required=True, help="directory to write; a run that was killed goes on")
+    videos.add_argument("--size", type=int, default=512, help="side of the frames, even (default %(default)s)")
+    videos.add_argument("--seconds", type=float, default=10.0, help="length of a record, about (default %(default)s)")
+    videos.add_argument("--min-seconds", type=float, default=2.0, help="shortest record (default %(default)s)")
+    videos.add_argument(
+        "--min-face",
+        type=float,
+        default=64.0,
+        help="least face height in the source, pixels (default %(default)s)",
+    )
+    videos.add_argument(
+        "--faces",
+        default="auto",
+        help="haar (built in: box and roll), mediapipe (box, yaw, pitch, roll), or auto: mediapipe where its model is",
+    )
+    videos.add_argument("--face-model", help="mediapipe's face_landmarker.task (default ~/.cache/emo_jax)")
+    videos.add_argument("--licence", default="unknown", help="of the videos, stored in each record")
+    videos.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes; their number changes no record (default %(default)s)",
+    )
+    videos.set_defaults(main=_main_videos)
+
+
+def _main_synthetic(args: argparse.Namespace) -> None:
+    """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
     prepare_synthetic(
         args.output,
         records=args.records,
@@ -53,6 +86,16 @@ def main(args: argparse.Namespace) -> None:
         fps=args.fps,
         seed=args.seed,
         workers=args.workers,
+    )
+
+
+def _main_videos(args: argparse.Namespace) -> None:
+    """Run `emo prepare videos`. Raises ValueError on arguments that make no sense."""
+    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_model", "licence", "workers")
+    report = prepare_videos(args.input, args.output, **{name: getattr(args, name) for name in names})
+    print(
+        f"{args.output}: {report['records']} records, {report['hours'] * 3600:.1f} s, from "
+        f"{report['videos'] - report['videos_rejected']} of {report['videos']} videos; see report.html, rejected.jsonl"
     )
 
 
@@ -94,6 +137,75 @@ def prepare_synthetic(
         },
         progress=False,
     )
+
+
+def prepare_videos(
+    inputs: Iterable[str],
+    output: str,
+    *,
+    size: int = 512,
+    seconds: float = 10.0,
+    min_seconds: float = 2.0,
+    min_face: float = 64.0,
+    faces: str = "auto",
+    face_model: str | None = None,
+    licence: str = "unknown",
+    workers: int = 2,
+) -> dict:
+    """Cut talking heads out of videos and write them as the split train of `output`; returns the report.
+
+    Equal arguments give equal records, however often the run was killed on its way; see `emo prepare videos --help`.
+    A video that cannot be used is a line of `rejected.jsonl`. Raises ValueError (one line) on arguments that make no
+    sense, and where no video gave a record.
+    """
+    from emo_jax.data import report, shards
+    from emo_jax.data.face_tracking import make_analyzer
+    from emo_jax.data.shots import Rules
+    from emo_jax.data.videos import FPS, Settings
+    from emo_jax.data.workers import make_shards
+
+    if size % 2 or size < 16:
+        raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
+    for name, value, least in (
+        ("--seconds", seconds, min_seconds),
+        ("--min-seconds", min_seconds, 2 / FPS),
+        ("--min-face", min_face, 1),
+        ("--workers", workers, 1),
+    ):
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"{name} is {value}; give a number of at least {least:g}")
+    model = os.path.abspath(face_model) if face_model else None
+    analyzer = make_analyzer(faces, model)  # now, for its errors
+    settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, model, licence)
+    plan = shards.Plan(pathlib.Path(output).absolute(), find_videos(inputs), settings)
+    if plan.begin():
+        with Progress(len(plan.videos), "videos", "video") as progress:
+            make_shards(plan, workers, progress)
+        shards.finish(plan, lambda directory, summaries: report.write_report(directory, summaries, FPS))
+    found = report.read_report(plan.target)
+    if not found["records"]:
+        raise ValueError(
+            f"none of {found['videos']} videos gave a record: {plan.target / report.REJECTED_FILE} has the reasons"
+        )
+    return found
+
+
+def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]:
+    """(path, name) of the files that the patterns, files and folders name, in the order of their names.
+
+    The name is the path below the folder that holds them all. Raises ValueError where a pattern names no file.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        whole = os.path.join(glob.escape(pattern), "**") if os.path.isdir(pattern) else pattern
+        paths = glob.glob(whole, recursive=True) or ([pattern] if os.path.exists(pattern) else [])
+        files = {os.path.abspath(path) for path in paths if os.path.isfile(path)}
+        if not files:
+            raise ValueError(f"--input {pattern} names no file; give files, folders or patterns such as 'in/**/*.mp4'")
+        found |= files
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    names = {path: os.fsencode(os.path.relpath(path, root)).decode(errors="backslashreplace") for path in found}
+    return tuple((pathlib.Path(path), names[path]) for path in sorted(found, key=names.get))
 
 
 def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:
