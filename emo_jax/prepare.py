@@ -11,6 +11,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
 from emo_jax.progress import Progress
@@ -42,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     synthetic.set_defaults(main=_main_synthetic)
     _add_videos(sources)
+    _add_inspect(sources)
 
 
 def _add_videos(sources: argparse._SubParsersAction) -> None:
@@ -75,6 +78,16 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
     videos.set_defaults(main=_main_videos)
 
 
+def _add_inspect(sources: argparse._SubParsersAction) -> None:
+    inspect = sources.add_parser("inspect", help="draw a contact sheet of what the model will really see")
+    inspect.add_argument("directory", help="records, as `emo prepare` wrote them")
+    inspect.add_argument("--output", required=True, help="folder to write contact_sheet.png into")
+    inspect.add_argument("--split", default="train", help="(default %(default)s)")
+    inspect.add_argument("--records", type=int, default=8, help="how many, spread evenly (default %(default)s)")
+    inspect.add_argument("--seed", type=int, default=0, help="of the clips drawn (default %(default)s)")
+    inspect.set_defaults(main=_main_inspect, takes_config="optional")
+
+
 def _main_synthetic(args: argparse.Namespace) -> None:
     """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
     prepare_synthetic(
@@ -97,6 +110,12 @@ def _main_videos(args: argparse.Namespace) -> None:
         f"{args.output}: {report['records']} records, {report['hours'] * 3600:.1f} s, from "
         f"{report['videos'] - report['videos_rejected']} of {report['videos']} videos; see report.html, rejected.jsonl"
     )
+
+
+def _main_inspect(args: argparse.Namespace, config) -> None:
+    """Run `emo prepare inspect`; clips are those of --config FILE (configs/base.py if none is given)."""
+    path = inspect_records(args.directory, args.output, args.split, args.records, args.seed, config)
+    print(path)
 
 
 def prepare_synthetic(
@@ -206,6 +225,28 @@ def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]
     root = os.path.commonpath([os.path.dirname(path) for path in found])
     names = {path: os.fsencode(os.path.relpath(path, root)).decode(errors="backslashreplace") for path in found}
     return tuple((pathlib.Path(path), names[path]) for path in sorted(found, key=names.get))
+
+
+def inspect_records(
+    directory: str, folder: str, split: str = "train", records: int = 8, seed: int = 0, config=None
+) -> pathlib.Path:
+    """Writes a contact sheet of `records` records and returns its path; ValueError where none is fit for a clip."""
+    from emo_jax.data import contact_sheet, pipeline
+    from emo_jax.data.records import open_records
+
+    if config is None:
+        from configs.base import get_config
+
+        config = get_config("video")
+    if records < 1 or seed < 0:
+        raise ValueError(f"--records is {records}, --seed {seed}; give at least 1 and 0")
+    source = open_records(directory, split)
+    fit = pipeline.suitable_records(source, config.clip)
+    if not len(fit):
+        raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
+    positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
+    sampler = pipeline.clip_sampler(source, config.data, config.clip)
+    return contact_sheet.write_sheet(sampler, positions, folder, seed)
 
 
 def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:

@@ -20,7 +20,8 @@ SHARPNESS_SIDE = 96
 FROZEN_RATE = 8.0  # distinct frames a second below which motion is lost
 LOW_RATE = 20.0
 STEADY = 7  # frames: shorter failures of brightness, sharpness or the count of faces are chance
-FACE_OF_CROP = 0.47  # height of the face in the square, the share that `faces.crop_around` gives a portrait
+FACE_HEIGHT = 0.54  # of the square, as `emo generate` crops a portrait
+FACE_CENTRE = (0.5, 0.53)  # of the square's width and height, likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +208,7 @@ def _stretch(seen, rules, fps, frame_size, start, stop) -> Stretch | str:
 def square_window(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int] | None:
     """(left, top, side) of a square in a height x width picture that holds all boxes (N, 4) with a margin.
 
-    The face takes FACE_OF_CROP of its height and lies in its middle, as far as the picture allows; None where no square
+    The face takes FACE_HEIGHT of its height and lies in its middle, as far as the picture allows; None where no square
     in the picture holds nine tenths of the face's ways.
     """
     low, high = np.quantile(boxes[:, :2], 0.02, axis=0), np.quantile(boxes[:, 2:], 0.98, axis=0)
@@ -216,8 +217,8 @@ def square_window(boxes: np.ndarray, height: int, width: int) -> tuple[int, int,
     if reach > min(height, width) / 0.9:
         return None
     tall = float(np.median(boxes[:, 3] - boxes[:, 1]))
-    side = math.floor(min(max(tall / FACE_OF_CROP, 1.1 * reach), height, width))
+    side = math.floor(min(max(tall / FACE_HEIGHT, 1.1 * reach), height, width))
     middle = (low + high) / 2
-    left = min(max(middle[0] - 0.5 * side, 0), width - side)
-    top = min(max(middle[1] - 0.47 * side, 0), height - side)
+    left = min(max(middle[0] - FACE_CENTRE[0] * side, 0), width - side)
+    top = min(max(middle[1] - FACE_CENTRE[1] * side, 0), height - side)
     return round(left), round(top), side
