@@ -44,7 +44,7 @@ class Record:
       mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for real video.
       appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for real video.
       speed_confidence: (N,) float32 in [0, 1], how far `speed` can be trusted; (0,) where it is exact (rendered heads).
-      span: (2,) float64, first and last + 1 second in the source, from its first frame; (0, 0) for a rendered head.
+      span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
       analyzer: what found the face and what it can tell, such as "haar: box and roll"; "" for a rendered head.
       flags: words that warn of weak spots, separated by a space, such as "no-sound low-fps"; "" for none.
     """
@@ -61,7 +61,7 @@ class Record:
     mouth: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))
     appearance: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
     speed_confidence: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
-    span: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2,), np.float64))
+    span: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2,), np.float32))
     analyzer: str = ""
     flags: str = ""
 
@@ -69,11 +69,10 @@ class Record:
 def record_features() -> tfds.features.FeaturesDict:
     """The TFDS schema of a `Record`; every builder of records must use it."""
     floats = {"boxes": (None, 4), "rotation": (None, 3), "speed": (None,), "mouth": (None, 2), "appearance": (None,)}
-    floats["speed_confidence"] = (None,)
+    floats |= {"speed_confidence": (None,), "span": (2,)}
     return tfds.features.FeaturesDict(
         {name: tfds.features.Text() for name in _BYTES_FIELDS}
         | {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "fps": tfds.features.Scalar(np.float32)}
-        | {"span": tfds.features.Tensor(shape=(2,), dtype=np.float64)}
         | {name: tfds.features.Tensor(shape=shape, dtype=np.float32) for name, shape in floats.items()}
     )
 
@@ -96,7 +95,7 @@ def record_example(record: Record) -> dict[str, Any]:
         )
     example = {name: getattr(record, name) for name in _BYTES_FIELDS} | {"audio": audio, "fps": np.float32(record.fps)}
     wanted = {"boxes": (count, 4), "rotation": (count, 3), "speed": (count,), "mouth": (count, 2)}
-    wanted["speed_confidence"] = (count,)
+    wanted |= {"speed_confidence": (count,), "span": (2,)}
     for name, shape in wanted.items():
         value = np.asarray(getattr(record, name), np.float32)
         if value.shape != shape and not (name in ("mouth", "speed_confidence") and value.shape == (0, *shape[1:])):
@@ -109,7 +108,6 @@ def record_example(record: Record) -> dict[str, Any]:
             )
         example[name] = value
     example["appearance"] = np.asarray(record.appearance, np.float32).reshape(-1)
-    example["span"] = np.asarray(record.span, np.float64).reshape(2)
     return example
 
 
@@ -277,7 +275,7 @@ class RecordSource:
 
 def _later_fields() -> dict[str, Any]:
     """What records of version 1.0.0 lack, as TFDS would read it."""
-    return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2), analyzer=b"", flags=b"")
+    return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), analyzer=b"", flags=b"")
 
 
 def open_records(directory: str | os.PathLike, split: str) -> RecordSource:

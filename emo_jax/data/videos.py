@@ -169,7 +169,7 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
         rotation=rotation.astype(np.float32),
         speed=rotation_speed(rotation),
         speed_confidence=seen.confidence[rows].astype(np.float32),
-        span=np.array([stretch.start / FPS, stretch.stop / FPS]),
+        span=np.array([stretch.start / FPS, stretch.stop / FPS], np.float32),
         analyzer=f"{analyzer.name}: {analyzer.gives}",
         flags=" ".join(flags),
     )
@@ -200,7 +200,7 @@ def _row(record: Record, seen: Measurements, stretch: Stretch, frames: np.ndarra
     return dict(
         id=record.id,
         source=record.source,
-        span=record.span.tolist(),
+        span=[stretch.start / FPS, stretch.stop / FPS],
         frames=len(frames),
         fps=record.fps,
         sound=bool(len(record.audio)),
