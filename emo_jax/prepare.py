@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
 from emo_jax.progress import Progress
 
+TRUSTED = 0.5  # confidence from which a head's speed counts
 _SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
 
 
@@ -45,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     synthetic.set_defaults(main=_main_synthetic)
     _add_videos(sources)
     _add_inspect(sources)
+    _add_stats(sources)
 
 
 def _add_videos(sources: argparse._SubParsersAction) -> None:
@@ -88,6 +91,14 @@ def _add_inspect(sources: argparse._SubParsersAction) -> None:
     inspect.set_defaults(main=_main_inspect, takes_config="optional")
 
 
+def _add_stats(sources: argparse._SubParsersAction) -> None:
+    stats = sources.add_parser("stats", help="fit the speed buckets to the records, as config lines")
+    stats.add_argument("directory", help="records, as `emo prepare` wrote them")
+    stats.add_argument("--split", default="train", help="(default %(default)s)")
+    stats.add_argument("--buckets", type=int, default=9, help="how many (default %(default)s)")
+    stats.set_defaults(main=_main_stats)
+
+
 def _main_synthetic(args: argparse.Namespace) -> None:
     """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
     prepare_synthetic(
@@ -116,6 +127,20 @@ def _main_inspect(args: argparse.Namespace, config) -> None:
     """Run `emo prepare inspect`; clips are those of --config FILE (configs/base.py if none is given)."""
     path = inspect_records(args.directory, args.output, args.split, args.records, args.seed, config)
     print(path)
+
+
+def _main_stats(args: argparse.Namespace) -> None:
+    """Run `emo prepare stats`."""
+    from emo_jax.data.speed_buckets import config_lines, fit_buckets
+
+    speeds, trusted = head_speeds(args.directory, args.split)
+    if not trusted:
+        print(
+            "emo prepare: none of these speeds can be trusted (roll alone was seen); prepare with --faces mediapipe "
+            "before you train the stage speed",
+            file=sys.stderr,
+        )
+    print(config_lines(*fit_buckets(speeds, args.buckets)))
 
 
 def prepare_synthetic(
@@ -247,6 +272,23 @@ def inspect_records(
     positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
     sampler = pipeline.clip_sampler(source, config.data, config.clip)
     return contact_sheet.write_sheet(sampler, positions, folder, seed)
+
+
+def head_speeds(directory: str, split: str = "train") -> tuple[np.ndarray, bool]:
+    """((N,) degrees per frame, True): the head speeds in a split that can be trusted; (all of them, False) if none."""
+    from emo_jax.data.records import open_records
+
+    source = open_records(directory, split)
+    speeds, sure = [], []
+    with Progress(len(source), "speeds", "record") as progress:
+        for i in range(len(source)):
+            record = source[i]
+            speeds.append(record["speed"])
+            confidence = record["speed_confidence"]
+            sure.append(confidence >= TRUSTED if len(confidence) else np.ones(len(speeds[-1]), bool))
+            progress.add()
+    speeds, sure = np.concatenate(speeds), np.concatenate(sure)
+    return (speeds[sure], True) if sure.any() else (speeds, False)
 
 
 def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:
