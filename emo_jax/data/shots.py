@@ -11,8 +11,8 @@ import numpy as np
 from emo_jax.data.face_tracking import FaceAnalyzer
 from emo_jax.data.faces import Box
 
-CUT_HISTOGRAM = 0.35  # share of the pixels whose colour class a cut changes
-CUT_DIFFERENCE = 18.0  # mean change of brightness at a cut, of 255
+CUT_LIKENESS = 0.8  # correlation of two frames' brightness above which they show the same, in another light at most
+CUT_DIFFERENCE = 8.0  # mean change of brightness at a cut, of 255
 CUT_AGAINST_MOTION = 3.0  # times the usual change of the frames before: fast motion is no cut
 DARK, BRIGHT = 28.0, 245.0  # mean brightness of a face, of 255
 BLURRED = 12.0  # variance of the Laplacian of a face of SHARPNESS_SIDE pixels
@@ -56,7 +56,7 @@ class Measurements:
 
 
 class CutDetector:
-    """Tells for each frame whether it starts a new shot: colours and brightness must both change more than usual."""
+    """Tells for each frame whether it starts a new shot: the picture must change much, more than it did before, and in structure."""
 
     def __init__(self):
         self._before, self._usual = None, []
@@ -65,18 +65,21 @@ class CutDetector:
         """(starts a new shot, differs at all from the frame before) for uint8 RGB (height, width, 3)."""
         small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
         luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        classes = (small // 64).astype(np.int64) @ (16, 4, 1)
-        histogram = np.bincount(classes.ravel(), minlength=64) / classes.size
-        if self._before is None:
-            self._before = luma, histogram
+        before, self._before = self._before, luma
+        if before is None:
             return True, True
-        change = float(np.abs(luma - self._before[0]).mean())
-        colours = float(np.abs(histogram - self._before[1]).sum() / 2)
+        change = float(np.abs(luma - before).mean())
         usual = float(np.median(self._usual)) if self._usual else 0.0
-        cut = change > max(CUT_DIFFERENCE, CUT_AGAINST_MOTION * usual) and colours > CUT_HISTOGRAM
-        self._before = luma, histogram
+        cut = change > max(CUT_DIFFERENCE, CUT_AGAINST_MOTION * usual) and _likeness(luma, before) < CUT_LIKENESS
         self._usual = [] if cut else [*self._usual[-12:], change]
         return cut, change > 0
+
+
+def _likeness(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson correlation of two pictures; 0 where one is of a single grey."""
+    first, second = first - first.mean(), second - second.mean()
+    size = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float((first * second).sum()) / size if size > 1e-3 else 0.0
 
 
 class Meter:

@@ -48,7 +48,7 @@ def test_cuts_are_found_and_motion_is_none():
 @pytest.mark.parametrize("kind", ["fade", "flicker"])
 def test_changing_light_is_no_cut(kind):
     frame = scene(3, 1)[0] / 255
-    light = np.linspace(1, 0.2, 40) if kind == "fade" else np.tile([1.0, 0.93], 20)
+    light = np.linspace(1, 0.2, 40) if kind == "fade" else np.tile([1.0, 0.7], 20)
     detector = CutDetector()
     assert sum(detector((255 * frame * level).astype(np.uint8))[0] for level in light) == 1
 

@@ -1,12 +1,17 @@
 """From video files, good and bad, to records; the drawn heads' boxes and turns are known."""
 
 import json
+import os
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from emo_jax import prepare
 from emo_jax.data import records
+from emo_jax.data.face_tracking import overlap
+from emo_jax.data.faces import find_faces
 from emo_jax.data.synthetic import Identity, State, face_box
 from tests.data import heads
 
@@ -104,8 +109,6 @@ def bad(tmp_path_factory):
     heads.write(folder / "nobody.mp4", heads.heads(50)[:, :30].repeat(4, 1), 25, sound)
     heads.write(folder / "black.mp4", 0 * head, 25, sound)
     sound_only = folder / "sound_only.mp4"
-    import av
-
     with av.open(str(sound_only), "w") as container:
         track = container.add_stream("aac", rate=16000, layout="mono")
         piece = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
@@ -201,3 +204,32 @@ def test_bad_options_are_named(tmp_path, option, value):
     with pytest.raises(ValueError, match="--" + option.replace("_", "-")):
         prepare.prepare_videos([str(tmp_path)], str(tmp_path / "out"), **OPTIONS | {option: value})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
+
+
+MEDIA = Path(os.environ.get("EMO_SHARED_MEDIA", Path(__file__).parents[3] / "shared" / "media")) / "video"
+FRAMES = {  # on the grid of 25 fps, and the share of the square that the face is high
+    "real_latentsync_demo1.mp4": (250, 0.54),
+    "real_moore_1.mp4": (269, 0.605),  # 1.2 s of advertisement are cut off
+    "real_moore_3.mp4": (118, 0.54),
+    "real_sadtalker_WDA_KatieHill.mp4": (200, 0.543),
+}
+
+
+@pytest.mark.slow
+def test_real_videos(tmp_path):
+    if not MEDIA.is_dir():
+        pytest.skip("no shared media")
+    report = prepare.prepare_videos([f"{MEDIA}/*.mp4"], str(tmp_path / "out"), size=128)
+    source = records.open_records(tmp_path / "out", "train")
+    made = {record["source"]: record for record in (source[i] for i in range(len(source)))}
+    assert set(made) == set(FRAMES) and report["seconds_dropped"] == {"no face": 1.2}
+    for name, (count, share) in FRAMES.items():
+        record = made[name]
+        frames = records.decode_video(record["video"], 0, count)
+        assert len(record["boxes"]) == count and len(record["audio"]) == count * 640
+        tall = np.diff(record["boxes"][:, 1::2]).ravel()
+        assert np.median(tall) / 128 == pytest.approx(share, abs=0.03)
+        # where the cascades see a face in the finished frames, the box is there
+        looks = [(find_faces(frames[k].repeat(3, 0).repeat(3, 1)), record["boxes"][k] * 3) for k in range(0, count, 10)]
+        seen = [overlap(faces[0], box) > 0.5 for faces, box in looks if faces]
+        assert len(seen) >= 0.5 * len(looks) and np.mean(seen) >= 0.9
