@@ -56,23 +56,32 @@ class Measurements:
 
 
 class CutDetector:
-    """Tells for each frame whether it starts a new shot: the picture must change much, more than it did before, and in structure."""
+    """Tells for each frame whether it starts a new shot: the picture changes much, more than before, and in structure.
+
+    A flash is no cut, which shows a frame later: `was_flash` then says that the cut told last was none.
+    """
 
     def __init__(self):
-        self._before, self._usual = None, []
+        self._before = self._older = None
+        self._usual: list[float] = []
+        self._cut = self.was_flash = False
 
     def __call__(self, image: np.ndarray) -> tuple[bool, bool]:
         """(starts a new shot, differs at all from the frame before) for uint8 RGB (height, width, 3)."""
         small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
         luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        before, self._before = self._before, luma
+        older, before = self._older, self._before
+        self._older, self._before = before, luma
         if before is None:
             return True, True
+        self.was_flash = self._cut and older is not None and _likeness(luma, older) >= CUT_LIKENESS
         change = float(np.abs(luma - before).mean())
         usual = float(np.median(self._usual)) if self._usual else 0.0
-        cut = change > max(CUT_DIFFERENCE, CUT_AGAINST_MOTION * usual) and _likeness(luma, before) < CUT_LIKENESS
-        self._usual = [] if cut else [*self._usual[-12:], change]
-        return cut, change > 0
+        large = change > max(CUT_DIFFERENCE, CUT_AGAINST_MOTION * usual)
+        self._cut = large and not self.was_flash and _likeness(luma, before) < CUT_LIKENESS
+        if not self.was_flash:
+            self._usual = [] if self._cut else [*self._usual[-12:], change]
+        return self._cut, change > 0
 
 
 def _likeness(first: np.ndarray, second: np.ndarray) -> float:
@@ -91,6 +100,8 @@ class Meter:
     def add(self, image: np.ndarray) -> None:
         """Measures uint8 RGB (height, width, 3)."""
         cut, fresh = self._cuts(image)
+        if self._cuts.was_flash:
+            self._rows[-1] = (False, *self._rows[-1][1:])
         if cut:
             self._analyzer.reset()
         faces = self._analyzer.faces(image)

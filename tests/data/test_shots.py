@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emo_jax.data import shots
-from emo_jax.data.shots import CutDetector, Measurements, Rules, choose_stretches, square_window
+from emo_jax.data.shots import CutDetector, Measurements, Meter, Rules, choose_stretches, square_window
 
 
 def seen(length=200, /, **changes):
@@ -22,6 +22,16 @@ def seen(length=200, /, **changes):
     for name, (rows, value) in changes.items():
         fields[name][rows] = value
     return Measurements(**fields)
+
+
+class Nobody:
+    """An analyzer that sees no face."""
+
+    def reset(self):
+        pass
+
+    def faces(self, image):
+        return []
 
 
 def spans(measurements, **options):
@@ -51,6 +61,15 @@ def test_changing_light_is_no_cut(kind):
     light = np.linspace(1, 0.2, 40) if kind == "fade" else np.tile([1.0, 0.7], 20)
     detector = CutDetector()
     assert sum(detector((255 * frame * level).astype(np.uint8))[0] for level in light) == 1
+
+
+def test_a_flash_is_no_cut():
+    frames = [frame for frame in scene(0, 6) for _ in range(2)]
+    frames[6] = np.maximum(frames[6], 240)
+    meter = Meter(Nobody())
+    for frame in [*frames, *scene(1, 3)]:
+        meter.add(frame)
+    assert np.flatnonzero(meter.measurements().cut).tolist() == [0, 12]
 
 
 def test_repeated_frames_are_told():
