@@ -8,6 +8,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
 from emo_jax import prepare
@@ -98,6 +99,20 @@ def test_kill_and_run_again(videos, whole, tmp_path, monkeypatch):
     assert len(made) == 4 - len(ready)  # nothing done twice but the open shard
     same(whole, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_workers_go_with_their_parent(videos, tmp_path):
+    command = [sys.executable, "-m", "emo_jax.cli", "prepare", "videos", "--input", str(videos), *COMMAND]
+    run = subprocess.Popen([*command, "--output", str(tmp_path / "out"), "--workers", "2"], stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 180
+    while not list((tmp_path / ".out.partial").glob("*.current")):
+        assert run.poll() is None and time.monotonic() < limit
+        time.sleep(0.002)
+    children = psutil.Process(run.pid).children(recursive=True)
+    assert len(children) >= 2
+    run.kill()
+    run.wait()
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def test_a_kill_while_the_shards_are_put_together(videos, whole, tmp_path):

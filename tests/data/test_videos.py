@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from emo_jax import prepare
+from emo_jax import cli, prepare
 from emo_jax.data import records
 from emo_jax.data.face_tracking import overlap
 from emo_jax.data.faces import find_faces
@@ -204,6 +204,22 @@ def test_bad_options_are_named(tmp_path, option, value):
     with pytest.raises(ValueError, match="--" + option.replace("_", "-")):
         prepare.prepare_videos([str(tmp_path)], str(tmp_path / "out"), **OPTIONS | {option: value})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
+
+
+def test_the_command_answers_in_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EMO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.mp4").write_text("no video")
+    for arguments, message in [
+        (("--input", f"{tmp_path}/*.avi"), "names no file"),
+        (("--input", f"{tmp_path}/a.mp4", "--faces", "mediapipe"), "cache/face_landmarker.task does not exist"),
+        (("--input", f"{tmp_path}/a.mp4", "--faces", "dlib"), "'dlib' is unknown"),
+        (("--input", f"{tmp_path}/a.mp4", "--size", "31"), "--size is 31"),
+        (("--input", f"{tmp_path}/a.mp4", "--workers", "1"), "none of 1 videos gave a record"),
+    ]:
+        assert cli.main(["prepare", "videos", *arguments, "--output", str(tmp_path / "out")]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert told[-1].startswith("emo prepare: ") and message in told[-1]
+        assert all(line.startswith("videos: ") for line in told[:-1])  # progress
 
 
 MEDIA = Path(os.environ.get("EMO_SHARED_MEDIA", Path(__file__).parents[3] / "shared" / "media")) / "video"
