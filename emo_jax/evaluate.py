@@ -124,6 +124,7 @@ def add_parser(subparsers) -> None:
 
 def main(args) -> None:
     """Runs `emo evaluate`. Whether the bars are reached is told by the table, not by the exit status."""
+    from emo_jax.data.espeak import espeak_available
     from emo_jax.metrics.heldout import choose_people
     from emo_jax.metrics.picture import save_picture, side_by_side
     from emo_jax.metrics.probe import load_probe
@@ -141,7 +142,8 @@ def main(args) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {output} cannot be made ({error.strerror}); choose another folder") from error
-    people = choose_people(args.identities, STRANGERS, args.seconds, config.clip, args.data)
+    scale = sum(config.data.crop_scale) / 2
+    people = choose_people(args.identities, STRANGERS, args.seconds, config.clip, scale, args.data)
     ev = Evaluation(config, params, people, probe, seed=args.seed, long=args.long, wanted=wanted)
     rows, frames = [], None
     if ev.wanted & {"lips", "silence", "identity", "seams"}:
@@ -155,7 +157,7 @@ def main(args) -> None:
         rows.append(memory_row(args.checkpoint, people.references[0], args.long or 60.0, args.steps))
     settings = {k: v for k, v in vars(args).items() if k not in ("main", "verb")}
     took = time.monotonic() - started
-    settings |= {"sampling": config.sampling.to_dict(), "seconds_taken": took}
+    settings |= {"sampling": config.sampling.to_dict(), "seconds_taken": took, "espeak": espeak_available()}
     write_report(output / "report.json", rows, settings)
     print(table(rows))
     print(f"{output}/report.json; {took / 60:.1f} min")

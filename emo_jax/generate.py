@@ -24,11 +24,6 @@ from emo_jax.data.video import VideoWriter, check_target
 from emo_jax.progress import Progress
 
 TRACK_RATE = 44100  # Hz, of the sound in the file; the networks hear SAMPLE_RATE
-FACE_HEIGHT = 0.54  # of the crop: the median of training's faces at rest, mouth shut
-FACE_CENTRE = (0.5, 0.53)  # of the crop's width and height: the mean of the same
-MASK_GROWTH = (0.012, 0.025, 0.012, 0.098)
-"""By how much a training clip's union of boxes exceeds the box at rest (left, top, right, bottom, in its width and
-height): heads move and jaws drop. Medians, as FACE_HEIGHT, over 300 records of `emo prepare synthetic`."""
 MAX_FPS = 240
 PRESET = "tiny"
 
@@ -151,7 +146,7 @@ class EmoPipeline:
         require_frames(heard, self.fps)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
-        crop, mask = place(image, self.size, face_box, name)
+        crop, mask = place(image, self.config.clip, face_box, name)
         sampler, scales = self._sampler(steps, solver, reference_scale, audio_scale)
         segments = sampler.stream(
             crop[None], mask[None], normalise(heard)[None], speed=speed, scales=scales, key=jax.random.key(seed)
@@ -229,11 +224,11 @@ def check_options(*, seed, steps=None, speed=None, reference_scale=None, audio_s
         raise ValueError(f"fps is {fps:g}; expected 1 to {MAX_FPS}")
 
 
-def place(image: np.ndarray, size: tuple[int, int], face_box=None, name="the portrait"):
+def place(image: np.ndarray, clip, face_box=None, name="the portrait"):
     """Crops a portrait as the training clips are: (crop uint8 (H, W, 3), mask uint8 (H, W, 1) of the face's region).
 
     The face is `face_box`, else the largest one found, else `default_box`, which is told in a line on stderr. The crop
-    lies inside the image; its face is FACE_HEIGHT high around FACE_CENTRE, as far as the image reaches.
+    lies inside the image; its face is where training's were (`clip`: `config.clip`), as far as the image reaches.
     Raises ValueError where `face_box` lies outside the image.
     """
     box = find_face(image) if face_box is None else check_box(face_box, *image.shape[:2])
@@ -241,9 +236,10 @@ def place(image: np.ndarray, size: tuple[int, int], face_box=None, name="the por
         box = default_box(*image.shape[:2])
         where = ",".join(f"{value:.0f}" for value in box)
         print(f"warning: no face found in {name}; assuming {where} (face box x0,y0,x1,y1 sets it)", file=sys.stderr)
-    crop, box = crop_around(image, box, size, FACE_HEIGHT, FACE_CENTRE, inside=True)
+    size, face = tuple(clip.image_size), clip.face
+    crop, box = crop_around(image, box, size, face.height, tuple(face.centre), inside=True)
     width, height = box[2] - box[0], box[3] - box[1]
-    left, top, right, bottom = MASK_GROWTH
+    left, top, right, bottom = face.growth
     union = box[0] - left * width, box[1] - top * height, box[2] + right * width, box[3] + bottom * height
     return crop, mask_from_box(union, *size)
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import emo_jax
+from configs import tiny
 from emo_jax import demo, generate
 from emo_jax.data.faces import crop_around
 from emo_jax.data.synthetic import Identity, State, face_box
@@ -151,35 +152,38 @@ def test_pipeline_is_found_in_the_package():
 # ---- placement
 
 
-def test_constants_are_those_of_the_training_data():
+CLIP = tiny.get_config().clip
+
+
+def test_faces_are_placed_as_in_the_training_data():
     """A record's frame is 160 pixels wide, a clip's window 128 and anywhere in it (configs/tiny.py)."""
     boxes = np.array([face_box(Identity.sample(seed), State(), 160) for seed in range(100)])
     heights, x, y = boxes[:, 3] - boxes[:, 1], (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    assert np.median(heights) / 128 == pytest.approx(generate.FACE_HEIGHT, abs=0.02)
-    assert (x.mean() - 16) / 128 == pytest.approx(generate.FACE_CENTRE[0], abs=0.02)
-    assert (y.mean() - 16) / 128 == pytest.approx(generate.FACE_CENTRE[1], abs=0.02)
+    assert np.median(heights) / 128 == pytest.approx(CLIP.face.height, abs=0.02)
+    assert (x.mean() - 16) / 128 == pytest.approx(CLIP.face.centre[0], abs=0.02)
+    assert (y.mean() - 16) / 128 == pytest.approx(CLIP.face.centre[1], abs=0.02)
 
 
 def test_a_found_face_is_placed_as_in_training(capsys):
     image = load_portrait(demo.ASSETS / "portrait.png")
-    crop, mask = place(image, (128, 128))
+    crop, mask = place(image, CLIP)
     assert capsys.readouterr().err == ""
     assert crop.shape == (128, 128, 3) and mask.shape == (128, 128, 1) and set(np.unique(mask)) == {0, 1}
     truth = face_box(Identity.sample(demo.PERSON), State(), demo.SIDE)
-    expected, _ = crop_around(image, truth, (128, 128), generate.FACE_HEIGHT, generate.FACE_CENTRE)
+    expected, _ = crop_around(image, truth, (128, 128), CLIP.face.height, tuple(CLIP.face.centre))
     rows, columns = np.flatnonzero(mask.any((1, 2))), np.flatnonzero(mask.any((0, 2)))
-    height, growth = generate.FACE_HEIGHT * 128, generate.MASK_GROWTH
+    height, growth = CLIP.face.height * 128, CLIP.face.growth
     assert len(rows) == pytest.approx(height * (1 + growth[1] + growth[3]), abs=3)
-    assert columns.mean() == pytest.approx(generate.FACE_CENTRE[0] * 128, abs=2)
-    assert rows[0] == pytest.approx(generate.FACE_CENTRE[1] * 128 - height * (0.5 + growth[1]), abs=2)
+    assert columns.mean() == pytest.approx(CLIP.face.centre[0] * 128, abs=2)
+    assert rows[0] == pytest.approx(CLIP.face.centre[1] * 128 - height * (0.5 + growth[1]), abs=2)
     assert np.abs(crop.astype(int) - expected).mean() < 20  # Haar's box is the truth within a few pixels
 
 
 def test_no_face_is_one_warning_line(capsys):
-    crop, mask = place(np.full((300, 200, 3), 90, np.uint8), (64, 64), name="wall.png")
+    crop, mask = place(np.full((300, 200, 3), 90, np.uint8), CLIP, name="wall.png")
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "no face found in wall.png; assuming 67,93,133,177" in told
-    assert crop.shape == (64, 64, 3) and 0 < mask.sum() < 64 * 64
+    assert crop.shape == (128, 128, 3) and 0 < mask.sum() < 128 * 128
 
 
 # ---- the rate of the file

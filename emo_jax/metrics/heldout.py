@@ -13,14 +13,13 @@ from emo_jax.data.identities import Identity
 from emo_jax.data.records import decode_video, open_records
 from emo_jax.data.rendering import render
 from emo_jax.data.synthetic import Track, make_record, make_voice
-from emo_jax.data.transforms import crop
+from emo_jax.data.transforms import crop, middle_window
 
 FIRST_SEED = 3 << 23
 """`emo prepare` draws each split from a block of 2**24 seeds; this is the middle of the first validation block."""
 
 LONG_SEEDS = 100_000  # added to a person's number for the voice of a long video
 MASK_PAD = 0.02  # a clip's union of boxes is about this much larger than one box, on each side
-SCALE = 0.8  # side of the crop window relative to the record's frame, as in training (data.crop_scale)
 
 
 @dataclasses.dataclass
@@ -34,6 +33,7 @@ class People:
         renders: uint8 (P, N, H, W, 3), the records' own frames, of the person speaking with its own voice.
         rendered_openings: (P, N), the truth about `renders`. rendered_speeds: (P, N), degrees per frame.
         seeds: of the people, None for those that cannot be drawn again. widths: (P, N), as `openings`.
+        scale: side of a view relative to the record's frame.
     """
 
     references: np.ndarray
@@ -46,6 +46,7 @@ class People:
     rendered_openings: np.ndarray
     rendered_speeds: np.ndarray
     seeds: list[int | None]
+    scale: float
 
     def masks(self, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
         """Where the faces may be, uint8 (P, H, W, 1); `shift` moves them, x and y in shares of the image."""
@@ -54,11 +55,12 @@ class People:
         return np.stack([mask_from_box(tuple(box), height, width, MASK_PAD) for box in moved])
 
 
-def choose_people(count: int, others: int, seconds: float, clip, data: str | None = None) -> People:
+def choose_people(count: int, others: int, seconds: float, clip, scale: float, data: str | None = None) -> People:
     """The first `count` held-out people and `others` more to tell them apart from.
 
     Args:
-        clip: `config.clip`: fps and image_size. data: a directory of records, whose split validation is used; None:
+        clip: `config.clip`: fps and image_size. scale: side of the view in a record's frame, the middle of
+            `config.data.crop_scale`. data: a directory of records, whose split validation is used; None:
             people are drawn for the purpose, from seeds of FIRST_SEED on.
 
     Raises:
@@ -67,24 +69,24 @@ def choose_people(count: int, others: int, seconds: float, clip, data: str | Non
     frames = round(seconds * clip.fps)
     if count < 2 or frames < 2:
         raise ValueError(f"{count} identities of {frames} frames; an evaluation needs two of each at least")
-    records = _stored(data, count + others) if data else _drawn(count, others, seconds, clip)
-    rows, distractors = [], []
+    records = _stored(data, count + others) if data else _drawn(count, others, seconds, clip, scale)
+    rows, distractors, size = [], [], tuple(clip.image_size)
     for number, record in enumerate(records):
         middle = len(record["boxes"]) // 2
-        picture, box = _view(record, middle, tuple(clip.image_size))
+        window = middle_window(decode_video(record["video"], 0, 1).shape[1:3], size, scale)
+        picture, box = _view(record, middle, window, size)
         if number >= count:
             distractors.append(picture)
             continue
         _check(record, frames, clip.fps)
-        video = crop(decode_video(record["video"], 0, frames), _window(record, clip.image_size), tuple(clip.image_size))
+        video = crop(decode_video(record["video"], 0, frames), window, size)
         rows.append((record, picture, box, video))
     samples = round(frames / exact_fps(clip.fps) * SAMPLE_RATE)
     own = [row[0] for row in rows]
     speaks = own[1:] + own[:1]
-    size = (*clip.image_size, 3)
     return People(
         references=np.stack([row[1] for row in rows]),
-        others=np.stack(distractors) if distractors else np.zeros((0, *size), np.uint8),
+        others=np.stack(distractors) if distractors else np.zeros((0, *size, 3), np.uint8),
         boxes=np.stack([row[2] for row in rows]),
         voices=np.stack([r["audio"][:samples].astype(np.float32) / 32768 for r in speaks]),
         openings=np.stack([r["mouth"][:frames, 0] for r in speaks]),
@@ -93,6 +95,7 @@ def choose_people(count: int, others: int, seconds: float, clip, data: str | Non
         rendered_openings=np.stack([r["mouth"][:frames, 0] for r in own]),
         rendered_speeds=np.stack([r["speed"][:frames] for r in own]),
         seeds=[_seed(r["id"]) for r in own],
+        scale=scale,
     )
 
 
@@ -114,18 +117,18 @@ def rendered(people: People, person: int, at: list[int], fps: float) -> np.ndarr
     identity = Identity.sample(seed)
     track = Track.sample(np.random.default_rng([seed, 1]), len(opening), fps, opening)
     mouths = np.stack([opening, people.widths[person]], 1)
-    whole = _record_size(height)
+    whole = _record_size(height, people.scale)
     frames = np.stack([render(identity, track.state(t, mouths[t]), whole) for t in at])
     edge = (whole - height) // 2
     return frames[:, edge : edge + height, edge : edge + width]
 
 
-def _record_size(side: int) -> int:
-    return 2 * round(side / SCALE / 2)
+def _record_size(side: int, scale: float) -> int:
+    return 2 * round(side / scale / 2)
 
 
-def _drawn(count: int, others: int, seconds: float, clip) -> Iterator[dict]:
-    size = _record_size(max(clip.image_size))
+def _drawn(count: int, others: int, seconds: float, clip, scale: float) -> Iterator[dict]:
+    size = _record_size(max(clip.image_size), scale)
     for number in range(count + others):
         length = seconds if number < count else 5 / clip.fps  # of a stranger one frame is needed
         yield dataclasses.asdict(make_record(FIRST_SEED + number, seconds=length, size=size, fps=clip.fps))
@@ -146,17 +149,9 @@ def _check(record: dict, frames: int, fps: float) -> None:
         raise ValueError(f"record {record['id']} has no sound or no truth about the mouth; leave --data out")
 
 
-def _window(record: dict, image_size) -> tuple[int, int, int, int]:
-    """The central crop, of the shape of `image_size`: top, left, height, width."""
-    frame = decode_video(record["video"], 0, 1).shape[1:3]
-    fit = SCALE * min(have / want for have, want in zip(frame, image_size, strict=True))
-    height, width = (min(round(fit * want), have) for want, have in zip(image_size, frame, strict=True))
-    return (frame[0] - height) // 2, (frame[1] - width) // 2, height, width
-
-
-def _view(record: dict, at: int, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One frame through the central window, and its face box there."""
-    top, left, height, width = window = _window(record, image_size)
+def _view(record: dict, at: int, window, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """One frame through a window (top, left, height, width), and its face box there."""
+    top, left, height, width = window
     picture = crop(decode_video(record["video"], at, 1), window, image_size)[0]
     scale = np.array([image_size[1] / width, image_size[0] / height])
     return picture, (record["boxes"][at] - np.tile([left, top], 2)) * np.tile(scale, 2)

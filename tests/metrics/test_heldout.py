@@ -12,7 +12,7 @@ CLIP = ConfigDict(dict(fps=25.0, image_size=(64, 64)))
 
 @pytest.fixture(scope="module")
 def people():
-    return heldout.choose_people(2, 1, 0.4, CLIP)
+    return heldout.choose_people(2, 1, 0.4, CLIP, 0.8)
 
 
 def test_seeds_lie_in_a_validation_block_beyond_any_validation_split():
@@ -30,7 +30,7 @@ def test_shapes_and_the_voice_of_the_next_record(people):
 
 
 def test_equal_arguments_give_equal_people(people):
-    again = heldout.choose_people(2, 1, 0.4, CLIP)
+    again = heldout.choose_people(2, 1, 0.4, CLIP, 0.8)
     assert np.array_equal(people.references, again.references) and np.array_equal(people.voices, again.voices)
 
 
@@ -50,9 +50,9 @@ def test_renders_of_a_person_with_the_given_voice(people):
 
 def test_unfit_records_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two of each"):
-        heldout.choose_people(1, 0, 1.0, CLIP)
+        heldout.choose_people(1, 0, 1.0, CLIP, 0.8)
     with pytest.raises(ValueError, match="not a directory"):
-        heldout.choose_people(2, 0, 1.0, CLIP, str(tmp_path / "none"))
+        heldout.choose_people(2, 0, 1.0, CLIP, 0.8, str(tmp_path / "none"))
 
 
 def test_picture_has_a_pair_of_lines_for_each_person(people):
