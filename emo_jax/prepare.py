@@ -92,11 +92,11 @@ def _add_inspect(sources: argparse._SubParsersAction) -> None:
 
 
 def _add_stats(sources: argparse._SubParsersAction) -> None:
-    stats = sources.add_parser("stats", help="fit the speed buckets to the records, as config lines")
+    stats = sources.add_parser("stats", help="fit speed buckets and the faces' place to the records")
     stats.add_argument("directory", help="records, as `emo prepare` wrote them")
     stats.add_argument("--split", default="train", help="(default %(default)s)")
     stats.add_argument("--buckets", type=int, default=9, help="how many (default %(default)s)")
-    stats.set_defaults(main=_main_stats)
+    stats.set_defaults(main=_main_stats, takes_config="optional")
 
 
 def _main_synthetic(args: argparse.Namespace) -> None:
@@ -129,18 +129,21 @@ def _main_inspect(args: argparse.Namespace, config) -> None:
     print(path)
 
 
-def _main_stats(args: argparse.Namespace) -> None:
-    """Run `emo prepare stats`."""
-    from emo_jax.data.speed_buckets import config_lines, fit_buckets
+def _main_stats(args: argparse.Namespace, config) -> None:
+    """Run `emo prepare stats`: prints options for `emo train`; --config FILE says how long a clip is."""
+    from emo_jax.data.statistics import config_lines, fit_buckets, fit_face
 
-    speeds, trusted = head_speeds(args.directory, args.split)
+    speeds, trusted, boxes = head_tracks(args.directory, args.split)
     if not trusted:
         print(
             "emo prepare: none of these speeds can be trusted (roll alone was seen); prepare with --faces mediapipe "
             "before you train the stage speed",
             file=sys.stderr,
         )
-    print(config_lines(*fit_buckets(speeds, args.buckets)))
+    centres, radii = fit_buckets(speeds, args.buckets)
+    face = fit_face(boxes, (config or _base_config()).clip.frames)
+    found = {"model.speed.centres": centres, "model.speed.radii": radii}
+    print(config_lines(found | {f"clip.face.{name}": value for name, value in face.items()}))
 
 
 def prepare_synthetic(
@@ -259,10 +262,7 @@ def inspect_records(
     from emo_jax.data import contact_sheet, pipeline
     from emo_jax.data.records import open_records
 
-    if config is None:
-        from configs.base import get_config
-
-        config = get_config("video")
+    config = config or _base_config()
     if records < 1 or seed < 0:
         raise ValueError(f"--records is {records}, --seed {seed}; give at least 1 and 0")
     source = open_records(directory, split)
@@ -274,21 +274,33 @@ def inspect_records(
     return contact_sheet.write_sheet(sampler, positions, folder, seed)
 
 
-def head_speeds(directory: str, split: str = "train") -> tuple[np.ndarray, bool]:
-    """((N,) degrees per frame, True): the head speeds in a split that can be trusted; (all of them, False) if none."""
-    from emo_jax.data.records import open_records
+def _base_config():
+    from configs.base import get_config
+
+    return get_config("video")
+
+
+def head_tracks(directory: str, split: str = "train") -> tuple[np.ndarray, bool, list[np.ndarray]]:
+    """(speeds, trusted, boxes) of the heads in a split.
+
+    speeds: (N,) degrees per frame, those that can be trusted; all of them where none can, then `trusted` is False.
+    boxes: of each record (frames, 4), as shares of the frame's width and height.
+    """
+    from emo_jax.data.records import decode_video, open_records
 
     source = open_records(directory, split)
-    speeds, sure = [], []
-    with Progress(len(source), "speeds", "record") as progress:
+    speeds, sure, boxes = [], [], []
+    with Progress(len(source), "records", "record") as progress:
         for i in range(len(source)):
             record = source[i]
             speeds.append(record["speed"])
             confidence = record["speed_confidence"]
             sure.append(confidence >= TRUSTED if len(confidence) else np.ones(len(speeds[-1]), bool))
+            height, width = decode_video(record["video"], 0, 1).shape[1:3]
+            boxes.append(record["boxes"] / (width, height, width, height))
             progress.add()
     speeds, sure = np.concatenate(speeds), np.concatenate(sure)
-    return (speeds[sure], True) if sure.any() else (speeds, False)
+    return (speeds[sure] if sure.any() else speeds), bool(sure.any()), boxes
 
 
 def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:

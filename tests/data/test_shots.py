@@ -27,8 +27,10 @@ def seen(length=200, /, **changes):
 class Nobody:
     """An analyzer that sees no face."""
 
+    resets = 0
+
     def reset(self):
-        pass
+        self.resets += 1
 
     def faces(self, image):
         return []
@@ -70,6 +72,13 @@ def test_a_flash_is_no_cut():
     for frame in [*frames, *scene(1, 3)]:
         meter.add(frame)
     assert np.flatnonzero(meter.measurements().cut).tolist() == [0, 12]
+
+
+def test_the_analyzer_forgets_at_a_cut():
+    meter = Meter(nobody := Nobody())
+    for frame in [*scene(0, 5), *scene(1, 5)]:
+        meter.add(frame)
+    assert nobody.resets == 2  # the first frame starts a shot, too
 
 
 def test_repeated_frames_are_told():

@@ -64,7 +64,8 @@ def test_click_and_flash_stay_together(tmp_path, fps):
 
 def test_boxes_and_roll_are_those_of_the_head(tmp_path):
     (tmp_path / "in").mkdir()
-    heads.write(tmp_path / "in" / "a.mp4", heads.heads(75), 25, heads.voice(3))
+    frames = np.pad(heads.heads(75), ((0, 0), (0, 0), (120, 0), (0, 0)), mode="edge")
+    heads.write(tmp_path / "in" / "a.mp4", frames, 25, heads.voice(3))
     _, [record], _ = made(tmp_path / "in", tmp_path / "out", licence="CC-BY-4.0")
     person, time = Identity.sample(heads.PERSON), np.arange(75) / 25
     true = np.array(
