@@ -46,7 +46,8 @@ def get_config(stage="image"):
                 split="train",
                 crop_scale=(1.0, 1.0),
                 min_reference_gap=1.0,
-                first_clip_prob=0.1,
+                same_window_prob=0.0,  # of cutting reference and clip alike, where crop_scale leaves a choice
+                first_clip_prob=0.1,  # of a clip without motion frames
                 flip_prob=0.0,
                 num_workers=2,
                 prefetch=2,
@@ -78,6 +79,7 @@ def model():
             shortcut=False,
         ),
         reference_attention="cross",  # cross | concat | off
+        reference_positions=False,  # ours: tells cross-attention where things are, for nets trained from nothing
         audio_attention=True,
         temporal_modules=True,
         face_locator=True,

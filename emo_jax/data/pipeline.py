@@ -38,6 +38,7 @@ class ClipSampler:
     image_size: tuple[int, int]
     crop_scale: tuple[float, float]
     min_reference_gap: float
+    same_window_prob: float
     first_clip_prob: float
     flip_prob: float
 
@@ -53,9 +54,12 @@ class ClipSampler:
         pictures = records.decode_video(video, start - before, before + self.frames)
         reference = records.decode_video(video, at, 1)
         size = pictures.shape[1:3]
-        # Two windows: with one for both, the place of the face in the reference would tell what the mask tells.
+        # Two windows: with one for both, the place of the face in the reference would tell what the mask tells. But not
+        # always: with one, what stays where it is can be copied, as in a video whose mask lies on the portrait's face.
         window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
         other = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
+        if rng.random() < self.same_window_prob:
+            other = window
         pictures = transforms.crop(pictures, window, self.image_size)
         boxes = record["boxes"][start : start + self.frames]
         sample = {
@@ -104,8 +108,8 @@ def make_dataset(
     An iterator's `get_state()` and `set_state(state)` resume exactly, given the same arguments and num_workers.
 
     Args:
-      data_config: `config.data`: directory, split, crop_scale, min_reference_gap (seconds), first_clip_prob, flip_prob,
-        num_workers, prefetch (batches made ahead, per worker).
+      data_config: `config.data`: directory, split, crop_scale, min_reference_gap (seconds), same_window_prob,
+        first_clip_prob, flip_prob, num_workers, prefetch (batches made ahead, per worker).
       clip_config: `config.clip`: frames, motion_frames, audio_window, fps, image_size.
       batch_size: clips per batch of this process.
       seed: of the order and of every draw; the same in all processes.
@@ -158,6 +162,7 @@ def clip_sampler(source: records.RecordSource, data_config, clip_config) -> Clip
         tuple(clip_config.image_size),
         tuple(data_config.crop_scale),
         data_config.min_reference_gap,
+        data_config.same_window_prob,
         data_config.first_clip_prob,
         data_config.flip_prob,
     )
@@ -194,6 +199,7 @@ def _check(data, clip, batch_size: int, process_index: int, process_count: int, 
         "clip.image_size": (clip.image_size, len(clip.image_size) == 2 and min(clip.image_size) > 0, "(height, width)"),
         "data.crop_scale": (data.crop_scale, 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1"),
         "data.min_reference_gap": (data.min_reference_gap, data.min_reference_gap >= 0, "seconds, at least 0"),
+        "data.same_window_prob": (data.same_window_prob, 0 <= data.same_window_prob <= 1, "a probability in [0, 1]"),
         "data.first_clip_prob": (data.first_clip_prob, 0 <= data.first_clip_prob <= 1, "a probability in [0, 1]"),
         "data.flip_prob": (data.flip_prob, 0 <= data.flip_prob <= 1, "a probability in [0, 1]"),
         "data.num_workers": (data.num_workers, data.num_workers >= 0, "at least 0"),

@@ -19,6 +19,7 @@ from emo_jax.metrics.identity import colour_distance, drift, nearest, retrieval
 from emo_jax.metrics.motion import following_slope, mask_centres, measured_speed, seam_ratio
 from emo_jax.metrics.sync import lip_correlation, silence_ratio
 
+LEAD_IN = 0.28  # seconds in which all voices are still silent: with them any two voices would correlate
 LONG_PEOPLE, LONG_PART = 4, 10  # people of the long videos, and the seconds compared at both ends
 SHIFTS = ((0, 0), (-12, 6), (-6, -12), (6, 12), (12, -6))  # of the mask, in 128ths of the image; x and y uncorrelated
 SHIFT_SEGMENTS, SPEED_SEGMENTS = 1, 2  # of the videos made to measure place and speed
@@ -65,13 +66,15 @@ def talk_rows(ev) -> tuple[list[Row], np.ndarray]:
 
 
 def lips_row(ev, frames, found, drawn) -> Row:
-    truth = ev.people.openings
-    r = lip_correlation(found["opening"], truth)
+    spoken = np.s_[:, round(LEAD_IN * ev.clip.fps) :]
+    truth = ev.people.openings[spoken]
+    r = lip_correlation(found["opening"][spoken], truth)
     other = ev.measure(ev.generate("shuffled voices", voices=np.roll(ev.people.voices, 1, 0)))["opening"]
-    control = lip_correlation(other, truth)
+    control = lip_correlation(other[spoken], truth)
+    drawn_r = lip_correlation(drawn["opening"][spoken], ev.people.rendered_openings[spoken])
     return Row(
         "lips", "median Pearson r of mouth opening and voice", float(np.median(r)), 0.6, aim=0.85,
-        renders=float(np.median(lip_correlation(drawn["opening"], ev.people.rendered_openings))),
+        renders=float(np.median(drawn_r)),
         control="voices shuffled", control_value=float(np.median(control)), control_bar=0.15,
         detail={"each": _list(r), "each_shuffled": _list(control), "lowest": float(r.min())},
     )  # fmt: skip

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
-from emo_jax.models.layers import GroupNorm
+from emo_jax.models.layers import GroupNorm, grid_positions
 from emo_jax.ops.attention import attention
 
 
@@ -77,6 +77,7 @@ class TransformerBlock(nn.Module):
 
     `reference` is the mode: 'cross' gives the reference its own attention in place of SD's text attention (EMO),
     'concat' appends it to self-attention's keys and values (the open relatives), 'off' leaves it out.
+    `where` (S, C) is added to what cross-attends and to what it attends to, as in the temporal modules.
     With `feature_only` the block ends at its feature, the state after self-attention (ReferenceNet's last layer).
     Returns (x, feature), both (B, F, S, C).
     """
@@ -88,7 +89,7 @@ class TransformerBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, reference=None, audio=None):
+    def __call__(self, x, reference=None, audio=None, where=0.0):
         y = self._norm("norm1")(x)
         context = y
         if self.reference == "concat" and reference is not None:
@@ -99,7 +100,8 @@ class TransformerBlock(nn.Module):
         if self.feature_only:
             return x, feature
         if self.reference == "cross" and reference is not None:
-            x = x + self._attend_to_reference(self._norm("norm2")(x), self._norm("norm_reference")(reference))
+            seen = self._norm("norm_reference")(reference) + where
+            x = x + self._attend_to_reference(self._norm("norm2")(x) + where, seen)
         if self.audio and audio is not None:
             x = x + self._attention("audio_attn")(self._norm("norm_audio")(x), audio)
         return x + FeedForward(self.dtype, name="ff")(self._norm("norm3")(x)), feature
@@ -127,6 +129,7 @@ class SpatialTransformer(nn.Module):
     reference: str = "off"
     audio: bool = False
     feature_only: bool = False
+    positions: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -140,7 +143,8 @@ class SpatialTransformer(nn.Module):
         block = TransformerBlock(
             self.heads, self.reference, self.audio, self.feature_only, self.dtype, name="transformer_blocks_0"
         )
-        h, feature = block(h, reference, audio)
+        where = grid_positions(*shape[-3:]).astype(h.dtype) if self.positions else 0.0
+        h, feature = block(h, reference, audio, where)
         feature = feature.reshape(shape)
         if self.feature_only:
             return x, feature

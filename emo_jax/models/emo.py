@@ -112,10 +112,10 @@ class EMO:
     def init(self, key):
         """Fresh params of every part, float32 numpy arrays.
 
-        Kernels are normal with variance 1 / fan-in (LeCun et al. 1998). What EMO adds to a trained network starts
-        silent: a new temporal module, audio-attention, speed layer or locator changes nothing until it is trained
-        (unless model.init.added is 'fresh'). The key of a parameter depends on its path alone, so that switching a
-        part off leaves the others' values alone.
+        Kernels are normal with variance 1 / fan-in (LeCun et al. 1998), but reference-attention's keys are twice its
+        queries. What EMO adds to a trained network starts silent: a new temporal module, audio-attention, speed layer
+        or locator changes nothing until it is trained (unless model.init.added is 'fresh'). The key of a parameter
+        depends on its path alone, so that switching a part off leaves the others' values alone.
         """
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: self.fresh("/".join(p.key for p in path), leaf.shape, key), self.abstract_params()
@@ -159,6 +159,7 @@ class EMO:
 
 _ADDED = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
 _ZERO = re.compile(r"vae/(quant_conv|decoder/conv_out)/")
+_REFERENCE_KEY = re.compile(r"/attentions_\d+/transformer_blocks_0/attn2/to_k/")
 
 
 def _fresh(path, shape, seed):
@@ -173,10 +174,12 @@ def _fresh(path, shape, seed):
     if path.startswith("vae/shortcut"):
         basis = cosine_basis(math.isqrt(max(shape) // 3), min(shape))
         return basis if path.startswith("vae/shortcut_in") else basis.T / (basis**2).sum(0)[:, None]
+    gain, fan_in = 1, math.prod(shape[:-1])
+    if _REFERENCE_KEY.search(path):  # like looks at like, from the start: left to chance, some layers never look at all
+        path, gain = path.replace("to_k", "to_q"), 2
     # numpy: compiling a jax.random draw for each of a hundred shapes would take half a minute
     rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
-    fan_in = math.prod(shape[:-1])
-    return rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
+    return gain * rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
 
 
 def switch(conditions, reference_on, audio_on):
@@ -225,6 +228,7 @@ def build(config) -> EMO:
         groups=model.unet.groups,
         latent_channels=model.vae.latent_channels,
         reference=model.reference_attention,
+        positions=model.reference_positions,
         audio=model.audio_attention,
         temporal=model.temporal_modules,
         speed=model.speed_layers,

@@ -113,6 +113,19 @@ def sinusoid(positions, features, max_period=10_000.0):
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
+def grid_positions(height, width, features):
+    """Places of a grid for attention, rows before columns: (height * width, features), of mean square 1.
+
+    Half of the features tell the row, half the column, as sinusoids of periods from 4 to 128 places.
+    """
+    rates = 2 * jnp.pi / jnp.geomspace(4, 128, features // 4)
+    rows, columns = (jnp.arange(n)[:, None] * rates for n in (height, width))
+    rows, columns = (jnp.concatenate([jnp.sin(a), jnp.cos(a)], axis=-1) for a in (rows, columns))
+    shape = (height, width, features // 2)
+    grid = [jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)]
+    return 2**0.5 * jnp.concatenate(grid, axis=-1).reshape(height * width, features)
+
+
 class TimestepEmbedding(nn.Module):
     """Timesteps (...,) to embeddings (..., 4 * features) by a two-layer network on the sinusoid."""
 

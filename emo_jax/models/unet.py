@@ -20,6 +20,7 @@ class UNetConfig:
         layers: resnets per down level (up levels have one more). heads: of spatial and temporal attention.
         groups: of GroupNorm. latent_channels: of input and output.
         reference: 'cross', 'concat' or 'off'. audio, temporal, speed: which parts exist.
+        positions: whether cross-attention to the reference is told places.
         features_only: end at the last feature and return features alone (ReferenceNet).
         remat: recompute each level in the backward pass instead of keeping its activations.
     """
@@ -31,6 +32,7 @@ class UNetConfig:
     groups: int
     latent_channels: int
     reference: str = "off"
+    positions: bool = False
     audio: bool = False
     temporal: bool = False
     speed: bool = False
@@ -87,7 +89,7 @@ class Block(nn.Module):
         if self.attention:
             ends_here = c.features_only and self.is_last and j == self.layers - 1
             transformer = SpatialTransformer(
-                c.heads, c.groups, c.reference, c.audio, ends_here, c.dtype, name=f"attentions_{j}"
+                c.heads, c.groups, c.reference, c.audio, ends_here, c.positions, c.dtype, name=f"attentions_{j}"
             )
             x, feature = transformer(x, _at(conditions.reference, layer), conditions.audio)
         if c.temporal and conditions.temporal:

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from emo_jax.data import pipeline, records, transforms
 
 def configs(directory, fps=25, **changes):
     data = dict(directory=str(directory), split="train", crop_scale=(1.0, 1.0), min_reference_gap=0.4)
-    data |= dict(first_clip_prob=0.3, flip_prob=0.0, num_workers=0, prefetch=2)
+    data |= dict(same_window_prob=0.0, first_clip_prob=0.3, flip_prob=0.0, num_workers=0, prefetch=2)
     clip = dict(frames=4, motion_frames=2, audio_window=2, fps=fps, image_size=(48, 64))
     for name, value in changes.items():
         (data if name in data else clip)[name] = value
@@ -133,6 +134,19 @@ def test_crop_windows_fill_their_range():
     assert (height == width).all() and height.min() == 50 and height.max() == 80
     assert top.min() == 0 and (top + height).max() == 100 and left.min() < 3 and (left + width).max() > 197
     assert transforms.choose_window(rng, (160, 160), (128, 128), (0.8, 0.8))[2:] == (128, 128)
+
+
+@pytest.mark.parametrize("probability, least, most", [(0.0, 0, 2), (0.5, 5, 19), (1.0, 24, 24)])
+def test_reference_and_clip_share_a_window_as_often_as_asked(record_dir, monkeypatch, probability, least, most):
+    windows, crop = [], transforms.crop
+    monkeypatch.setattr(transforms, "crop", lambda f, window, size: windows.append(window) or crop(f, window, size))
+    data, clip = configs(record_dir, same_window_prob=probability, crop_scale=(0.6, 0.9))
+    source = pipeline.records.open_records(data.directory, data.split)
+    names = {field.name for field in dataclasses.fields(pipeline.ClipSampler)}
+    sampler = pipeline.ClipSampler(source, **{k: v for k, v in {**clip, **data}.items() if k in names})
+    for seed in range(24):
+        sampler(0, np.random.default_rng(seed))
+    assert least <= sum(a == b for a, b in zip(windows[::2], windows[1::2], strict=True)) <= most
 
 
 def test_cropping_keeps_pixels_or_resizes():

@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emo_jax.models.attention import Conditions, SpatialTransformer
 from emo_jax.models.emo import build, mask_features, switch
+from emo_jax.models.layers import grid_positions
 from emo_jax.models.temporal import MotionModule
 from emo_jax.training.step import make_loss
 from tests.small import small_config
@@ -224,6 +225,28 @@ def test_spatial_attention_treats_all_places_alike():
     np.testing.assert_allclose(turned, out.swapaxes(2, 3), atol=1e-5)
     np.testing.assert_allclose(feature_turned, feature.swapaxes(2, 3), atol=1e-5)
     assert np.abs(out - x).max() > 1e-2
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_places_of_the_reference_count_where_positions_are_told(told):
+    layer = SpatialTransformer(heads=2, groups=8, reference="cross", positions=told)
+    x, reference = np.random.default_rng(0).normal(size=(2, 1, 1, 4, 4, 16)).astype(np.float32)
+    params = layer.init(jax.random.key(0), x, reference)
+    seen = [layer.apply(params, x, r)[0] for r in (reference, reference[:, :, ::-1])]
+    assert (np.abs(seen[0] - seen[1]).max() > 1e-3) == told
+
+
+def test_a_fresh_reference_attention_looks_near_by():
+    """What is told of places is alike near by, and queries and keys start alike."""
+    emo, where = build(small_config()), grid_positions(6, 5, 32)
+    rows, columns = np.divmod(np.arange(30), 5)
+    distance = np.hypot(rows - rows[:, None], columns - columns[:, None])
+    path = "backbone/down_blocks_0/attentions_0/transformer_blocks_0/attn2/to_{}/kernel"
+    query, key = (where @ emo.fresh(path.format(name), (32, 32), jax.random.key(1)) for name in "qk")
+    assert float((where**2).mean()) == pytest.approx(1)
+    for head in (slice(0, 16), slice(16, 32)):
+        scores = np.asarray(query[:, head] @ key[:, head].T)
+        assert np.mean([np.corrcoef(s, d)[0, 1] for s, d in zip(scores, distance, strict=True)]) < -0.5
 
 
 def test_temporal_modules_mix_frames_of_one_place_and_drop_the_motion_frames():
