@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
+import math
 import multiprocessing
 import os
+import pathlib
+import sys
 from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
 from emo_jax.progress import Progress
 
+TRUSTED = 0.5  # confidence from which a head's speed counts
 _SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
 
 
@@ -37,13 +44,63 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=min(8, os.cpu_count() or 1),
         help="processes; their number changes no record (default %(default)s)",
     )
-    parser.set_defaults(main=main)
+    synthetic.set_defaults(main=_main_synthetic)
+    _add_videos(sources)
+    _add_inspect(sources)
+    _add_stats(sources)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Run `emo prepare SOURCE`. Raises ValueError on arguments that make no sense."""
-    if args.source != "synthetic":
-        raise ValueError(f"source {args.source!r} is unknown; choose synthetic")
+def _add_videos(sources: argparse._SubParsersAction) -> None:
+    videos = sources.add_parser("videos", help="cut talking heads out of your own videos")
+    videos.add_argument(
+        "--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns such as 'in/**/*.mp4'"
+    )
+    videos.add_argument("--output", required=True, help="directory to write; a run that was killed goes on")
+    videos.add_argument("--size", type=int, default=512, help="side of the frames, even (default %(default)s)")
+    videos.add_argument("--seconds", type=float, default=10.0, help="length of a record, about (default %(default)s)")
+    videos.add_argument("--min-seconds", type=float, default=2.0, help="shortest record (default %(default)s)")
+    videos.add_argument(
+        "--min-face",
+        type=float,
+        default=64.0,
+        help="least face height in the source, pixels (default %(default)s)",
+    )
+    videos.add_argument(
+        "--faces",
+        default="auto",
+        help="haar (built in: box and roll), mediapipe (box, yaw, pitch, roll), or auto: mediapipe where its model is",
+    )
+    videos.add_argument("--face-model", help="mediapipe's face_landmarker.task (default ~/.cache/emo_jax)")
+    videos.add_argument("--licence", default="unknown", help="of the videos, stored in each record")
+    videos.add_argument(
+        "--workers",
+        type=int,
+        default=min(8, os.cpu_count() or 1),
+        help="processes; their number changes no record (default %(default)s)",
+    )
+    videos.set_defaults(main=_main_videos)
+
+
+def _add_inspect(sources: argparse._SubParsersAction) -> None:
+    inspect = sources.add_parser("inspect", help="draw a contact sheet of what the model will really see")
+    inspect.add_argument("directory", help="records, as `emo prepare` wrote them")
+    inspect.add_argument("--output", required=True, help="folder to write contact_sheet.png into")
+    inspect.add_argument("--split", default="train", help="(default %(default)s)")
+    inspect.add_argument("--records", type=int, default=8, help="how many, spread evenly (default %(default)s)")
+    inspect.add_argument("--seed", type=int, default=0, help="of the clips drawn (default %(default)s)")
+    inspect.set_defaults(main=_main_inspect, takes_config="optional")
+
+
+def _add_stats(sources: argparse._SubParsersAction) -> None:
+    stats = sources.add_parser("stats", help="fit speed buckets and the faces' place to the records")
+    stats.add_argument("directory", help="records, as `emo prepare` wrote them")
+    stats.add_argument("--split", default="train", help="(default %(default)s)")
+    stats.add_argument("--buckets", type=int, default=9, help="how many (default %(default)s)")
+    stats.set_defaults(main=_main_stats, takes_config="optional")
+
+
+def _main_synthetic(args: argparse.Namespace) -> None:
+    """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
     prepare_synthetic(
         args.output,
         records=args.records,
@@ -54,6 +111,39 @@ def main(args: argparse.Namespace) -> None:
         seed=args.seed,
         workers=args.workers,
     )
+
+
+def _main_videos(args: argparse.Namespace) -> None:
+    """Run `emo prepare videos`. Raises ValueError on arguments that make no sense."""
+    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_model", "licence", "workers")
+    report = prepare_videos(args.input, args.output, **{name: getattr(args, name) for name in names})
+    print(
+        f"{args.output}: {report['records']} records, {report['hours'] * 3600:.1f} s, from "
+        f"{report['videos'] - report['videos_rejected']} of {report['videos']} videos; see report.html, rejected.jsonl"
+    )
+
+
+def _main_inspect(args: argparse.Namespace, config) -> None:
+    """Run `emo prepare inspect`; clips are those of --config FILE (configs/base.py if none is given)."""
+    path = inspect_records(args.directory, args.output, args.split, args.records, args.seed, config)
+    print(path)
+
+
+def _main_stats(args: argparse.Namespace, config) -> None:
+    """Run `emo prepare stats`: prints options for `emo train`; --config FILE says how long a clip is."""
+    from emo_jax.data.statistics import config_lines, fit_buckets, fit_face
+
+    speeds, trusted, boxes = head_tracks(args.directory, args.split)
+    if not trusted:
+        print(
+            "emo prepare: none of these speeds can be trusted (roll alone was seen); prepare with --faces mediapipe "
+            "before you train the stage speed",
+            file=sys.stderr,
+        )
+    centres, radii = fit_buckets(speeds, args.buckets)
+    face = fit_face(boxes, (config or _base_config()).clip.frames)
+    found = {"model.speed.centres": centres, "model.speed.radii": radii}
+    print(config_lines(found | {f"clip.face.{name}": value for name, value in face.items()}))
 
 
 def prepare_synthetic(
@@ -94,6 +184,123 @@ def prepare_synthetic(
         },
         progress=False,
     )
+
+
+def prepare_videos(
+    inputs: Iterable[str],
+    output: str,
+    *,
+    size: int = 512,
+    seconds: float = 10.0,
+    min_seconds: float = 2.0,
+    min_face: float = 64.0,
+    faces: str = "auto",
+    face_model: str | None = None,
+    licence: str = "unknown",
+    workers: int = 2,
+) -> dict:
+    """Cut talking heads out of videos and write them as the split train of `output`; returns the report.
+
+    Equal arguments give equal records, however often the run was killed on its way; see `emo prepare videos --help`.
+    A video that cannot be used is a line of `rejected.jsonl`. Raises ValueError (one line) on arguments that make no
+    sense, and where no video gave a record.
+    """
+    from emo_jax.data import report, shards
+    from emo_jax.data.face_tracking import make_analyzer
+    from emo_jax.data.shots import Rules
+    from emo_jax.data.videos import FPS, Settings
+    from emo_jax.data.workers import make_shards
+
+    if size % 2 or size < 16:
+        raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
+    for name, value, least in (
+        ("--seconds", seconds, min_seconds),
+        ("--min-seconds", min_seconds, 2 / FPS),
+        ("--min-face", min_face, 1),
+        ("--workers", workers, 1),
+    ):
+        if not (math.isfinite(value) and value >= least):
+            raise ValueError(f"{name} is {value}; give a number of at least {least:g}")
+    model = os.path.abspath(face_model) if face_model else None
+    analyzer = make_analyzer(faces, model)  # now, for its errors
+    settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, model, licence)
+    plan = shards.Plan(pathlib.Path(output).absolute(), find_videos(inputs), settings)
+    if plan.begin():
+        with Progress(len(plan.videos), "videos", "video") as progress:
+            make_shards(plan, workers, progress)
+        shards.finish(plan, lambda directory, summaries: report.write_report(directory, summaries, FPS))
+    found = report.read_report(plan.target)
+    if not found["records"]:
+        raise ValueError(
+            f"none of {found['videos']} videos gave a record: {plan.target / report.REJECTED_FILE} has the reasons"
+        )
+    return found
+
+
+def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]:
+    """(path, name) of the files that the patterns, files and folders name, in the order of their names.
+
+    The name is the path below the folder that holds them all. Raises ValueError where a pattern names no file.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        whole = os.path.join(glob.escape(pattern), "**") if os.path.isdir(pattern) else pattern
+        paths = glob.glob(whole, recursive=True) or ([pattern] if os.path.exists(pattern) else [])
+        files = {os.path.abspath(path) for path in paths if os.path.isfile(path)}
+        if not files:
+            raise ValueError(f"--input {pattern} names no file; give files, folders or patterns such as 'in/**/*.mp4'")
+        found |= files
+    root = os.path.commonpath([os.path.dirname(path) for path in found])
+    names = {path: os.fsencode(os.path.relpath(path, root)).decode(errors="backslashreplace") for path in found}
+    return tuple((pathlib.Path(path), names[path]) for path in sorted(found, key=names.get))
+
+
+def inspect_records(
+    directory: str, folder: str, split: str = "train", records: int = 8, seed: int = 0, config=None
+) -> pathlib.Path:
+    """Writes a contact sheet of `records` records and returns its path; ValueError where none is fit for a clip."""
+    from emo_jax.data import contact_sheet, pipeline
+    from emo_jax.data.records import open_records
+
+    config = config or _base_config()
+    if records < 1 or seed < 0:
+        raise ValueError(f"--records is {records}, --seed {seed}; give at least 1 and 0")
+    source = open_records(directory, split)
+    fit = pipeline.suitable_records(source, config.clip)
+    if not len(fit):
+        raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
+    positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
+    sampler = pipeline.clip_sampler(source, config.data, config.clip)
+    return contact_sheet.write_sheet(sampler, positions, folder, seed)
+
+
+def _base_config():
+    from configs.base import get_config
+
+    return get_config("video")
+
+
+def head_tracks(directory: str, split: str = "train") -> tuple[np.ndarray, bool, list[np.ndarray]]:
+    """(speeds, trusted, boxes) of the heads in a split.
+
+    speeds: (N,) degrees per frame, those that can be trusted; all of them where none can, then `trusted` is False.
+    boxes: of each record (frames, 4), as shares of the frame's width and height.
+    """
+    from emo_jax.data.records import decode_video, open_records
+
+    source = open_records(directory, split)
+    speeds, sure, boxes = [], [], []
+    with Progress(len(source), "records", "record") as progress:
+        for i in range(len(source)):
+            record = source[i]
+            speeds.append(record["speed"])
+            confidence = record["speed_confidence"]
+            sure.append(confidence >= TRUSTED if len(confidence) else np.ones(len(speeds[-1]), bool))
+            height, width = decode_video(record["video"], 0, 1).shape[1:3]
+            boxes.append(record["boxes"] / (width, height, width, height))
+            progress.add()
+    speeds, sure = np.concatenate(speeds), np.concatenate(sure)
+    return (speeds[sure] if sure.any() else speeds), bool(sure.any()), boxes
 
 
 def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:

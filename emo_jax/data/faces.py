@@ -32,23 +32,35 @@ def find_face(image: np.ndarray) -> Box | None:
 
     OpenCV's Haar cascades (alt2, then default) on a copy of at most DETECTION_SIDE pixels. Needs opencv < 5.
     """
+    found = find_faces(image)
+    return found[0] if found else None
+
+
+def find_faces(image: np.ndarray) -> list[Box]:
+    """Boxes of all frontal faces in uint8 RGB (height, width, 3), the largest first; as `find_face` looks for them."""
     height, width = _check_image(image)
     shrink = max(1.0, max(height, width) / DETECTION_SIDE)
     grey = Image.fromarray(image).convert("L")
     grey = grey.resize((max(1, round(width / shrink)), max(1, round(height / shrink))), Image.Resampling.BOX)
     least = max(20, round(min(grey.size) * MIN_FACE))
     for name, hits in CASCADES.items():
-        square = _largest(name, hits, np.asarray(grey), least)
-        if square is not None:
-            x, y, side = square[0] * width / grey.width, square[1] * height / grey.height, square[2] * shrink
-            left, top, right, bottom = HAAR_TO_FACE
-            return (
-                max(0.0, x + left * side),
-                max(0.0, y + top * side),
-                min(float(width), x + right * side),
-                min(float(height), y + bottom * side),
-            )
-    return None
+        squares = _detections(name, hits, np.asarray(grey), least)
+        if squares:
+            return [_face_in(square, shrink, grey.size, (width, height)) for square in squares]
+    return []
+
+
+def _face_in(square: tuple[int, int, int], shrink: float, small: tuple[int, int], size: tuple[int, int]) -> Box:
+    """The face box that belongs to a cascade's square in a picture of `small` pixels, in one of `size` pixels."""
+    width, height = size
+    x, y, side = square[0] * width / small[0], square[1] * height / small[1], square[2] * shrink
+    left, top, right, bottom = HAAR_TO_FACE
+    return (
+        max(0.0, x + left * side),
+        max(0.0, y + top * side),
+        min(float(width), x + right * side),
+        min(float(height), y + bottom * side),
+    )
 
 
 def default_box(height: int, width: int) -> Box:
@@ -172,13 +184,13 @@ def _cascade(name: str):
     return cascade
 
 
-def _largest(name: str, hits: int, grey: np.ndarray, least: int) -> tuple[int, int, int] | None:
-    """(x, y, side) of the largest detection at least `least` pixels wide."""
+def _detections(name: str, hits: int, grey: np.ndarray, least: int) -> list[tuple[int, int, int]]:
+    """(x, y, side) of the detections at least `least` pixels wide, the widest first."""
     cascade = _cascade(name)
     import cv2
 
     if min(grey.shape) < least:
-        return None
+        return []
     with _DETECTING:  # a classifier keeps state while it runs
         found = cascade.detectMultiScale(cv2.equalizeHist(grey), 1.08, hits, minSize=(least, least))
-    return tuple(int(v) for v in max(found, key=lambda square: square[2])[:3]) if len(found) else None
+    return [tuple(int(v) for v in square[:3]) for square in sorted(found, key=lambda square: -square[2])]

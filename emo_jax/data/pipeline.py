@@ -132,19 +132,7 @@ def make_dataset(
             f"{batch_size * process_count} (batch {batch_size} x {process_count} processes): lower the batch size or "
             "add records"
         )
-    sampler = ClipSampler(
-        source,
-        clip_config.frames,
-        clip_config.motion_frames,
-        clip_config.audio_window,
-        clip_config.fps,
-        tuple(clip_config.image_size),
-        tuple(data_config.crop_scale),
-        data_config.min_reference_gap,
-        data_config.same_window_prob,
-        data_config.first_clip_prob,
-        data_config.flip_prob,
-    )
+    sampler = clip_sampler(source, data_config, clip_config)
     dataset = grain.MapDataset.source(positions).seed(seed).shuffle().random_map(sampler)
     # The share is cut last: draws then depend on the place in the epoch, and no two processes draw alike.
     dataset = dataset.repeat(epochs).batch(batch_size, drop_remainder=True)
@@ -161,6 +149,23 @@ def make_dataset(
             grain.MultiprocessingOptions(num_workers=data_config.num_workers, per_worker_buffer_size=ahead)
         )
     return result
+
+
+def clip_sampler(source: records.RecordSource, data_config, clip_config) -> ClipSampler:
+    """The sampler that `make_dataset` draws clips with."""
+    return ClipSampler(
+        source,
+        clip_config.frames,
+        clip_config.motion_frames,
+        clip_config.audio_window,
+        clip_config.fps,
+        tuple(clip_config.image_size),
+        tuple(data_config.crop_scale),
+        data_config.min_reference_gap,
+        data_config.same_window_prob,
+        data_config.first_clip_prob,
+        data_config.flip_prob,
+    )
 
 
 def make_iterator(data_config, clip_config, **options: Any) -> grain.DatasetIterator:

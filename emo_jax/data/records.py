@@ -23,7 +23,8 @@ from emo_jax.data.audio import SAMPLE_RATE, exact_fps
 
 GOP = 16  # frames between keyframes: what a seek decodes in vain at most
 INDEX_FILE = "index.json"
-_BYTES_FIELDS = ("id", "source", "licence", "video")
+_BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
+_LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags")  # records of version 1.0.0 lack them
 
 
 @dataclasses.dataclass
@@ -42,6 +43,10 @@ class Record:
       speed: (N,) float32, smoothed head rotation speed in degrees per frame.
       mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for real video.
       appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for real video.
+      speed_confidence: (N,) float32 in [0, 1], how far `speed` can be trusted; (0,) where it is exact (rendered heads).
+      span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
+      analyzer: what found the face and what it can tell, such as "haar: box and roll"; "" for a rendered head.
+      flags: words that warn of weak spots, separated by a space, such as "no-sound low-fps"; "" for none.
     """
 
     id: str
@@ -55,11 +60,16 @@ class Record:
     speed: np.ndarray
     mouth: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))
     appearance: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
+    speed_confidence: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
+    span: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2,), np.float32))
+    analyzer: str = ""
+    flags: str = ""
 
 
 def record_features() -> tfds.features.FeaturesDict:
     """The TFDS schema of a `Record`; every builder of records must use it."""
     floats = {"boxes": (None, 4), "rotation": (None, 3), "speed": (None,), "mouth": (None, 2), "appearance": (None,)}
+    floats |= {"speed_confidence": (None,), "span": (2,)}
     return tfds.features.FeaturesDict(
         {name: tfds.features.Text() for name in _BYTES_FIELDS}
         | {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "fps": tfds.features.Scalar(np.float32)}
@@ -85,9 +95,10 @@ def record_example(record: Record) -> dict[str, Any]:
         )
     example = {name: getattr(record, name) for name in _BYTES_FIELDS} | {"audio": audio, "fps": np.float32(record.fps)}
     wanted = {"boxes": (count, 4), "rotation": (count, 3), "speed": (count,), "mouth": (count, 2)}
+    wanted |= {"speed_confidence": (count,), "span": (2,)}
     for name, shape in wanted.items():
         value = np.asarray(getattr(record, name), np.float32)
-        if value.shape != shape and not (name == "mouth" and value.shape == (0, 2)):
+        if value.shape != shape and not (name in ("mouth", "speed_confidence") and value.shape == (0, *shape[1:])):
             raise ValueError(
                 f"record {record.id!r}: {name} has shape {value.shape}, expected {shape}: one row per video frame"
             )
@@ -103,7 +114,7 @@ def record_example(record: Record) -> dict[str, Any]:
 class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder that writes what the given callables yield."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
         self._sources = splits
@@ -217,7 +228,7 @@ class RecordSource:
             raise ValueError(
                 f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
             ) from error
-        missing = sorted(set(record_features()) - set(features or {}))
+        missing = sorted(set(record_features()) - set(_LATER_FIELDS) - set(features or {}))
         if missing:
             raise ValueError(
                 f"{path} holds another dataset: the fields {', '.join(missing)} are missing; see `emo prepare`"
@@ -246,7 +257,7 @@ class RecordSource:
         return len(self._source)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        example = dict(self._source[int(index)])
+        example = _later_fields() | dict(self._source[int(index)])
         for name in _BYTES_FIELDS:
             value = example[name]
             example[name] = value if name == "video" else value.decode()
@@ -260,6 +271,11 @@ class RecordSource:
             if found and len(found["frames"]) == len(self):
                 return {name: np.asarray(value) for name, value in found.items()}
         return {name: np.asarray(value) for name, value in _scan(self).items()}
+
+
+def _later_fields() -> dict[str, Any]:
+    """What records of version 1.0.0 lack, as TFDS would read it."""
+    return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), analyzer=b"", flags=b"")
 
 
 def open_records(directory: str | os.PathLike, split: str) -> RecordSource:

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from emo_jax.data import records
 
@@ -36,6 +37,21 @@ def test_round_trip(record_dir, make_record):
         for name in ("audio", "boxes", "rotation", "speed", "mouth", "appearance", "fps"):
             np.testing.assert_array_equal(got[name], want[name])
         assert got["audio"].dtype == np.int16 and got["boxes"].dtype == np.float32
+
+
+def test_records_of_version_1_0_0_still_open(tmp_path, make_record, monkeypatch):
+    later, features, example = records._LATER_FIELDS, records.record_features(), records.record_example
+    old = tfds.features.FeaturesDict({name: features[name] for name in features if name not in later})
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "record_features", lambda: old)
+        patch.setattr(records, "record_example", lambda record: {name: example(record)[name] for name in old})
+        patch.setattr(records, "write_index", lambda _: None)
+        records.write_records(tmp_path / "old", {"train": lambda: [make_record(2)]}, progress=False)
+    got, want = records.open_records(tmp_path / "old", "train")[0], dataclasses.asdict(make_record(2))
+    assert set(got) == set(want)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+    assert records.open_records(tmp_path / "old", "train").index()["frames"].tolist() == [48]
 
 
 def test_source_pickles_by_path(record_dir):

@@ -1,0 +1,128 @@
+"""What became of a folder of videos: `report.json` and `rejected.jsonl` to compute with, `report.html` to look at."""
+
+from __future__ import annotations
+
+import collections
+import html
+import json
+import pathlib
+
+import numpy as np
+
+REPORT_FILE, REJECTED_FILE, PAGE_FILE = "report.json", "rejected.jsonl", "report.html"
+MAX_THUMBNAILS = 200
+BINS = 24
+MEASURES = {
+    "seconds": "length of a record in seconds",
+    "face_pixels": "height of the face in the source in pixels",
+    "speed": "mean head rotation speed in degrees per frame",
+    "loudness": "loudness in dB of full scale (root mean square)",
+}
+
+
+def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> None:
+    """Writes the three files from the shards' summaries.
+
+    `rejected.jsonl` has a line for each video that gave no record, or not all: source, reason, frames, records, dropped
+    (frames left out, by reason).
+    """
+    rows = [row for summary in summaries for row in summary["records"]]
+    videos = [video for summary in summaries for video in summary["videos"]]
+    rejected = [video for video in videos if video["reason"]]
+    lines = "".join(json.dumps(video, ensure_ascii=False) + "\n" for video in rejected)
+    (directory / REJECTED_FILE).write_text(lines)
+    report = make_report(rows, videos, fps)
+    (directory / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
+    (directory / PAGE_FILE).write_text(_page(report, rows, rejected))
+
+
+def read_report(directory: pathlib.Path) -> dict:
+    """What is in `report.json`."""
+    return json.loads((directory / REPORT_FILE).read_text())
+
+
+def make_report(rows: list[dict], videos: list[dict], fps: float) -> dict:
+    """Counts and statistics of records (rows) and videos."""
+    dropped: collections.Counter[str] = collections.Counter()
+    for video in videos:
+        dropped.update(video["dropped"])
+    values = {name: _values(rows, name) for name in MEASURES}
+    return dict(
+        videos=len(videos),
+        videos_rejected=sum(not video["records"] for video in videos),
+        records=len(rows),
+        records_with_sound=sum(row["sound"] for row in rows),
+        hours=round(sum(row["frames"] / row["fps"] for row in rows) / 3600, 4),
+        frames_seen=sum(video["frames"] for video in videos),
+        frames_kept=sum(row["frames"] for row in rows),
+        seconds_dropped={reason: round(count / fps, 2) for reason, count in dropped.most_common()},
+        flags=dict(collections.Counter(flag for row in rows for flag in row["flags"]).most_common()),
+        statistics={name: _statistics(found) for name, found in values.items() if len(found)},
+    )
+
+
+def _values(rows: list[dict], name: str) -> np.ndarray:
+    if name == "seconds":
+        return np.array([row["frames"] / row["fps"] for row in rows])
+    return np.array([row[name] for row in rows if row[name] is not None], np.float64)
+
+
+def _statistics(values: np.ndarray) -> dict:
+    shares = {"least": 0, "tenth": 0.1, "median": 0.5, "nine_tenths": 0.9, "most": 1}
+    found = {name: round(float(np.quantile(values, share)), 4) for name, share in shares.items()}
+    return found | {"mean": round(float(values.mean()), 4)}
+
+
+def _page(report: dict, rows: list[dict], rejected: list[dict]) -> str:
+    facts = "".join(
+        f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{html.escape(_told(value))}</td></tr>"
+        for name, value in report.items()
+        if name != "statistics"
+    )
+    shown, faulty = min(len(rows), MAX_THUMBNAILS), min(len(rejected), MAX_THUMBNAILS)
+    charts = "".join(_histogram(_values(rows, name), text) for name, text in MEASURES.items())
+    pictures = "".join(
+        f'<figure><img src="data:image/jpeg;base64,{row["thumbnail"]}" alt=""><figcaption>{html.escape(row["id"])}<br>'
+        f"{html.escape(' '.join(row['flags']))}</figcaption></figure>"
+        for row in rows[:MAX_THUMBNAILS]
+    )
+    faults = "".join(
+        f"<tr><td>{html.escape(video['source'])}</td><td>{html.escape(video['reason'])}</td></tr>"
+        for video in rejected[:MAX_THUMBNAILS]
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Records</title><style>
+body {{ font: 15px sans-serif; margin: 2em auto; max-width: 70em; }} td {{ padding: 0.1em 1em 0.1em 0; }}
+figure {{ display: inline-block; margin: 0.4em; width: 110px; font-size: 10px; overflow-wrap: anywhere; }}
+svg {{ margin: 0.5em; }}
+</style></head><body>
+<h1>Records</h1><table>{facts}</table>
+<h2>Distributions over the records</h2>{charts}
+<h2>Middle frames ({shown} of {len(rows)})</h2>{pictures}
+<h2>Rejected ({faulty} of {len(rejected)}; all in {REJECTED_FILE})</h2><table>{faults}</table>
+</body></html>
+"""
+
+
+def _told(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {count:g}" for name, count in value.items()) or "none"
+    return f"{value:g}"
+
+
+def _histogram(values: np.ndarray, text: str) -> str:
+    if not len(values):
+        return ""
+    counts, edges = np.histogram(values, BINS)
+    heights = 96 * counts / counts.max()
+    bars = "".join(
+        f'<rect x="{12 * k}" y="{100 - high:.1f}" width="11" height="{high:.1f}" fill="#46a">'
+        f"<title>{edges[k]:.3g} to {edges[k + 1]:.3g}: {counts[k]}</title></rect>"
+        for k, high in enumerate(heights)
+    )
+    return (
+        f'<svg width="{12 * BINS}" height="130" role="img"><title>{html.escape(text)}</title>{bars}'
+        f'<text x="0" y="114" font-size="11">{edges[0]:.3g}</text>'
+        f'<text x="{12 * BINS}" y="114" font-size="11" text-anchor="end">{edges[-1]:.3g}</text>'
+        f'<text x="{6 * BINS}" y="127" font-size="11" text-anchor="middle">{html.escape(text)}</text></svg>'
+    )

@@ -1,0 +1,74 @@
+"""The contact sheet shows what lies in the records."""
+
+import argparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emo_jax import prepare
+from emo_jax.data import contact_sheet
+from tests.data import heads
+
+OPTIONS = dict(size=64, min_seconds=1.0, min_face=40.0, workers=1)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Records of two heads, the second without sound."""
+    folder = tmp_path_factory.mktemp("videos")
+    heads.write(folder / "a.mp4", heads.heads(30), 25, heads.voice(1.2))
+    heads.write(folder / "b.mp4", heads.heads(40))
+    output = tmp_path_factory.mktemp("records") / "out"
+    prepare.prepare_videos([str(folder)], str(output), **OPTIONS)
+    return output
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    prepare.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["prepare", "inspect", *arguments])
+    args.main(args, None)
+
+
+def pixels(image, colour):
+    return int((np.abs(np.asarray(image).astype(int) - colour).max(-1) < 40).sum())
+
+
+def test_the_sheet(prepared, tmp_path, capsys):
+    run(str(prepared), "--output", str(tmp_path / "look"))
+    assert [path.name for path in (tmp_path / "look").iterdir()] == ["contact_sheet.png"]
+    assert capsys.readouterr().out.strip() == str(tmp_path / "look" / "contact_sheet.png")
+    sheet = Image.open(tmp_path / "look" / "contact_sheet.png").convert("RGB")
+    columns = 1 + 4 + 12  # reference, motion frames, frames of configs/base.py
+    tile = contact_sheet.TILE + contact_sheet.GAP
+    assert sheet.width == columns * tile
+    first, second = (sheet.crop((0, k * sheet.height // 2, sheet.width, (k + 1) * sheet.height // 2)) for k in (0, 1))
+    assert pixels(first, contact_sheet.SOUND) > 5 * pixels(second, contact_sheet.SOUND) > 0  # the words "no sound"
+    for half in (first, second):
+        assert pixels(half, contact_sheet.BOX) > columns * contact_sheet.TILE  # half of each box at least
+        assert pixels(half, contact_sheet.FACE_REGION) > 12 * contact_sheet.TILE
+        assert pixels(half, contact_sheet.SPEED) > sheet.width
+
+
+def test_boxes_are_drawn_where_they_are(prepared):
+    from emo_jax.data.records import open_records
+
+    record = open_records(prepared, "train")[0]
+    tile = contact_sheet._boxed(record, 3)[1]
+    frame = np.asarray(tile).astype(int)
+    red = np.argwhere(np.abs(frame - contact_sheet.BOX).max(-1) < 5)
+    red = red[red[:, 0] < contact_sheet.TILE - 14]  # the frame's number stands below
+    want = record["boxes"][round((len(record["boxes"]) - 1) / 2)] * contact_sheet.TILE / 64
+    np.testing.assert_allclose([red[:, 1].min(), red[:, 0].min(), red[:, 1].max()], want[:3], atol=2)
+
+
+def test_bad_arguments_are_one_line(prepared, tmp_path):
+    for arguments, message in [
+        ((str(tmp_path), "--output", str(tmp_path / "x")), "holds no records"),
+        ((str(prepared), "--output", str(tmp_path / "x"), "--records", "0"), "--records is 0"),
+        ((str(prepared), "--output", str(tmp_path / "x"), "--split", "test"), "no split 'test'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(*arguments)
+    assert not list(tmp_path.iterdir())
