@@ -9,6 +9,7 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from ml_collections import ConfigDict
 
 from emo_jax.training import processes
@@ -216,13 +217,42 @@ def _check_shapes(folder, shapes):
 
 
 def save_weights_as_run(workdir, config, flat):
-    """Writes flat params {path: array} as a run of no steps, which `train.init_from` and `load_run` take."""
-    with ocp.CheckpointManager(pathlib.Path(workdir).absolute() / "checkpoints") as manager:
-        frozen = {path: a for path, a in flat.items() if path.startswith("vae/")}
-        state = dict(frozen=frozen, ema={path: a for path, a in flat.items() if path not in frozen})
-        state = {name: {path: np.asarray(a) for path, a in tree.items()} for name, tree in state.items()}
+    """Writes flat params {path: array} as a run of no steps, which `train.init_from` and `load_run` take.
+
+    The arrays are written where they lie, one file each: with orbax's defaults, a copy of all of them and the whole
+    database that they go to would be held in memory as well.
+    """
+    frozen = {path: np.asarray(a) for path, a in flat.items() if path.startswith("vae/")}
+    state = dict(frozen=frozen, ema={path: np.asarray(a) for path, a in flat.items() if path not in frozen})
+    in_place = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=in_place),
+        "config": ocp.JsonCheckpointHandler(),
+    }
+    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    with (
+        _only_errors(),
+        ocp.CheckpointManager(
+            directory, options=options, item_names=tuple(handlers), item_handlers=handlers
+        ) as manager,
+    ):
         config = ocp.args.JsonSave(json.loads(config.to_json_best_effort()))
-        manager.save(0, args=ocp.args.Composite(state=ocp.args.StandardSave(state), config=config))
+        manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), config=config))
+
+
+@contextlib.contextmanager
+def _only_errors():
+    """Keeps orbax from warning that there is no database to merge."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_run(workdir, step=None):
