@@ -133,24 +133,24 @@ def to_safetensors(args) -> None:
     """Checkpoint -> OUTPUT/{unet,vae,motion,audio}.safetensors, diffusers' and transformers' names, the same bits."""
     from safetensors.numpy import save_file
 
-    from emo_jax.weights.assemble import disassemble
+    from emo_jax.weights.assemble import KINDS, disassemble
     from emo_jax.weights.store import read_flat
     from emo_jax.weights.wav2vec2 import to_transformers
 
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing; give a run of emo train or a folder of emo convert")
     _, flat = read_flat(args.checkpoint)
+    flat = {path: array for path, array in flat.items() if not path.startswith("reference_net/")}
     output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    found = disassemble(flat)
-    hearing = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
-    if hearing:
-        found["audio"] = to_transformers(hearing)
-    for kind, tensors in found.items():
-        partial = output / f".{kind}.part"
-        save_file(tensors, partial)
-        partial.replace(output / f"{kind}.safetensors")
-        print(f"{output / kind}.safetensors: {len(tensors)} tensors")
+    for kind in (*KINDS, "audio"):  # one after the other: memory holds each twice while it is written
+        hearing = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
+        tensors = disassemble(flat, kind) if kind in KINDS else to_transformers(hearing) if hearing else {}
+        if tensors:
+            partial = output / f".{kind}.part"
+            save_file(tensors, partial)
+            partial.replace(output / f"{kind}.safetensors")
+            print(f"{output / kind}.safetensors: {len(tensors)} tensors", flush=True)
 
 
 def describe(args, config) -> None:

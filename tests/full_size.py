@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from configs import base
 from emo_jax.metrics.properties import peak_memory, write_wav
 from emo_jax.models.emo import build
-from emo_jax.weights.assemble import disassemble
+from emo_jax.weights.assemble import KINDS, disassemble
 from emo_jax.weights.wav2vec2 import to_transformers
 
 FILES = {"unet": "sd/unet", "vae": "sd/vae", "motion": "motion", "audio": "voice"}
@@ -31,7 +31,7 @@ def write_files(folder):
         if not path.startswith("reference_net/"):
             fan_in = max(1, int(np.prod(leaf.shape[:-1])))
             flat[path] = (rng.standard_normal(leaf.shape, np.float32) * fan_in**-0.5).astype(np.float16)
-    tensors = disassemble(flat)
+    tensors = {kind: disassemble(flat, kind) for kind in KINDS}
     blocks = [n.split("attn2.to_q")[0] for n in tensors["unet"] if "attn2.to_q" in n]
     for block in blocks:  # keys and values of the prompt, which EMO has no use for
         shape = len(tensors["unet"][f"{block}attn2.to_q.weight"]), TEXT
@@ -68,9 +68,7 @@ def main(folder):
     once = "--clips", 1, "--steps", 1, "--reference-scale", 1, "--audio-scale", 1, "--face-box", "150,150,450,450"
     given = "--portrait", folder / "portrait.png", "--audio", folder / "voice.wav", "--out", folder / "out.mp4"
     for size in ("512x512", "768x512"):
-        measure(
-            f"emo generate at {size}", "generate", "--checkpoint", folder / "run", *given, *once, "--size", size
-        )
+        measure(f"emo generate at {size}", "generate", "--checkpoint", folder / "run", *given, *once, "--size", size)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Checkpoints: orbax saves the state, the data iterator and the resolved config together."""
 
 import contextlib
+import itertools
 import json
+import math
 import pathlib
 import sys
 
@@ -16,6 +18,7 @@ from emo_jax.training import processes
 from emo_jax.training.step import TrainState
 
 _SIZES = "sizes.json"
+_GROUP = 2**28  # bytes
 _READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
 
 
@@ -273,14 +276,23 @@ def load_run(workdir, step=None):
         step = manager.latest_step() if step is None else step
         if step is None or step not in manager.all_steps():
             raise ValueError(f"{directory} has no finished checkpoint{'' if step is None else f' {step}'}")
-        metadata = manager.item_metadata(step)["state"].tree
-        wanted = {
-            name: {path: jax.ShapeDtypeStruct(m.shape, m.dtype) for path, m in metadata[name].items()}
-            for name in ("frozen", "ema")
-        }
+        config = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+    return ConfigDict(config), _read_arrays(directory / str(step) / "state", ("frozen", "ema"))
+
+
+def _read_arrays(folder, names):
+    """{path: numpy array} of parts of a state; a group at a time, as each is held more than once while it is read."""
+    handler, flat = ocp.PyTreeCheckpointHandler(), {}
+    metadata = handler.metadata(folder).tree
+    leaves = [(name, path, leaf) for name in names for path, leaf in metadata[name].items()]
+    ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for _, _, leaf in leaves])
+    for _, group in itertools.groupby(zip(ends // _GROUP, leaves, strict=True), key=lambda pair: pair[0]):
+        wanted = {}
+        for _, (name, path, leaf) in group:
+            wanted.setdefault(name, {})[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         # numpy: the mesh that the run was trained on need not exist here
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        state_args = ocp.args.PyTreeRestore(wanted, restore_args=plain, partial_restore=True)
-        restored = manager.restore(step, args=ocp.args.Composite(state=state_args, config=ocp.args.JsonRestore()))
-    state = restored["state"]
-    return ConfigDict(restored["config"]), {**state["frozen"], **state["ema"]}
+        found = handler.restore(folder, args=ocp.args.PyTreeRestore(wanted, restore_args=plain, partial_restore=True))
+        for part in found.values():
+            flat |= part
+    return flat

@@ -126,15 +126,14 @@ def _start(emo, flat, path, shape, key, scaling_factor):
     return value, "zero" if not np.any(value) else "one" if np.all(value == 1) else "random"
 
 
-def disassemble(flat):
-    """The files' tensors {kind: {diffusers name: array}} in flat params: the inverse of `assemble` for all it used."""
-    found = {kind: {} for kind in KINDS}
+def disassemble(flat, kind):
+    """The tensors {diffusers name: array} of one kind of file in flat params: the inverse of `assemble`."""
+    found = {}
     for path, array in flat.items():
-        for kind, row in KINDS.items():
-            if re.match(row.fills, path):
-                name, value = names.from_path(path.split("/", 1)[1], np.asarray(array))
-                found[kind][name] = np.ascontiguousarray(value)
-    return {kind: tensors for kind, tensors in found.items() if tensors}
+        if re.match(KINDS[kind].fills, path):
+            name, value = names.from_path(path.split("/", 1)[1], np.asarray(array))
+            found[name] = np.ascontiguousarray(value)
+    return found
 
 
 def parts(emo, flat=None):

@@ -30,7 +30,7 @@ def load_wav2vec2(directory):
     """The wav2vec 2.0 of a folder in transformers' format: config.json and model.safetensors, or pytorch_model.bin.
 
     Returns:
-        (config, {path: float32 array}, {name: reason} of the tensors that are not used).
+        (config, {path: array in the file's precision}, {name: reason} of the tensors that are not used).
 
     Raises:
         ValueError: missing or damaged files, another architecture, or weights that are not those of config.json.
@@ -60,7 +60,7 @@ def from_json(fields):
 
 
 def from_transformers(config, tensors):
-    """Our flat params {path: float32 array} of a state dict {name: array}, and {name: reason} of what is not used.
+    """Our flat params {path: array} of a state dict {name: array}, and {name: reason} of what is not used.
 
     Names may begin with `wav2vec2.`, and weight norm be spelt weight_g or parametrizations.weight.original0.
 
@@ -80,7 +80,7 @@ def from_transformers(config, tensors):
             raise ValueError(f"tensor {name} has shape {np.shape(array)}, but {path} is {shapes[path]}")
         if path in flat:
             raise ValueError(f"tensor {name} is there twice, under two spellings")
-        flat[path] = value.astype(np.float32)
+        flat[path] = value
     missing = sorted(set(shapes) - set(flat))
     if missing:
         raise ValueError(f"no tensor fills {missing[0]} (and {len(missing) - 1} more)")

@@ -64,14 +64,14 @@ def spelt(tensors, parametrized, prefix):
     return {prefix + n: a for n, a in tensors.items()}
 
 
-@pytest.mark.parametrize("parametrized, prefix", [(True, ""), (False, "wav2vec2.")])
-def test_there_and_back_is_exact(torch_weights, parametrized, prefix):
+@pytest.mark.parametrize("parametrized, prefix, dtype", [(True, "", "float32"), (False, "wav2vec2.", "float16")])
+def test_there_and_back_is_exact(torch_weights, parametrized, prefix, dtype):
     fields, tensors = torch_weights
-    tensors = spelt(tensors, parametrized, prefix)
+    tensors = {name: a.astype(dtype) for name, a in spelt(tensors, parametrized, prefix).items()}
     flat, _ = weights.from_transformers(weights.from_json(fields), tensors)
     back = weights.to_transformers(flat, prefix, parametrized)
     assert back.keys() == tensors.keys()
-    assert all(np.array_equal(back[name], tensors[name]) for name in tensors)
+    assert all(back[n].dtype == a.dtype and np.array_equal(back[n], a) for n, a in tensors.items())
 
 
 @pytest.fixture
