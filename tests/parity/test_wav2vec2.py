@@ -98,7 +98,7 @@ def test_a_folder_gives_its_weights_and_says_what_it_leaves(folder, recorded):  
     assert unused == HEADS
     wanted, _ = weights.from_transformers(config, recorded("wav2vec2_base/weights"))
     assert flat.keys() == wanted.keys() and all(np.array_equal(flat[path], wanted[path]) for path in flat)
-    assert {a.dtype for a in flat.values()} == {np.dtype(np.float32)}
+    assert {a.dtype for a in flat.values()} == {np.dtype(np.float16)}
 
 
 Q = "wav2vec2.encoder.layers.1.attention.q_proj.weight"
