@@ -82,9 +82,9 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
 
 
 def _add_inspect(sources: argparse._SubParsersAction) -> None:
-    inspect = sources.add_parser("inspect", help="draw a contact sheet of what the model will really see")
+    inspect = sources.add_parser("inspect", help="a contact sheet and a short video of what the model will really see")
     inspect.add_argument("directory", help="records, as `emo prepare` wrote them")
-    inspect.add_argument("--output", required=True, help="folder to write contact_sheet.png into")
+    inspect.add_argument("--output", required=True, help="folder to write contact_sheet.png and clips.mp4 into")
     inspect.add_argument("--split", default="train", help="(default %(default)s)")
     inspect.add_argument("--records", type=int, default=8, help="how many, spread evenly (default %(default)s)")
     inspect.add_argument("--seed", type=int, default=0, help="of the clips drawn (default %(default)s)")
@@ -125,8 +125,8 @@ def _main_videos(args: argparse.Namespace) -> None:
 
 def _main_inspect(args: argparse.Namespace, config) -> None:
     """Run `emo prepare inspect`; clips are those of --config FILE (configs/base.py if none is given)."""
-    path = inspect_records(args.directory, args.output, args.split, args.records, args.seed, config)
-    print(path)
+    for path in inspect_records(args.directory, args.output, args.split, args.records, args.seed, config):
+        print(path)
 
 
 def _main_stats(args: argparse.Namespace, config) -> None:
@@ -257,8 +257,11 @@ def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]
 
 def inspect_records(
     directory: str, folder: str, split: str = "train", records: int = 8, seed: int = 0, config=None
-) -> pathlib.Path:
-    """Writes a contact sheet of `records` records and returns its path; ValueError where none is fit for a clip."""
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes a contact sheet of `records` records and a video of one clip of each; returns their paths.
+
+    Raises ValueError where no record is fit for a clip.
+    """
     from emo_jax.data import contact_sheet, pipeline
     from emo_jax.data.records import open_records
 
@@ -271,7 +274,8 @@ def inspect_records(
         raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
     positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
     sampler = pipeline.clip_sampler(source, config.data, config.clip)
-    return contact_sheet.write_sheet(sampler, positions, folder, seed)
+    sheet = contact_sheet.write_sheet(sampler, positions, folder, seed)
+    return sheet, contact_sheet.write_clips(sampler, positions, folder, seed)
 
 
 def _base_config():

@@ -1,4 +1,4 @@
-"""A contact sheet of records: what lies in them, and what the model will really see of them."""
+"""A contact sheet and a short video of records: what lies in them, and what the model will really see of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import pathlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from emo_jax.data.audio import SAMPLE_RATE
+from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE
 from emo_jax.data.pipeline import ClipSampler
 from emo_jax.data.records import decode_video
+from emo_jax.data.video import VideoWriter
 
-SHEET_FILE = "contact_sheet.png"
+SHEET_FILE, CLIPS_FILE = "contact_sheet.png", "clips.mp4"
 TILE, GAP, TEXT, PLOT = 112, 2, 14, 64
 BOX, FACE_REGION, SOUND, SPEED, INK = (255, 60, 60), (255, 220, 0), (70, 110, 180), (210, 80, 30), (0, 0, 0)
 
@@ -36,6 +37,46 @@ def write_sheet(sampler: ClipSampler, positions, folder: str | os.PathLike, seed
     sheet.save(partial, format="png")
     os.replace(partial, folder / SHEET_FILE)
     return folder / SHEET_FILE
+
+
+def write_clips(sampler: ClipSampler, positions, folder: str | os.PathLike, seed: int = 0) -> pathlib.Path:
+    """Writes `clips.mp4` into `folder`, the clips of the sheet one after the other with their sound; returns its path.
+
+    Each frame: the reference, the frame that goes with it, and sound and speed with a line where the video is.
+    """
+    path = pathlib.Path(folder) / CLIPS_FILE
+    samples = [sampler(int(position), np.random.default_rng([seed, int(position)])) for position in positions]
+    per_frame = SAMPLE_RATE / sampler.fps
+    first, length = AUDIO_MARGIN + round(sampler.audio_window * per_frame), round(sampler.frames * per_frame)
+    sound = np.concatenate([sample["audio"][first : first + length] for sample in samples])
+    with VideoWriter(path, (2 * TILE + PLOT + GAP, 4 * TILE), sampler.fps, sound) as writer:
+        for sample in samples:
+            writer.write(np.stack([_moment(sampler, sample, k) for k in range(sampler.frames)]))
+    return path
+
+
+def _moment(sampler: ClipSampler, sample: dict, k: int) -> np.ndarray:
+    """Frame k of a clip as uint8 RGB: pictures above, sound and speed of the whole window below."""
+    side = 2 * TILE
+    pictures = [sample["reference"], _outlined(sample["frames"][k], sample["mask"])]
+    plot = _plot(sample["audio"], sample["speed"], 2 * side)
+    share = (sampler.audio_window + k + 0.5) / len(sample["speed"])
+    ImageDraw.Draw(plot).line((share * 2 * side, 0, share * 2 * side, PLOT), fill=INK)
+    image = Image.new("RGB", (2 * side, side + plot.height), "white")
+    for column, picture in enumerate(pictures):
+        image.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (column * side, 0))
+    image.paste(plot, (0, side))
+    return np.asarray(image)
+
+
+def _outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A picture with the edge of its mask (H, W, 1) drawn."""
+    inside = mask[..., 0] > 0
+    core = inside.copy()
+    for axis in (0, 1):
+        for step in (-1, 1):
+            core &= np.roll(inside, step, axis)
+    return np.where((inside & ~core)[..., None], np.uint8(FACE_REGION), picture)
 
 
 def _record(sampler: ClipSampler, position: int, rng: np.random.Generator) -> Image.Image:

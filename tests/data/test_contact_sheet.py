@@ -37,8 +37,9 @@ def pixels(image, colour):
 
 def test_the_sheet(prepared, tmp_path, capsys):
     run(str(prepared), "--output", str(tmp_path / "look"))
-    assert [path.name for path in (tmp_path / "look").iterdir()] == ["contact_sheet.png"]
-    assert capsys.readouterr().out.strip() == str(tmp_path / "look" / "contact_sheet.png")
+    written = [tmp_path / "look" / "clips.mp4", tmp_path / "look" / "contact_sheet.png"]
+    assert sorted((tmp_path / "look").iterdir()) == written
+    assert sorted(capsys.readouterr().out.split()) == [str(path) for path in written]
     sheet = Image.open(tmp_path / "look" / "contact_sheet.png").convert("RGB")
     columns = 1 + 4 + 12  # reference, motion frames, frames of configs/base.py
     tile = contact_sheet.TILE + contact_sheet.GAP
@@ -49,6 +50,31 @@ def test_the_sheet(prepared, tmp_path, capsys):
         assert pixels(half, contact_sheet.BOX) > columns * contact_sheet.TILE  # half of each box at least
         assert pixels(half, contact_sheet.FACE_REGION) > 12 * contact_sheet.TILE
         assert pixels(half, contact_sheet.SPEED) > sheet.width
+
+
+def test_the_clips_are_what_the_pipeline_gives(prepared, tmp_path):
+    from configs import base
+    from emo_jax.data import audio, pipeline, records, video
+
+    config = base.get_config()
+    sampler = pipeline.clip_sampler(records.open_records(prepared, "train"), config.data, config.clip)
+    path = contact_sheet.write_clips(sampler, [0, 1], tmp_path, seed=3)
+    frames = np.stack([frame for frame, _ in video.read_video(path)])
+    assert len(frames) == 2 * config.clip.frames
+    half = frames.shape[2] // 2
+    for clip in (0, 1):
+        sample = sampler(clip, np.random.default_rng([3, clip]))
+        for k in (0, config.clip.frames - 1):
+            shown = frames[clip * config.clip.frames + k, :half]
+            for column, picture in ((0, sample["reference"]), (1, sample["frames"][k])):
+                seen = Image.fromarray(shown[:, column * half : (column + 1) * half]).resize(picture.shape[1::-1])
+                assert np.abs(np.asarray(seen).astype(int) - picture).mean() < 6
+    per_frame = audio.SAMPLE_RATE / config.clip.fps
+    first = sampler(0, np.random.default_rng([3, 0]))["audio"][audio.AUDIO_MARGIN + round(2 * per_frame) :]
+    heard = audio.load_audio(path)
+    length = round(config.clip.frames * per_frame)
+    assert np.corrcoef(heard[:length], first[:length])[0, 1] > 0.9
+    assert np.abs(heard[length + 1000 : 2 * length]).max() < 0.02  # the second has no sound
 
 
 def test_boxes_are_drawn_where_they_are(prepared):
