@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ from emo_jax import prepare
 from emo_jax.data import records, shards
 from emo_jax.data.shots import Rules
 from emo_jax.data.videos import Settings
-from emo_jax.data.workers import make_shards
+from emo_jax.data.workers import make_alone, make_shards
 from emo_jax.progress import Progress
 from tests.data import heads
 
@@ -156,6 +157,18 @@ def test_many_videos_share_shards(tmp_path):
     plan = shards.Plan(tmp_path, paths, Settings())
     parts = [plan.shard(index) for index in range(plan.shards)]
     assert plan.shards == 256 and sum(parts, ()) == paths and {len(part) for part in parts} == {2, 3}
+
+
+def test_an_error_ends_its_own_processes_alone(videos, tmp_path):
+    """Beam's threads have a pool each: were all ended, the other's video would be taken for one that crashes."""
+    plan = plan_of(videos, tmp_path / "out")
+    text, video = 2, 3
+    assert plan.begin() and plan.shard(text)[0][1] == "1b.txt"
+    plan.data(text).mkdir()  # in the way of the finished shard
+    with ThreadPoolExecutor(2) as threads:
+        fails, works = (threads.submit(make_alone, plan, index, set()) for index in (text, video))
+    assert isinstance(fails.exception(), OSError)
+    assert works.exception() is None and json.loads(plan.summary(video).read_text())["videos"][0]["records"] == 1
 
 
 class Fatal(str):
