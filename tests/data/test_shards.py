@@ -157,6 +157,17 @@ def test_many_videos_share_shards(tmp_path):
     plan = shards.Plan(tmp_path, paths, Settings())
     parts = [plan.shard(index) for index in range(plan.shards)]
     assert plan.shards == 256 and sum(parts, ()) == paths and {len(part) for part in parts} == {2, 3}
+    assert shards.Plan(tmp_path, paths, Settings(), 400).shards == 400
+
+
+def test_the_most_shards_are_a_choice(videos, whole, tmp_path):
+    prepare.prepare_videos([str(videos)], str(tmp_path / "out"), **OPTIONS | {"shards": 2})
+    assert len(list((tmp_path / "out").glob("*array_record-*-of-00002"))) == 2
+    sources = [records.open_records(folder, "train") for folder in (whole, tmp_path / "out")]
+    ids = [[source[i]["id"] for i in range(len(source))] for source in sources]
+    assert ids[0] == ids[1] and len(ids[0]) == 3
+    with pytest.raises(ValueError, match="made with other options"):
+        prepare.prepare_videos([str(videos)], str(tmp_path / "out"), **OPTIONS)
 
 
 def test_an_error_ends_its_own_processes_alone(videos, tmp_path):
