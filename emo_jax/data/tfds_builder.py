@@ -66,8 +66,9 @@ def _make_on_beam(pipeline, runner: str, plan: Plan, progress: Progress) -> None
     try:
         with _watched(plan, progress):
             pipeline.run().wait_until_finish()
-    except Exception as error:  # each runner has its own
-        raise OSError(f"Beam's {runner} failed; the same command goes on from here: {error}") from error
+    except Exception as error:  # each runner has its own, some without words
+        told = str(error) or type(error).__name__
+        raise OSError(f"Beam's {runner} failed; the same command goes on from here: {told}") from error
     if left := plan.missing():
         raise OSError(f"Beam's {runner} left {len(left)} of {plan.shards} shards; the same command goes on from here")
 
