@@ -9,8 +9,9 @@ import math
 import multiprocessing
 import os
 import pathlib
+import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -78,6 +79,20 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
         default=min(8, os.cpu_count() or 1),
         help="processes; their number changes no record (default %(default)s)",
     )
+    videos.add_argument(
+        "--shards", type=int, default=256, help="files at most, made side by side and whole (default %(default)s)"
+    )
+    videos.add_argument(
+        "--runner",
+        help="make the shards on Apache Beam instead: DirectRunner, FlinkRunner, SparkRunner, DataflowRunner, "
+        "PortableRunner (extra: beam)",
+    )
+    videos.add_argument(
+        "--runner-options",
+        default="",
+        metavar="TEXT",
+        help="for the runner, as in --runner-options='--job_endpoint=localhost:8099 --environment_type=LOOPBACK'",
+    )
     videos.set_defaults(main=_main_videos)
 
 
@@ -115,8 +130,14 @@ def _main_synthetic(args: argparse.Namespace) -> None:
 
 def _main_videos(args: argparse.Namespace) -> None:
     """Run `emo prepare videos`. Raises ValueError on arguments that make no sense."""
-    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_model", "licence", "workers")
-    report = prepare_videos(args.input, args.output, **{name: getattr(args, name) for name in names})
+    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_model", "licence", "workers", "shards")
+    report = prepare_videos(
+        args.input,
+        args.output,
+        runner=args.runner,
+        runner_options=shlex.split(args.runner_options),
+        **{name: getattr(args, name) for name in names},
+    )
     print(
         f"{args.output}: {report['records']} records, {report['hours'] * 3600:.1f} s, from "
         f"{report['videos'] - report['videos_rejected']} of {report['videos']} videos; see report.html, rejected.jsonl"
@@ -198,16 +219,22 @@ def prepare_videos(
     face_model: str | None = None,
     licence: str = "unknown",
     workers: int = 2,
+    shards: int = 256,
+    runner: str | None = None,
+    runner_options: Sequence[str] = (),
 ) -> dict:
     """Cut talking heads out of videos and write them as the split train of `output`; returns the report.
 
     Equal arguments give equal records, however often the run was killed on its way; see `emo prepare videos --help`.
-    A video that cannot be used is a line of `rejected.jsonl`. Raises ValueError (one line) on arguments that make no
-    sense, and where no video gave a record.
+    Made by `workers` processes, or on Apache Beam's `runner`, which changes nothing in them. A video that cannot be
+    used is a line of `rejected.jsonl`. Raises ValueError (one line) on arguments that make no sense, and where no video
+    gave a record; OSError where the runner fails.
     """
-    from emo_jax.data import report, shards
+    from emo_jax.data import report
     from emo_jax.data.face_tracking import make_analyzer
+    from emo_jax.data.shards import Plan, finish
     from emo_jax.data.shots import Rules
+    from emo_jax.data.tfds_builder import beam_maker
     from emo_jax.data.videos import FPS, Settings
     from emo_jax.data.workers import make_shards
 
@@ -218,17 +245,21 @@ def prepare_videos(
         ("--min-seconds", min_seconds, 2 / FPS),
         ("--min-face", min_face, 1),
         ("--workers", workers, 1),
+        ("--shards", shards, 1),
     ):
         if not (math.isfinite(value) and value >= least):
             raise ValueError(f"{name} is {value}; give a number of at least {least:g}")
     model = os.path.abspath(face_model) if face_model else None
     analyzer = make_analyzer(faces, model)  # now, for its errors
+    if runner_options and not runner:
+        raise ValueError(f"--runner-options {' '.join(runner_options)} are for a runner: give --runner too")
     settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, model, licence)
-    plan = shards.Plan(pathlib.Path(output).absolute(), find_videos(inputs), settings)
+    plan = Plan(pathlib.Path(output).absolute(), find_videos(inputs), settings, shards)
+    make = beam_maker(runner, runner_options) if runner else functools.partial(make_shards, workers=workers)
     if plan.begin():
         with Progress(len(plan.videos), "videos", "video") as progress:
-            make_shards(plan, workers, progress)
-        shards.finish(plan, lambda directory, summaries: report.write_report(directory, summaries, FPS))
+            make(plan, progress=progress)
+        finish(plan, lambda directory, summaries: report.write_report(directory, summaries, FPS))
     found = report.read_report(plan.target)
     if not found["records"]:
         raise ValueError(

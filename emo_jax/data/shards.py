@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 from collections.abc import Callable, Iterable
 
 import tensorflow_datasets as tfds
@@ -23,18 +24,20 @@ from emo_jax.data.videos import Outcome, Settings, video_records
 SPLIT = "train"
 MAX_SHARDS = 256
 PLAN_FILE = "plan.json"
+_WRITER = f"{socket.gethostname()}-{os.getpid()}"  # of unfinished files: process ids repeat on other hosts
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """Which videos go into which shard, and where the work lies until it is done.
 
-    videos: (path, name) in the order of names. target: directory of the data set to be.
+    videos: (path, name) in the order of names. target: directory of the data set to be. limit: shards at most.
     """
 
     target: pathlib.Path
     videos: tuple[tuple[pathlib.Path, str], ...]
     settings: Settings
+    limit: int = MAX_SHARDS
 
     @property
     def work(self) -> pathlib.Path:
@@ -42,7 +45,7 @@ class Plan:
 
     @property
     def shards(self) -> int:
-        return min(len(self.videos), MAX_SHARDS)
+        return min(len(self.videos), self.limit)
 
     def shard(self, index: int) -> tuple[tuple[pathlib.Path, str], ...]:
         """The videos of one shard: neighbours, in almost equal numbers."""
@@ -59,6 +62,10 @@ class Plan:
         """Names the video at work, so that one that takes its process down is known."""
         return self.work / f"shard-{index:05d}.current"
 
+    def done(self) -> int:
+        """Videos in the shards that are made."""
+        return len(self.videos) - sum(len(self.shard(index)) for index in self.missing())
+
     def missing(self) -> list[int]:
         """The shards still to be made."""
         return [index for index in range(self.shards) if not self.summary(index).exists()]
@@ -66,7 +73,10 @@ class Plan:
     def describe(self) -> str:
         """What the result depends on, as JSON."""
         videos = [(name, path.stat().st_size) for path, name in self.videos]
-        return json.dumps(dict(settings=dataclasses.asdict(self.settings), videos=videos), indent=1)
+        told = dict(settings=dataclasses.asdict(self.settings), videos=videos)
+        if self.limit != MAX_SHARDS:
+            told["shards"] = self.limit
+        return json.dumps(told, indent=1)
 
     def begin(self) -> bool:
         """Makes the folder of the work. False where the data set is there already, made from the same.
@@ -91,7 +101,7 @@ def make_shard(plan: Plan, index: int, skip: Iterable[str] = (), tick: Callable[
     """Writes one shard and its summary; `skip` names videos that took their process down before."""
     analyzer = make_analyzer(plan.settings.faces, plan.settings.face_model)
     features, rows, outcomes, size = record_features(), [], [], 0
-    partial = plan.data(index).with_suffix(f".{os.getpid()}.tmp")
+    partial = plan.data(index).with_suffix(f".{_WRITER}.tmp")
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     for path, name in plan.shard(index):
         if name in skip:
@@ -164,7 +174,7 @@ def finish(plan: Plan, extra: Callable[[pathlib.Path, list[dict]], None]) -> Non
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes the file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{_WRITER}")
     partial.write_text(text)
     os.replace(partial, path)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ from emo_jax import prepare
 from emo_jax.data import records, shards
 from emo_jax.data.shots import Rules
 from emo_jax.data.videos import Settings
-from emo_jax.data.workers import make_shards
+from emo_jax.data.workers import make_alone, make_shards
 from emo_jax.progress import Progress
 from tests.data import heads
 
@@ -156,6 +157,29 @@ def test_many_videos_share_shards(tmp_path):
     plan = shards.Plan(tmp_path, paths, Settings())
     parts = [plan.shard(index) for index in range(plan.shards)]
     assert plan.shards == 256 and sum(parts, ()) == paths and {len(part) for part in parts} == {2, 3}
+    assert shards.Plan(tmp_path, paths, Settings(), 400).shards == 400
+
+
+def test_the_most_shards_are_a_choice(videos, whole, tmp_path):
+    prepare.prepare_videos([str(videos)], str(tmp_path / "out"), **OPTIONS | {"shards": 2})
+    assert len(list((tmp_path / "out").glob("*array_record-*-of-00002"))) == 2
+    sources = [records.open_records(folder, "train") for folder in (whole, tmp_path / "out")]
+    ids = [[source[i]["id"] for i in range(len(source))] for source in sources]
+    assert ids[0] == ids[1] and len(ids[0]) == 3
+    with pytest.raises(ValueError, match="made with other options"):
+        prepare.prepare_videos([str(videos)], str(tmp_path / "out"), **OPTIONS)
+
+
+def test_an_error_ends_its_own_processes_alone(videos, tmp_path):
+    """Beam's threads have a pool each: were all ended, the other's video would be taken for one that crashes."""
+    plan = plan_of(videos, tmp_path / "out")
+    text, video = 2, 3
+    assert plan.begin() and plan.shard(text)[0][1] == "1b.txt"
+    plan.data(text).mkdir()  # in the way of the finished shard
+    with ThreadPoolExecutor(2) as threads:
+        fails, works = (threads.submit(make_alone, plan, index, set()) for index in (text, video))
+    assert isinstance(fails.exception(), OSError)
+    assert works.exception() is None and json.loads(plan.summary(video).read_text())["videos"][0]["records"] == 1
 
 
 class Fatal(str):

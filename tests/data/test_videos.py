@@ -198,7 +198,8 @@ def test_names_and_ids_do_not_depend_on_the_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "option, value", [("size", 33), ("seconds", 0.5), ("min_seconds", 0.0), ("min_face", 0.0), ("workers", 0)]
+    "option, value",
+    [("size", 33), ("seconds", 0.5), ("min_seconds", 0.0), ("min_face", 0.0), ("workers", 0), ("shards", 0)],
 )
 def test_bad_options_are_named(tmp_path, option, value):
     (tmp_path / "a.mp4").write_text("")
