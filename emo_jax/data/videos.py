@@ -149,7 +149,7 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
     left, top, side = stretch.window
     size = settings.rules.size
     boxes = (_smooth(seen.box[rows]) - (left, top, left, top)) * (size / side)
-    rotation = _smooth(seen.rotation[rows])
+    rotation, speed, trust = head_motion(seen.rotation[rows])
     audio = cut(sound, stretch.start * SAMPLES, len(frames) * SAMPLES)
     flags = [*flags, *stretch.flags]
     if stretch.start * SAMPLES >= len(sound):
@@ -167,8 +167,8 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
         fps=float(FPS),
         boxes=np.clip(boxes, 0, size).astype(np.float32),
         rotation=rotation.astype(np.float32),
-        speed=rotation_speed(rotation),
-        speed_confidence=seen.confidence[rows].astype(np.float32),
+        speed=speed,
+        speed_confidence=(seen.confidence[rows] * trust).astype(np.float32),
         span=np.array([stretch.start / FPS, stretch.stop / FPS], np.float32),
         analyzer=f"{analyzer.name}: {analyzer.gives}",
         flags=" ".join(flags),
@@ -184,6 +184,26 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     """(N, K) means over STEADY frames, the ends repeated: raw frame-to-frame differences are mostly noise."""
     padded = np.pad(values, ((STEADY // 2, STEADY // 2), (0, 0)), mode="edge")
     return np.lib.stride_tricks.sliding_window_view(padded, STEADY, axis=0).mean(axis=-1)
+
+
+def head_motion(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What frame by frame measurements (N, 3) of yaw, pitch and roll in degrees tell of a head's motion.
+
+    Jitter adds to every difference of frames: its variance, estimated from third differences, in which a head's own
+    motion hardly shows, is taken out of the squared speed.
+
+    Returns:
+      Smoothed angles (N, 3); speed (N,) float32 in degrees per frame; trust (N,): 1 where the speed is at least what
+      jitter alone would show, less in proportion where it is not.
+    """
+    rotation = _smooth(measured)
+    if len(measured) < 4:
+        return rotation, rotation_speed(rotation), np.ones(len(rotation))
+    spread = np.median(np.abs(np.diff(measured, 3, axis=0)), axis=0) / 0.6745  # of a normal distribution, robustly
+    jitter = 2 * np.sum(spread**2 / 20) / STEADY**2  # (1, 3, 3, 1) squared and summed; of a mean's difference
+    squared = _smooth(rotation_speed(rotation, 1)[:, None] ** 2)[:, 0]
+    speed = np.sqrt(np.maximum(squared - jitter, 0)).astype(np.float32)
+    return rotation, speed, np.minimum(1, speed / max(np.sqrt(jitter), 1e-6))
 
 
 def _loudness(audio: np.ndarray) -> float:

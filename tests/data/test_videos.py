@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from emo_jax import cli, prepare
-from emo_jax.data import records
+from emo_jax.data import records, videos
 from emo_jax.data.face_tracking import overlap
 from emo_jax.data.faces import find_faces
-from emo_jax.data.synthetic import Identity, State, face_box
+from emo_jax.data.synthetic import Identity, State, Track, face_box
 from tests.data import heads
 
 OPTIONS = dict(size=64, min_seconds=1.0, min_face=40.0, workers=1)
@@ -85,6 +85,20 @@ def test_boxes_and_roll_are_those_of_the_head(tmp_path):
     assert record["analyzer"] == "haar: box and roll" and "roll-only" in record["flags"].split()
     assert (record["speed_confidence"] < 0.5).all() and len(record["speed_confidence"]) == 75
     assert record["licence"] == "CC-BY-4.0" and record["source"] == "a.mp4"
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3, 1.0])  # degrees; a landmark model's is a few tenths
+def test_speeds_are_right_or_not_trusted(jitter):
+    """Tracks of rendered heads with real rotation speeds, measured with an analyzer's jitter."""
+    trusted = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        moved = Track.sample(rng, 125, 25)
+        _, speed, trust = videos.head_motion(moved.rotation + rng.normal(0, jitter, moved.rotation.shape))
+        if 0.9 * trust.mean() >= prepare.TRUSTED:
+            trusted += 1
+            assert abs(speed.mean() / moved.speed.mean() - 1) < 0.2, seed
+    assert trusted >= (40 if jitter < 0.5 else 20)
 
 
 @pytest.fixture(scope="module")
