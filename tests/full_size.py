@@ -1,5 +1,5 @@
 """Full size on one small machine, by command: files of random numbers in the sizes of Stable Diffusion 1.5, AnimateDiff
-and wav2vec 2.0 base -> `emo convert` -> `emo generate`, one clip of one denoising step, with peak memory and time.
+and wav2vec 2.0 base -> `emo convert` -> `emo generate`, one clip of two denoising steps, with peak memory and time.
 
     python -m tests.full_size FOLDER          # takes 20 GB there
 """
@@ -65,9 +65,9 @@ def main(folder):
     if not (folder / "run").exists():
         inputs = "--sd", folder / "sd", "--motion", folder / "motion", "--audio", folder / "voice"
         measure("emo convert", "convert", "--config=configs/base.py", *inputs, "--output", folder / "run")
-    once = "--clips", 1, "--steps", 1, "--reference-scale", 1, "--audio-scale", 1, "--face-box", "150,150,450,450"
+    once = "--clips", 1, "--steps", 2, "--reference-scale", 1, "--audio-scale", 1, "--face-box", "150,150,450,450"
     given = "--portrait", folder / "portrait.png", "--audio", folder / "voice.wav", "--out", folder / "out.mp4"
-    for size in ("512x512", "768x512"):
+    for size in ("512x512", "512x768"):
         measure(f"emo generate at {size}", "generate", "--checkpoint", folder / "run", *given, *once, "--size", size)
 
 
