@@ -20,7 +20,6 @@ from emo_jax.data import records, transforms
 from emo_jax.data.audio import exact_fps
 
 if TYPE_CHECKING:
-
     from emo_jax.data import elastic
 
 
