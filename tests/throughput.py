@@ -1,6 +1,6 @@
 """How many clips a second of one CPU core the whole pipeline makes, records to batch, and how many a TPU pod needs.
 
-    python -m tests.throughput [RECORDS]    # a folder of 512x512 records; without one, people are drawn under film grain
+    python -m tests.throughput [RECORDS]    # a folder of 512x512 records; without one, some are drawn under film grain
 
 Counts the CPU time of all threads, not the time that passes. Clips are those of configs/base.py: n + f = 16, 512x512.
 """
@@ -53,7 +53,7 @@ def measure(directory):
     iterator = pipeline.make_iterator(config.data, config.clip, batch_size=BATCH, seed=0)
     next(iterator)  # as much is ahead at the beginning as at the end
     started = time.process_time()
-    with Progress(BATCHES, "batches", "batch") as progress:
+    with Progress(BATCHES, "batches", "step") as progress:
         for _ in range(BATCHES):
             next(iterator)
             progress.add()

@@ -1,4 +1,4 @@
-"""Ten thousand draws of a stage: what each sample holds, told by pictures, sound and speed that name record and frame."""
+"""Ten thousand draws: what a sample holds, told by pictures, sound and speed that name their record and frame."""
 
 import numpy as np
 import pytest

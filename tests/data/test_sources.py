@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import tiny
 from emo_jax import config as config_lib
 from emo_jax.data import pipeline, records
 from emo_jax.training.stages import clip_of, get_stage
@@ -96,9 +97,10 @@ def test_stages_take_what_they_can_use(mixed, stage, numbers):
     assert {record_number(sample) for sample in drawn} == numbers
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_sources_can_be_given_on_the_command_line(record_dir, pictures):
     given = f"(('{record_dir}','train',3),('{pictures}','train',0.5))"
-    config = config_lib.parse(["--config=configs/tiny.py:image", f"--config.data.sources={given}"])
+    config = config_lib.parse([f"--config={tiny.__file__}:image", f"--config.data.sources={given}"])
     again = config_lib.from_json(config_lib.to_json(config))
     for data in (config.data, again.data):
         found = pipeline.open_sources(data)
