@@ -11,7 +11,8 @@ class ElasticDataset(grain.IterDataset):
     """The share of one process of batches of `batch_size * process_count` samples, one batch behind the other.
 
     An iterator's state is the number of samples that all processes have taken so far, the same in all of them. So any
-    one's state serves all, and other numbers of processes, workers or clips a batch go on where these stopped.
+    one's state serves all, and other numbers of processes, workers or clips a batch go on where these stopped. Grain's
+    own ElasticIterator deals samples out in turns: a step's batch would be in another order with more processes.
 
     Args:
         samples: not batched; sample i depends on i only.
@@ -101,7 +102,10 @@ class ElasticIterator(grain.DatasetIterator):
 
 
 def _steps(state: dict[str, Any]) -> int:
-    """Batches taken, from what Grain's own iterators saved before there was this one: without and with workers."""
+    """Batches taken, from what Grain's own iterators saved before there was this one: without and with workers.
+
+    How large these were they did not say: they are taken to have been as large as now.
+    """
     if "next_index" in state:
         return state["next_index"]
     return sum(worker["next_index"] for worker in state["iterators_in_use_states"])
