@@ -44,11 +44,13 @@ def get_config(stage="image"):
             data=dict(
                 directory="",
                 split="train",
+                sources=(),  # in place of these two, several and how often: ((directory, split, weight), ...)
                 crop_scale=(1.0, 1.0),
                 min_reference_gap=1.0,
                 same_window_prob=0.0,  # of cutting reference and clip alike, where crop_scale leaves a choice
                 first_clip_prob=0.1,  # of a clip without motion frames
                 flip_prob=0.0,
+                color_jitter=0.0,  # brightness, contrast, saturation of a whole sample, each by 1 +- so much at most
                 num_workers=2,
                 prefetch=2,
             ),

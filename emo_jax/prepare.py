@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import glob
+import json
 import math
 import multiprocessing
 import os
@@ -47,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     synthetic.set_defaults(main=_main_synthetic)
     _add_videos(sources)
+    _add_images(sources)
     _add_inspect(sources)
     _add_stats(sources)
 
@@ -96,6 +98,18 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
     videos.set_defaults(main=_main_videos)
 
 
+def _add_images(sources: argparse._SubParsersAction) -> None:
+    images = sources.add_parser("images", help="cut faces out of single pictures, for the stages vae and image")
+    images.add_argument("--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns")
+    images.add_argument("--output", required=True, help="directory to write; must not exist yet")
+    images.add_argument("--size", type=int, default=512, help="side of the frames, even (default %(default)s)")
+    images.add_argument("--min-face", type=float, default=64.0, help="least face height, pixels (default %(default)s)")
+    images.add_argument("--faces", default="auto", help="haar, mediapipe, or auto, as for videos")
+    images.add_argument("--face-model", help="mediapipe's face_landmarker.task (default ~/.cache/emo_jax)")
+    images.add_argument("--licence", default="unknown", help="of the pictures, stored in each record")
+    images.set_defaults(main=_main_images)
+
+
 def _add_inspect(sources: argparse._SubParsersAction) -> None:
     inspect = sources.add_parser("inspect", help="a contact sheet and a short video of what the model will really see")
     inspect.add_argument("directory", help="records, as `emo prepare` wrote them")
@@ -142,6 +156,13 @@ def _main_videos(args: argparse.Namespace) -> None:
         f"{args.output}: {report['records']} records, {report['hours'] * 3600:.1f} s, from "
         f"{report['videos'] - report['videos_rejected']} of {report['videos']} videos; see report.html, rejected.jsonl"
     )
+
+
+def _main_images(args: argparse.Namespace) -> None:
+    """Run `emo prepare images`. Raises ValueError on arguments that make no sense."""
+    names = ("size", "min_face", "faces", "face_model", "licence")
+    count, rejected = prepare_images(args.input, args.output, **{name: getattr(args, name) for name in names})
+    print(f"{args.output}: {count} records; {rejected} pictures were left out, see rejected.jsonl")
 
 
 def _main_inspect(args: argparse.Namespace, config) -> None:
@@ -266,6 +287,53 @@ def prepare_videos(
             f"none of {found['videos']} videos gave a record: {plan.target / report.REJECTED_FILE} has the reasons"
         )
     return found
+
+
+def prepare_images(
+    inputs: Iterable[str],
+    output: str,
+    *,
+    size: int = 512,
+    min_face: float = 64.0,
+    faces: str = "auto",
+    face_model: str | None = None,
+    licence: str = "unknown",
+) -> tuple[int, int]:
+    """Cut the faces out of pictures and write them as the split train of `output`, a record of one frame each.
+
+    Returns how many records were written and how many pictures were left out; `rejected.jsonl` has the reasons. Raises
+    ValueError (one line) on arguments that make no sense, and where no picture gave a record.
+    """
+    from emo_jax.data.face_tracking import make_analyzer
+    from emo_jax.data.pictures import picture_record
+    from emo_jax.data.report import REJECTED_FILE
+    from emo_jax.data.shots import Rules
+
+    if size % 2 or size < 16 or not min_face >= 1:
+        raise ValueError(f"--size is {size}, --min-face {min_face}; give an even side of at least 16, and at least 1")
+    analyzer, rules = make_analyzer(faces, face_model), Rules(min_face=min_face, size=size)
+    pictures, rejected, count = find_videos(inputs), [], 0
+
+    def made() -> Iterator[Record]:
+        nonlocal count
+        with Progress(len(pictures), "pictures", "picture") as progress:
+            for path, name in pictures:
+                try:
+                    record = picture_record(path, name, rules, analyzer, licence)
+                except ValueError as error:
+                    reason = " ".join(str(error).split()).replace(str(path), name)
+                    rejected.append({"source": name, "reason": reason})
+                else:
+                    count += 1
+                    yield record
+                progress.add()
+        if not count:
+            first = rejected[0]
+            raise ValueError(f"none of {len(pictures)} pictures gave a record; {first['source']}: {first['reason']}")
+
+    write_records(output, {"train": made}, progress=False)
+    pathlib.Path(output, REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in rejected))
+    return count, len(rejected)
 
 
 def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]:

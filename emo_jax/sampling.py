@@ -21,7 +21,7 @@ CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """What `off` can replace by its null condition, for the controls of an evaluation."""
 _DECODED_PIXELS = 2**20
 """Decoded at once: four frames of 512x512, which take about 2 GB on their way."""
-_LEAN = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+_LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """On CPUs: XLA else turns bfloat16 weights to float32 long before their use: 10.5 GiB in place of 1.6 at full size."""
 
 

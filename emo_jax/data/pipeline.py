@@ -2,6 +2,7 @@
 
 Sample number i of epoch e depends on the seed, i and e only. The number of workers and of processes changes who makes
 it, not what it is: the batches of all processes of one step, one behind the other, are the batch of a single process.
+The place in the data is the number of samples taken (see `elastic`).
 
 Grain is imported when a data set is made: it imports jax where jax is installed (it starts no backend).
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags, logging
@@ -19,7 +20,7 @@ from emo_jax.data import records, transforms
 from emo_jax.data.audio import exact_fps
 
 if TYPE_CHECKING:
-    import grain
+    from emo_jax.data import elastic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ClipSampler:
     same_window_prob: float
     first_clip_prob: float
     flip_prob: float
+    color_jitter: float
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.source[position]
@@ -72,7 +74,11 @@ class ClipSampler:
             "mask": transforms.union_mask(boxes, window, self.image_size),
             "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
         }
-        return transforms.flip_horizontally(sample) if rng.random() < self.flip_prob else sample
+        if rng.random() < self.flip_prob:
+            sample = transforms.flip_horizontally(sample)
+        if self.color_jitter:
+            sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
+        return sample
 
 
 def element_spec(clip_config, batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -101,21 +107,24 @@ def make_dataset(
     process_count: int = 1,
     needs_sound: bool = False,
     epochs: int | None = None,
-) -> grain.IterDataset:
+) -> elastic.ElasticDataset:
     """Batches of clips, as `element_spec` describes them: shuffled anew in every epoch, one clip a record.
 
-    An iterator's `get_state()` and `set_state(state)` resume exactly, given the same arguments and num_workers.
+    Of several sources each is shuffled in epochs of its own, and the weights decide how often it has its turn.
+    An iterator's `get_state()` and `set_state(state)` resume exactly, given the same records, `data_config` (but for
+    num_workers and prefetch), `clip_config` and seed; batch_size and the processes may be others than before.
 
     Args:
-      data_config: `config.data`: directory, split, crop_scale, min_reference_gap (seconds), same_window_prob,
-        first_clip_prob, flip_prob, num_workers, prefetch (batches made ahead, per worker).
+      data_config: `config.data`: directory and split, or sources; crop_scale, min_reference_gap (seconds),
+        same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches made ahead, per
+        worker).
       clip_config: `config.clip`: frames, motion_frames, audio_window, fps, image_size.
       batch_size: clips per batch of this process.
       seed: of the order and of every draw; the same in all processes.
       process_index: which of the `process_count` parts of each step's batch this process reads.
       process_count: number of processes.
       needs_sound: leave out the records without sound.
-      epochs: passes over the records; None for no end.
+      epochs: passes over the records (of several sources: until the first of them is used up); None for no end.
 
     Raises:
       ValueError: if a setting is out of range, the records are missing or have another frame rate, or there are fewer
@@ -123,32 +132,66 @@ def make_dataset(
     """
     import grain
 
+    from emo_jax.data.elastic import ElasticDataset
+
     _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
-    source = records.open_records(data_config.directory, data_config.split)
-    positions = suitable_records(source, clip_config, needs_sound)
-    if len(positions) < batch_size * process_count:
+    fitting = []
+    for number, (source, weight) in enumerate(open_sources(data_config)):
+        positions = suitable_records(source, clip_config, needs_sound)
+        if len(positions):
+            fitting.append((source, positions, weight, number))
+    count = sum(len(positions) for _, positions, _, _ in fitting)
+    if count < batch_size * process_count:
+        names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in open_sources(data_config))
         raise ValueError(
-            f"{source.directory}, split {source.split}: {len(positions)} records fit this config, expected at least "
-            f"{batch_size * process_count} (batch {batch_size} x {process_count} processes): lower the batch size or "
-            "add records"
+            f"{names}: {count} records fit this config, expected at least {batch_size * process_count} (batch "
+            f"{batch_size} x {process_count} processes): lower the batch size or add records"
         )
-    sampler = clip_sampler(source, data_config, clip_config)
-    dataset = grain.MapDataset.source(positions).seed(seed).shuffle().random_map(sampler)
-    # The share is cut last: draws then depend on the place in the epoch, and no two processes draw alike.
-    dataset = dataset.repeat(epochs).batch(batch_size, drop_remainder=True)
-    if epochs is not None:
-        dataset = dataset[: len(dataset) // process_count * process_count]  # all processes end at the same step
-    dataset = dataset[process_index::process_count]
-    ahead = max(1, data_config.prefetch)
-    options = grain.ReadOptions(num_threads=1 if data_config.num_workers else min(4, ahead), prefetch_buffer_size=ahead)
-    result = dataset.to_iter_dataset(options)
-    if data_config.num_workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags, and raise outside of an absl app
-        result = result.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=data_config.num_workers, per_worker_buffer_size=ahead)
+    clips = [
+        grain.MapDataset.source(positions)
+        .seed(_source_seed(seed, number))
+        .shuffle()
+        .random_map(clip_sampler(source, data_config, clip_config))
+        for source, positions, _, number in fitting
+    ]
+    samples = clips[0] if len(clips) == 1 else grain.MapDataset.mix(clips, [weight for _, _, weight, _ in fitting])
+    if data_config.num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags, and raise outside of an absl app
+    return ElasticDataset(
+        samples.repeat(epochs),
+        batch_size,
+        process_index,
+        process_count,
+        whole=epochs is not None,
+        workers=data_config.num_workers,
+        ahead=max(1, data_config.prefetch),
+    )
+
+
+def open_sources(data_config) -> list[tuple[records.RecordSource, float]]:
+    """What `config.data` names, and how often each has its turn: sources, or the one directory.
+
+    Raises:
+      ValueError: if both are given, a source is not (directory, split, weight), or it cannot be opened.
+    """
+    if not data_config.sources:
+        return [(records.open_records(data_config.directory, data_config.split), 1.0)]
+    if data_config.directory:
+        raise ValueError(
+            f"data.directory is {data_config.directory!r} and data.sources names others; give one of them alone"
         )
-    return result
+    for entry in data_config.sources:
+        if len(entry) != 3 or isinstance(entry, str) or not (isinstance(entry[2], int | float) and entry[2] > 0):
+            raise ValueError(
+                f"data.sources holds {entry!r}; expected (directory, split, weight above 0), for example "
+                "(('data/mine','train',3),('data/pictures','train',1))"
+            )
+    return [(records.open_records(directory, split), weight) for directory, split, weight in data_config.sources]
+
+
+def _source_seed(seed: int, number: int) -> int:
+    """So that no two sources draw alike; the first as if it were alone."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def clip_sampler(source: records.RecordSource, data_config, clip_config) -> ClipSampler:
@@ -165,10 +208,11 @@ def clip_sampler(source: records.RecordSource, data_config, clip_config) -> Clip
         data_config.same_window_prob,
         data_config.first_clip_prob,
         data_config.flip_prob,
+        data_config.color_jitter,
     )
 
 
-def make_iterator(data_config, clip_config, **options: Any) -> grain.DatasetIterator:
+def make_iterator(data_config, clip_config, **options) -> elastic.ElasticIterator:
     """An iterator over `make_dataset(...)`; close it after use if there are workers."""
     return iter(make_dataset(data_config, clip_config, **options))
 
@@ -176,7 +220,7 @@ def make_iterator(data_config, clip_config, **options: Any) -> grain.DatasetIter
 def suitable_records(source: records.RecordSource, clip_config, needs_sound: bool = False) -> np.ndarray:
     """Positions (K,) of the records long enough for a clip and its motion frames, and with sound if that is needed."""
     index = source.index()
-    for fps in np.unique(index["fps"]):
+    for fps in np.unique(index["fps"][index["frames"] > 1]):  # a single picture has none
         if exact_fps(float(fps)) != exact_fps(clip_config.fps):
             raise ValueError(
                 f"{source.directory} holds records at {fps:g} fps, but clip.fps is {clip_config.fps:g}: "
@@ -202,6 +246,7 @@ def _check(data, clip, batch_size: int, process_index: int, process_count: int, 
         "data.same_window_prob": (data.same_window_prob, 0 <= data.same_window_prob <= 1, "a probability in [0, 1]"),
         "data.first_clip_prob": (data.first_clip_prob, 0 <= data.first_clip_prob <= 1, "a probability in [0, 1]"),
         "data.flip_prob": (data.flip_prob, 0 <= data.flip_prob <= 1, "a probability in [0, 1]"),
+        "data.color_jitter": (data.color_jitter, 0 <= data.color_jitter < 1, "at least 0 (off) and below 1"),
         "data.num_workers": (data.num_workers, data.num_workers >= 0, "at least 0"),
         "batch_size": (batch_size, batch_size >= 1, "at least 1 clip per process"),
         "process_index": (process_index, 0 <= process_index < process_count, f"in [0, {process_count})"),

@@ -23,6 +23,7 @@ from emo_jax.data.audio import SAMPLE_RATE, exact_fps
 
 GOP = 16  # frames between keyframes: what a seek decodes in vain at most
 INDEX_FILE = "index.json"
+_UNPROBED = {"codec_whitelist": "none"}  # or else FFmpeg decodes a frame in vain to learn what the decoder will find
 _BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
 _LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags")  # records of version 1.0.0 lack them
 
@@ -342,7 +343,8 @@ def count_frames(data: bytes) -> int:
 def decode_video(data: bytes, start: int, count: int) -> np.ndarray:
     """Frames [start, start + count) of an mp4 file of constant frame rate, as (count, H, W, 3) uint8 RGB.
 
-    Decoding begins at the keyframe before `start`, so the cost hardly depends on the length of the video.
+    Decoding begins at the keyframe before `start`, so the cost hardly depends on the length of the video; of the frames
+    around those asked for, only what these are coded from is decoded.
 
     Raises:
       ValueError: if the video does not have these frames.
@@ -352,20 +354,29 @@ def decode_video(data: bytes, start: int, count: int) -> np.ndarray:
     # One thread everywhere: the pipeline's workers are the parallelism, and the threaded colour conversion, which is
     # the default, takes three times the processor time on small frames.
     to_rgb = av.video.reformatter.VideoReformatter()
-    with av.open(io.BytesIO(data)) as container:
-        stream = container.streams.video[0]
-        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        period = 1 / (stream.average_rate * stream.time_base)
-        begin = stream.start_time or 0
+    with av.open(io.BytesIO(data), options=_UNPROBED) as container:
         frames: list[np.ndarray] = []
-        container.seek(int(begin + start * period), stream=stream)
-        for frame in container.decode(stream):
-            at = round((frame.pts - begin) / period)
-            if at < start:
-                continue
+        for at, frame in _frames_from(container, start, start + count):
             if at != start + len(frames):
                 break  # a gap: never return a wrong frame
             frames.append(to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray())
             if len(frames) == count:
                 return np.stack(frames)
     raise ValueError(f"no frames {start} to {start + count - 1} in a video of {count_frames(data)} frames")
+
+
+def _frames_from(container, start: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(number, frame) of the frames from `start` on; those from `stop` on are not complete."""
+    stream = container.streams.video[0]
+    stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+    period = 1 / (stream.average_rate * stream.time_base)
+    begin = stream.start_time or 0
+    container.seek(int(begin + start * period), stream=stream)
+    for packet in container.demux(stream):
+        if packet.pts is not None:  # the last, empty one has none
+            wanted = start <= round((packet.pts - begin) / period) < stop
+            stream.codec_context.skip_frame = "DEFAULT" if wanted else "NONREF"
+        for frame in packet.decode():
+            at = round((frame.pts - begin) / period)
+            if at >= start:
+                yield at, frame

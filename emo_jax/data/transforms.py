@@ -2,12 +2,15 @@
 
 import math
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from emo_jax.data.audio import cut, window_bounds
 
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels
+PICTURES = ("reference", "motion", "frames")
+_LUMA, _MIDDLE_GREY = (0.299, 0.587, 0.114), 128  # what contrast turns around
 
 
 def choose_start(rng: np.random.Generator, total: int, frames: int, motion_frames: int) -> int:
@@ -112,6 +115,28 @@ def speed_window(speed: np.ndarray, start: int, frames: int, reach: int) -> np.n
 
 
 def flip_horizontally(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Mirrors all pictures of a sample and its mask; sound and speed stay."""
-    pictures = ("reference", "motion", "frames", "mask")
-    return {name: value[..., ::-1, :] if name in pictures else value for name, value in sample.items()}
+    """Mirrors all pictures of a sample and its mask; the sound stays, and so does the speed, which has no sign."""
+    mirrored = (*PICTURES, "mask")
+    return {name: value[..., ::-1, :] if name in mirrored else value for name, value in sample.items()}
+
+
+def choose_colors(rng: np.random.Generator, strength: float) -> tuple[np.ndarray, np.ndarray]:
+    """A change of brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength].
+
+    Returns (matrix (3, 3), offset (3,)): the new colour is matrix @ colour + offset, for RGB in [0, 255].
+    """
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    grey = np.tile(_LUMA, (3, 1))
+    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    return matrix, np.full(3, brightness * (1 - contrast) * _MIDDLE_GREY)
+
+
+def change_colors(sample: dict[str, np.ndarray], matrix: np.ndarray, offset: np.ndarray) -> dict[str, np.ndarray]:
+    """Changes the colours of all pictures of a sample alike, see `choose_colors`; missing motion frames stay 0."""
+    change = np.hstack([matrix, offset[:, None]])
+    changed = dict(sample)
+    for name in PICTURES:
+        if sample[name].size and (name != "motion" or sample["has_motion"]):
+            rows = sample[name].reshape(-1, sample[name].shape[-2], 3)  # frames below each other: one call for all
+            changed[name] = cv2.transform(rows, change).reshape(sample[name].shape)
+    return changed

@@ -159,7 +159,7 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
         audio = audio[:0]
         flags.append("silent")
     return Record(
-        id=f"{_id(source)}-{stretch.start:06d}",
+        id=f"{record_id(source)}-{stretch.start:06d}",
         source=source,
         licence=settings.licence,
         video=encode_video(frames, FPS),
@@ -175,7 +175,7 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
     )
 
 
-def _id(source: str) -> str:
+def record_id(source: str) -> str:
     """Unique for each source; begins with the file's name."""
     return f"{pathlib.PurePath(source).stem}-{hashlib.sha256(source.encode()).hexdigest()[:10]}"
 

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from emo_jax.data import records, transforms
+from emo_jax.data import pipeline, records, transforms
 from emo_jax.data.video import VideoWriter
 from emo_jax.sampling import VideoSampler
 from emo_jax.training import processes
@@ -59,9 +59,11 @@ class Samples:
 
         Records with sound go first; where there are none, the people are silent.
         """
-        clip, source = self._config.clip, records.open_records(self._config.data.directory, self._config.data.split)
-        loud = np.argsort(~source.index()["sound"], kind="stable")[:_PEOPLE]
-        chosen = [_person(source[i], tuple(clip.image_size), self._config.data.crop_scale) for i in loud.tolist()]
+        data, size = self._config.data, tuple(self._config.clip.image_size)
+        sources = [source for source, _ in pipeline.open_sources(data)]
+        loud = [(source, i) for source in sources for i in np.flatnonzero(source.index()["sound"])[:_PEOPLE]]
+        mute = [(source, i) for source in sources for i in np.flatnonzero(~source.index()["sound"])[:_PEOPLE]]
+        chosen = [_person(source[i], size, data.crop_scale) for source, i in [*loud, *mute][:_PEOPLE]]
         return tuple(np.stack(a) for a in zip(*chosen, strict=True))
 
 

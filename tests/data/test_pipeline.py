@@ -8,11 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from emo_jax.data import pipeline, records, transforms
+from emo_jax.data.head import rotation_speed
 
 
 def configs(directory, fps=25, **changes):
-    data = dict(directory=str(directory), split="train", crop_scale=(1.0, 1.0), min_reference_gap=0.4)
-    data |= dict(same_window_prob=0.0, first_clip_prob=0.3, flip_prob=0.0, num_workers=0, prefetch=2)
+    data = dict(directory=str(directory), split="train", sources=(), crop_scale=(1.0, 1.0), min_reference_gap=0.4)
+    data |= dict(same_window_prob=0.0, first_clip_prob=0.3, flip_prob=0.0, color_jitter=0.0, num_workers=0, prefetch=2)
     clip = dict(frames=4, motion_frames=2, audio_window=2, fps=fps, image_size=(48, 64))
     for name, value in changes.items():
         (data if name in data else clip)[name] = value
@@ -177,6 +178,41 @@ def test_a_flip_turns_pictures_and_mask_together():
     np.testing.assert_array_equal(flipped["speed"], sample["speed"])
 
 
+def test_a_flip_changes_no_speed():
+    angles = np.random.default_rng(0).normal(0, 9, (40, 3))  # seen in a mirror, yaw and roll change their signs
+    np.testing.assert_allclose(rotation_speed(angles * (-1, 1, -1)), rotation_speed(angles), rtol=1e-5)
+
+
+def test_colors_change_alike_in_all_pictures_of_a_sample():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (6, 4, 3)).astype(np.uint8)
+    sample = {"frames": np.stack([picture, picture]), "reference": picture, "motion": picture[None], "mask": picture}
+    for strength in (0.0, 0.3, 0.9):
+        matrix, offset = transforms.choose_colors(rng, strength)
+        changed = transforms.change_colors(sample | {"has_motion": np.asarray(True)}, matrix, offset)
+        want = np.clip(np.rint(picture @ matrix.T + offset), 0, 255)
+        assert (want == picture).all() == (strength == 0)
+        for seen in (*changed["frames"], changed["reference"], *changed["motion"]):
+            assert np.abs(seen - want).max() <= 1 and seen.dtype == np.uint8
+        assert changed["mask"] is picture
+    none = sample | {"has_motion": np.asarray(False), "motion": np.zeros((1, 6, 4, 3), np.uint8)}
+    assert not transforms.change_colors(none, np.eye(3), np.full(3, 9.0))["motion"].any()
+    grey = np.full((1, 3), 128)
+    for seed in range(50):
+        matrix, offset = transforms.choose_colors(np.random.default_rng(seed), 0.2)
+        assert 0.8 * 128 - 1 < (grey @ matrix.T + offset).min() < 1.2 * 128 + 1
+        assert np.ptp(grey @ matrix.T + offset) < 1e-9  # grey stays grey
+
+
+def test_a_sampler_changes_colors_alone_if_asked(record_dir):
+    plain, changed = (take(2, *configs(record_dir, color_jitter=j), batch_size=6, seed=3) for j in (0.0, 0.4))
+    for a, b in zip(samples(plain), samples(changed), strict=True):
+        for name in ("mask", "audio", "speed", "has_motion"):
+            np.testing.assert_array_equal(a[name], b[name])
+        assert not np.array_equal(a["frames"], b["frames"])
+        assert b["has_motion"] or not b["motion"].any()
+
+
 def test_the_seed_decides(record_dir):
     args = configs(record_dir, crop_scale=(0.5, 0.9), flip_prob=0.5)
     first = take(4, *args, batch_size=3, seed=1)
@@ -269,6 +305,7 @@ def test_short_records_are_left_out(record_dir):
         ({}, {"process_index": 1}, "process_index is 1"),
         ({"crop_scale": (0.9, 0.8)}, {}, "data.crop_scale is"),
         ({"first_clip_prob": 1.5}, {}, "data.first_clip_prob is 1.5"),
+        ({"color_jitter": 1.0}, {}, "data.color_jitter is 1.0"),
     ],
 )
 def test_bad_settings_are_one_line(record_dir, changes, options, message):

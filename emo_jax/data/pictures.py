@@ -1,0 +1,54 @@
+"""From single pictures to records of one frame, which feed the stages that are fed single frames."""
+
+from __future__ import annotations
+
+import pathlib
+
+import cv2
+import numpy as np
+
+from emo_jax.data.face_tracking import FaceAnalyzer
+from emo_jax.data.images import load_image
+from emo_jax.data.records import Record, encode_video
+from emo_jax.data.shots import Meter, Rules, faults, square_window
+from emo_jax.data.videos import FPS, record_id
+
+
+def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAnalyzer, licence: str) -> Record:
+    """The record of the picture at `path`, its one usable face cut out as a video's would be.
+
+    Its id depends on the name. The speed is 0 and cannot be trusted; the frame rate says nothing.
+
+    Raises:
+      ValueError: why the picture cannot be used.
+    """
+    image = load_image(path)
+    meter = Meter(analyzer)
+    meter.add(image)
+    seen = meter.measurements()
+    (reason,) = faults(seen, rules)
+    if reason:
+        raise ValueError(reason)
+    window = square_window(seen.box, *image.shape[:2])
+    if window is None:
+        raise ValueError("no square of the picture holds the face")
+    left, top, side = window
+    method = cv2.INTER_AREA if side > rules.size else cv2.INTER_CUBIC
+    frame = cv2.resize(image[top : top + side, left : left + side], (rules.size, rules.size), interpolation=method)
+    boxes = (seen.box - (left, top, left, top)) * (rules.size / side)
+    flags = ["no-sound"] + ["roll-only"] * (analyzer.gives == "box and roll")
+    flags += ["enlarged"] * (side * 1.5 < rules.size)
+    return Record(
+        id=record_id(name),
+        source=name,
+        licence=licence,
+        video=encode_video(frame[None], FPS),
+        audio=np.zeros(0, np.int16),
+        fps=float(FPS),
+        boxes=np.clip(boxes, 0, rules.size).astype(np.float32),
+        rotation=seen.rotation.astype(np.float32),
+        speed=np.zeros(1, np.float32),
+        speed_confidence=np.zeros(1, np.float32),
+        analyzer=f"{analyzer.name}: {analyzer.gives}",
+        flags=" ".join(flags),
+    )

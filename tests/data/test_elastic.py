@@ -1,0 +1,104 @@
+"""The place in the data is one number: processes, workers and batches may change in the middle of an epoch."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from emo_jax.data import pipeline, records
+from tests.data.test_pipeline import assert_same, configs, record_number, samples
+
+RECORDS = 24
+
+
+@pytest.fixture(scope="module")
+def small_records(tmp_path_factory):
+    """24 records of 8 frames, told apart by their speed, 100 times their number."""
+
+    def record(k):
+        return records.Record(
+            id=f"small-{k}",
+            source="tests",
+            licence="CC0-1.0",
+            video=records.encode_video(np.full((8, 32, 32, 3), 10 * k, np.uint8), 25),
+            audio=np.zeros(0, np.int16),
+            fps=25.0,
+            boxes=np.tile(np.float32([8, 8, 24, 24]), (8, 1)),
+            rotation=np.zeros((8, 3)),
+            speed=100 * k + np.arange(8),
+        )
+
+    directory = tmp_path_factory.mktemp("elastic") / "records"
+    records.write_records(directory, {"train": lambda: map(record, range(RECORDS))}, progress=False)
+    return directory
+
+
+def batches(directory, processes, batch_size, steps, state=None, **options):
+    """(the samples that all processes take in so many steps, the state of the last process)."""
+    data, clip = configs(directory, image_size=(16, 16), frames=2, flip_prob=0.5, num_workers=options.pop("workers", 0))
+    share = dict(batch_size=batch_size, process_count=processes, seed=5)
+    iterators = [pipeline.make_iterator(data, clip, process_index=p, **share | options) for p in range(processes)]
+    for iterator in iterators:
+        if state is not None:
+            iterator.set_state(state)
+        iterator.start_prefetch()
+    shares = [list(itertools.islice(iterator, steps)) for iterator in iterators]
+    after = iterators[-1].get_state()
+    for iterator in iterators:
+        iterator.close()
+    return samples(itertools.chain(*zip(*shares, strict=True))), after
+
+
+@pytest.mark.parametrize("first, then", [
+    (dict(processes=2, batch_size=2, steps=3), dict(processes=1, batch_size=4, steps=3)),
+    (dict(processes=1, batch_size=4, steps=3), dict(processes=4, batch_size=1, steps=3)),
+    (dict(processes=2, batch_size=2, steps=3), dict(processes=1, batch_size=3, steps=4)),  # other batches
+    (dict(processes=2, batch_size=5, steps=1), dict(processes=2, batch_size=1, steps=7)),
+])  # fmt: skip
+def test_another_number_of_processes_goes_on_where_these_stopped(small_records, first, then):
+    whole, _ = batches(small_records, 1, 24, 2)
+    head, state = batches(small_records, **first)
+    tail, state = batches(small_records, **then, state=state)
+    assert sorted(map(record_number, head + tail)) == list(range(RECORDS))  # exactly one epoch
+    more, state = batches(small_records, **first, state=state)
+    assert_same(whole[: len(head + tail + more)], head + tail + more)  # and the next begins; each sample as ever
+    assert state == {"samples": len(head + tail + more)}
+
+
+def test_two_processes_of_two_workers_then_one_of_none(small_records):
+    head, state = batches(small_records, processes=2, batch_size=2, steps=3, workers=2)
+    tail, _ = batches(small_records, processes=1, batch_size=4, steps=3, state=state)
+    assert sorted(map(record_number, head + tail)) == list(range(RECORDS))
+    assert_same(batches(small_records, processes=1, batch_size=4, steps=6)[0], head + tail)
+
+
+@pytest.mark.parametrize("state", [
+    {"next_index": 3},
+    {"next_index_in_cycle": 1, "iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}], "exhausted": [0, 0]},
+])  # fmt: skip
+def test_places_that_grain_saved_itself_are_still_understood(small_records, state):
+    whole, _ = batches(small_records, processes=1, batch_size=4, steps=5)
+    rest, after = batches(small_records, processes=2, batch_size=2, steps=2, state=state)
+    assert_same(whole[12:], rest)
+    assert after == {"samples": 20}
+
+
+def test_a_finite_epoch_ends_once_resumed_too(small_records):
+    head, state = batches(small_records, processes=1, batch_size=5, steps=2, epochs=1)
+    tail, state = batches(small_records, processes=2, batch_size=2, steps=99, state=state, epochs=1)
+    assert len(head) == 10 and len(tail) == 12  # two of the 24 fill no batch
+    assert len(set(map(record_number, head + tail))) == 22
+    tail, state = batches(small_records, processes=1, batch_size=2, steps=99, state=state, epochs=1)
+    assert len(tail) == 2 and state == {"samples": 24}
+    assert batches(small_records, processes=1, batch_size=2, steps=99, state=state, epochs=1)[0] == []
+
+
+def test_a_place_can_be_taken_back_and_a_closed_iterator_says_so(small_records):
+    iterator = pipeline.make_iterator(*configs(small_records, image_size=(16, 16)), batch_size=3, seed=1)
+    start = iterator.get_state()
+    first = [next(iterator), next(iterator)]
+    iterator.set_state(start)
+    assert_same(first, [next(iterator), next(iterator)])
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)

@@ -1,0 +1,20 @@
+"""Who is shown while training."""
+
+import numpy as np
+
+from emo_jax.data import records
+from emo_jax.training.samples import Samples
+from tests.small import small_config
+
+
+def test_the_people_shown_are_of_all_sources_and_those_with_sound_go_first(tmp_path, record_dir, make_record):
+    silent = tmp_path / "silent"
+    records.write_records(silent, {"train": lambda: [make_record(4)]}, progress=False)
+    config = small_config("video")
+    config.data.sources = ((str(silent), "train", 9.0), (str(record_dir), "train", 1.0))
+    references, masks, voices = Samples(config, None, tmp_path, None)._people
+    assert references.shape[0] == masks.shape[0] == voices.shape[0] == 2
+    assert np.abs(voices).max(axis=1).all()
+    config.data.sources = ((str(silent), "train", 1.0),)
+    references, _, voices = Samples(config, None, tmp_path, None)._people
+    assert len(references) == 1 and not voices.any()
