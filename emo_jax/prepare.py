@@ -20,7 +20,6 @@ from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
 from emo_jax.progress import Progress
 
-TRUSTED = 0.5  # confidence from which a head's speed counts
 _SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
 
 
@@ -173,7 +172,7 @@ def _main_inspect(args: argparse.Namespace, config) -> None:
 
 def _main_stats(args: argparse.Namespace, config) -> None:
     """Run `emo prepare stats`: prints options for `emo train`; --config FILE says how long a clip is."""
-    from emo_jax.data.statistics import config_lines, fit_buckets, fit_face
+    from emo_jax.data.statistics import config_lines, fit_buckets, fit_face, head_tracks
 
     speeds, trusted, boxes = head_tracks(args.directory, args.split)
     if not trusted:
@@ -381,29 +380,6 @@ def _base_config():
     from configs.base import get_config
 
     return get_config("video")
-
-
-def head_tracks(directory: str, split: str = "train") -> tuple[np.ndarray, bool, list[np.ndarray]]:
-    """(speeds, trusted, boxes) of the heads in a split.
-
-    speeds: (N,) degrees per frame, those that can be trusted; all of them where none can, then `trusted` is False.
-    boxes: of each record (frames, 4), as shares of the frame's width and height.
-    """
-    from emo_jax.data.records import decode_video, open_records
-
-    source = open_records(directory, split)
-    speeds, sure, boxes = [], [], []
-    with Progress(len(source), "records", "record") as progress:
-        for i in range(len(source)):
-            record = source[i]
-            speeds.append(record["speed"])
-            confidence = record["speed_confidence"]
-            sure.append(confidence >= TRUSTED if len(confidence) else np.ones(len(speeds[-1]), bool))
-            height, width = decode_video(record["video"], 0, 1).shape[1:3]
-            boxes.append(record["boxes"] / (width, height, width, height))
-            progress.add()
-    speeds, sure = np.concatenate(speeds), np.concatenate(sure)
-    return (speeds[sure] if sure.any() else speeds), bool(sure.any()), boxes
 
 
 def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:

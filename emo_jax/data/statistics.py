@@ -4,7 +4,32 @@ from __future__ import annotations
 
 import numpy as np
 
+from emo_jax.data.records import decode_video, open_records
+from emo_jax.progress import Progress
+
+TRUSTED = 0.5  # confidence from which a head's speed counts
 LEAST_RADIUS = 0.02  # degrees per frame: below it a bucket would answer to noise alone
+
+
+def head_tracks(directory: str, split: str = "train") -> tuple[np.ndarray, bool, list[np.ndarray]]:
+    """(speeds, trusted, boxes) of the heads in a split.
+
+    speeds: (N,) degrees per frame, those that can be trusted; all of them where none can, then `trusted` is False.
+    boxes: of each record (frames, 4), as shares of the frame's width and height.
+    """
+    source = open_records(directory, split)
+    speeds, sure, boxes = [], [], []
+    with Progress(len(source), "records", "record") as progress:
+        for i in range(len(source)):
+            record = source[i]
+            speeds.append(record["speed"])
+            confidence = record["speed_confidence"]
+            sure.append(confidence >= TRUSTED if len(confidence) else np.ones(len(speeds[-1]), bool))
+            height, width = decode_video(record["video"], 0, 1).shape[1:3]
+            boxes.append(record["boxes"] / (width, height, width, height))
+            progress.add()
+    speeds, sure = np.concatenate(speeds), np.concatenate(sure)
+    return (speeds[sure] if sure.any() else speeds), bool(sure.any()), boxes
 
 
 def fit_buckets(speeds: np.ndarray, count: int) -> tuple[list[float], list[float]]:

@@ -9,7 +9,7 @@ import pytest
 
 from emo_jax import config, prepare
 from emo_jax.data import records
-from emo_jax.data.statistics import config_lines, fit_buckets, fit_face
+from emo_jax.data.statistics import config_lines, fit_buckets, fit_face, head_tracks
 
 
 def test_buckets_share_the_speeds():
@@ -62,7 +62,7 @@ def test_stats_of_records(record_dir, capsys):
     run(str(record_dir), "--buckets", "3")
     told = capsys.readouterr()
     assert "trusted" not in told.err
-    speeds, _, boxes = prepare.head_tracks(str(record_dir))
+    speeds, _, boxes = head_tracks(str(record_dir))
     assert len(speeds) == sum(40 + 4 * k for k in range(6))
     np.testing.assert_allclose(boxes[0][0], [12 / 64, 8 / 48, 30 / 64, 28 / 48], rtol=1e-5)
     centres, radii = fit_buckets(speeds, 3)
@@ -75,7 +75,7 @@ def test_speeds_of_roll_alone_do_not_count(tmp_path, make_record, capsys):
     sure, unsure = np.full(40, 0.9, np.float32), np.full(44, 0.2, np.float32)
     made = [dataclasses.replace(make_record(k), speed_confidence=c) for k, c in enumerate((sure, unsure))]
     records.write_records(tmp_path / "both", {"train": lambda: made}, progress=False)
-    assert len(prepare.head_tracks(str(tmp_path / "both"))[0]) == 40
+    assert len(head_tracks(str(tmp_path / "both"))[0]) == 40
     records.write_records(tmp_path / "one", {"train": lambda: made[1:]}, progress=False)
     run(str(tmp_path / "one"))
     assert "none of these speeds can be trusted" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emo_jax import cli, prepare
-from emo_jax.data import records, videos
+from emo_jax.data import records, statistics, videos
 from emo_jax.data.face_tracking import overlap
 from emo_jax.data.faces import find_faces
 from emo_jax.data.synthetic import Identity, State, Track, face_box
@@ -95,7 +95,7 @@ def test_speeds_are_right_or_not_trusted(jitter):
         rng = np.random.default_rng(seed)
         moved = Track.sample(rng, 125, 25)
         _, speed, trust = videos.head_motion(moved.rotation + rng.normal(0, jitter, moved.rotation.shape))
-        if 0.9 * trust.mean() >= prepare.TRUSTED:
+        if 0.9 * trust.mean() >= statistics.TRUSTED:
             trusted += 1
             assert abs(speed.mean() / moved.speed.mean() - 1) < 0.2, seed
     assert trusted >= (40 if jitter < 0.5 else 20)
