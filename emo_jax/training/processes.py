@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 
 import jax
@@ -86,6 +87,11 @@ def _integer(name, value):
 def first():
     """Whether this is process 0, which alone prints and writes what all have in common."""
     return jax.process_index() == 0
+
+
+def name():
+    """What this process is called in messages: 'process 1 of 4 on HOST'."""
+    return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
 
 
 def worst(number):
