@@ -63,6 +63,9 @@ def main(args, config):
             f"{processes.name()} cannot go on, perhaps because another has ended; "
             f"see the logs of all, and start all of them again ({told})"
         ) from error
+    except OSError:  # of this process alone
+        processes.leave(1)
+        raise
     if int(state.step) >= config.train.steps:
         return 0
     if processes.first():

@@ -74,9 +74,8 @@ def counted(stage, remat=False):
 
 
 def test_a_step_costs_what_its_compiled_program_does():
-    """The VAE's, nearly all convolutions; XLA leaves out products with the padding, and counts sums and the like."""
-    count = counted("vae")
-    assert count == pytest.approx(step_of("vae")[2].cost_analysis()["flops"], rel=0.1)
+    """As XLA counts it, which leaves out products with the padding, and takes in sums and the like."""
+    assert counted("vae") == pytest.approx(step_of("vae")[2].cost_analysis()["flops"], rel=0.03)
     assert counted("image") == counted("image", remat=True)
 
 

@@ -63,7 +63,7 @@ def test_what_only_tensorboard_shows(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [Card(3), Card(5), Card(None), Card(4)])
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
     writer = MetricsWriter(tmp_path, first=0, total=2, flops=989e12)
-    for step in (1, 2):
+    for _ in range(2):
         writer.add({"grad_norm": jnp.float32(5), "grad_norm/backbone": jnp.float32(3)}, waited=0)
     writer.write(2)
     writer.close()
