@@ -176,5 +176,6 @@ def train(stage):
         keep=3,  # newest checkpoints
         keep_every=0,  # and every checkpoint of a multiple of so many steps; 0: none
         max_skipped=10,  # steps in a row whose loss or gradients are not finite, after which the run ends
+        stall_seconds=60.0,  # of waiting for a batch, after which a line says so
         sample_every=5000,
     )

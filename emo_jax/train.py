@@ -18,14 +18,16 @@ import jax.numpy as jnp
 
 from emo_jax import sharding
 from emo_jax.cli import TERMINATED
-from emo_jax.data.pipeline import make_iterator
+from emo_jax.data.pipeline import element_spec, make_iterator
 from emo_jax.models import emo as emo_lib
 from emo_jax.training import processes
 from emo_jax.training.checkpoint import Checkpoints
+from emo_jax.training.flops import step_flops
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
 from emo_jax.training.samples import Samples
 from emo_jax.training.stages import clip_of, get_stage, stages_before
 from emo_jax.training.step import make_step, new_state
+from emo_jax.training.watch import Profiled, next_batch
 from emo_jax.weights.store import adopt, load_weights, nest
 
 
@@ -41,22 +43,29 @@ def add_parser(subparsers):
     parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster tells it")
     parser.add_argument("--processes", type=int, help="how many processes the run has")
     parser.add_argument("--process", type=int, help="which of them this is, from 0")
+    parser.add_argument("--profile", type=int, default=0, metavar="N",
+                        help="trace N steps after the first few for XProf, into WORKDIR/profile")  # fmt: skip
     parser.set_defaults(main=main, takes_config=True)
 
 
 def main(args, config):
     """Runs `emo train`; returns the exit status."""
+    if args.profile < 0:
+        raise ValueError(f"--profile is {args.profile}; expected a number of steps, or 0 for no trace")
     processes.start(args.coordinator, args.processes, args.process)
     try:
-        state = train(config, args.workdir)
+        state = train(config, args.workdir, args.profile)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         told = " ".join(str(error).split())[:300]
         raise OSError(
-            f"process {jax.process_index()} of {jax.process_count()} cannot go on, perhaps because another has ended; "
+            f"{processes.name()} cannot go on, perhaps because another has ended; "
             f"see the logs of all, and start all of them again ({told})"
         ) from error
+    except OSError:  # of this process alone
+        processes.leave(1)
+        raise
     if int(state.step) >= config.train.steps:
         return 0
     if processes.first():
@@ -64,21 +73,23 @@ def main(args, config):
     return TERMINATED
 
 
-def train(config, workdir):
+def train(config, workdir, profile=0):
     """Trains the config's stage up to `train.steps`, or until a SIGTERM, and returns the state then saved.
 
     Resumes from the newest checkpoint in `workdir`; without one it starts from `train.init_from`, the run or weights
-    of the stage before, or from fresh parameters where the stage starts from none.
+    of the stage before, or from fresh parameters where the stage starts from none. `profile` steps are traced.
 
     Raises:
         ValueError: a config, data set or checkpoint that does not fit.
         FloatingPointError: `train.max_skipped` steps in a row were not finite.
-        OSError: a checkpoint cannot be written.
+        OSError: a checkpoint cannot be written, or a data worker was killed.
     """
     stage, steps = get_stage(config.train.stage), config.train.steps
     for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
         if config.train[name] < 1:
             raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
+    if not config.train.stall_seconds > 0:
+        raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
     emo = emo_lib.build(config)
     mesh = sharding.make_mesh(**config.train.mesh)
     iterator = make_iterator(
@@ -93,7 +104,8 @@ def train(config, workdir):
     checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
     state = _start(config, emo, mesh, checkpoints, iterator)
     step_fn = processes.together(make_step(emo, config, mesh, state))
-    writer = MetricsWriter(workdir, first=int(state.step), total=steps)
+    step_fn = Profiled(step_fn, workdir, profile, left=steps - int(state.step))
+    writer = MetricsWriter(workdir, int(state.step), steps, _flops(config, stage, emo, state))
     samples, skips = Samples(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
     scaled, ending = _scaler(config, emo, mesh), processes.Ending()
 
@@ -101,11 +113,12 @@ def train(config, workdir):
         leaving.callback(_close, iterator)
         leaving.callback(writer.close)
         leaving.callback(checkpoints.close)
+        leaving.callback(step_fn.close)
         leaving.callback(ending.close)
         ending.listen()
         for step in range(int(state.step), steps):
             waited = time.perf_counter()
-            batch = sharding.place_batch(mesh, next(iterator))
+            batch = sharding.place_batch(mesh, next_batch(iterator, step + 1, config.train.stall_seconds))
             waited = time.perf_counter() - waited
             state, metrics = step_fn(state, batch)
             done = step + 1
@@ -123,6 +136,14 @@ def train(config, workdir):
                 samples.write(done, state.params(ema=True))
         skips.check()
     return state
+
+
+def _flops(config, stage, emo, state):
+    """FLOPs of a step, counted on the process that tells them; None on a run that has no step to do."""
+    if not processes.first() or int(state.step) >= config.train.steps:
+        return None
+    spec = element_spec(clip_of(config, stage), config.train.batch_size)
+    return step_flops(emo, config, state, {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()})
 
 
 def _start(config, emo, mesh, checkpoints, iterator):

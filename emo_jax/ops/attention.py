@@ -1,11 +1,25 @@
 """Scaled dot-product attention that never holds more scores than it must."""
 
+import contextlib
+import contextvars
+
 import jax
 import jax.numpy as jnp
 
 _CHUNK = 256
 _SHORT = 1024
 _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
+_FUSE = contextvars.ContextVar("fuse", default=True)
+
+
+@contextlib.contextmanager
+def never_fused():
+    """Within it, attention is traced as matrix products on every device, which can be counted."""
+    token = _FUSE.set(False)
+    try:
+        yield
+    finally:
+        _FUSE.reset(token)
 
 
 def attention(query, key, value):
@@ -20,7 +34,7 @@ def attention(query, key, value):
         (..., S, heads, D) in the query's dtype; the softmax is computed in float32.
     """
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= _FUSED_WIDTH and query.shape[-1] % 8 == 0
-    if jax.default_backend() == "gpu" and fits:
+    if jax.default_backend() == "gpu" and fits and _FUSE.get():
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
     scale = query.shape[-1] ** -0.5

@@ -6,13 +6,20 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from emo_jax.training.flops import peak_flops
+
 
 class MetricsWriter:
-    """Collects metrics of each step and writes their means; only process 0 writes."""
+    """Collects metrics of each step and writes their means; only process 0 writes.
 
-    def __init__(self, workdir, first, total):
+    Args:
+        first: the step that the run goes on from. total: that it ends with.
+        flops: of a step on all devices; None: not known, and speed is told in steps alone.
+    """
+
+    def __init__(self, workdir, first, total, flops=None):
         self._writer = SummaryWriter(str(workdir)) if jax.process_index() == 0 else None
-        self._total, self._last, self._since = total, first, time.perf_counter()
+        self._total, self._last, self._since, self._flops = total, first, time.perf_counter(), flops
         self._pending, self._waited = [], 0.0
 
     def add(self, metrics, waited):
@@ -21,7 +28,10 @@ class MetricsWriter:
         self._waited += waited
 
     def write(self, step):
-        """Writes the means since the last call: one line, and one scalar each. Skipped steps are counted apart."""
+        """Writes the means since the last call: one scalar each, and a line of those whose name has no '/'.
+
+        Skipped steps are counted apart.
+        """
         fetched = jax.device_get(self._pending)
         skipped = sum(m.pop("skipped", 0) for m in fetched)
         whole = [m for m in fetched if all(map(np.isfinite, m.values()))] or fetched
@@ -32,11 +42,12 @@ class MetricsWriter:
         self._pending, self._waited, self._last, self._since = [], 0.0, step, time.perf_counter()
         if self._writer is None:
             return
-        for name, value in (means | {"skipped": float(skipped)}).items():
+        scalars = means | {"skipped": float(skipped)} | _speed(self._flops, means["step_seconds"]) | _memory()
+        for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
         left = (self._total - step) * means["step_seconds"]
-        line = " ".join(f"{name} {value:.4g}" for name, value in means.items())
+        line = " ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
         line += f" skipped {skipped:.0f}" if skipped else ""
         print(f"step {step}/{self._total} {line} left {left / 60:.0f} min", flush=True)
 
@@ -49,6 +60,22 @@ class MetricsWriter:
         """Closes the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _speed(flops, seconds):
+    """TFLOP/s of all devices together, and the share of their peak where that is known (model FLOP utilisation)."""
+    if flops is None:
+        return {}
+    devices, rate = jax.devices(), flops / seconds
+    peak = peak_flops(devices[0].device_kind)
+    return {"speed/tflops": rate / 1e12} | ({} if peak is None else {"speed/mfu": rate / (peak * len(devices))})
+
+
+def _memory():
+    """GiB of the fullest of this process' devices, now and at most so far; nothing where the platform does not tell."""
+    stats = [told for told in (device.memory_stats() for device in jax.local_devices()) if told]
+    names = {"memory/gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
+    return {name: max(told[key] for told in stats) / 2**30 for name, key in names.items() if stats}
 
 
 class SkipLimit:

@@ -14,7 +14,7 @@ from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import EMO
 from emo_jax.training import losses
 from emo_jax.training.optimizer import learning_rate, make_optimizer
-from emo_jax.training.stages import get_stage, split
+from emo_jax.training.stages import get_stage, part_of, split
 
 
 @struct.dataclass
@@ -84,7 +84,7 @@ def make_step(emo: EMO, config, mesh, state):
             (trained, ema, opt_state),
             (state.trained, state.ema, state.opt_state),
         )
-        metrics |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - fine}
+        metrics |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - fine} | _part_norms(grads)
         trained, ema, opt_state = changed
         return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
@@ -95,6 +95,14 @@ def make_step(emo: EMO, config, mesh, state):
         out_shardings=(placed, sharding.replicated(mesh)),  # the metrics: every process reads them
         donate_argnums=0,
     )
+
+
+def _part_norms(grads):
+    """{'grad_norm/PART': norm} of gradients {path: array}, by the parts of training.stages."""
+    parts = {}
+    for path, grad in grads.items():
+        parts.setdefault(part_of(path), []).append(grad)
+    return {f"grad_norm/{part}": optax.tree.norm(grads) for part, grads in parts.items()}
 
 
 def _accumulate(grad_fn, state, batch, key, count):

@@ -43,6 +43,15 @@ def test_every_parameter_of_the_stage_gets_a_gradient_and_no_other_moves(stage):
         np.testing.assert_array_equal(value, last.frozen[path], err_msg=path)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_part_that_is_trained_tells_its_gradients_norm(stage):
+    for told in first_steps(stage).metrics:
+        parts = {name: value for name, value in told.items() if name.startswith("grad_norm/")}
+        assert set(parts) == {f"grad_norm/{part}" for part in STAGES[stage].trains}
+        np.testing.assert_allclose(np.linalg.norm(list(parts.values())), told["grad_norm"], rtol=1e-5)
+    assert len(parts) == 1 or len(set(parts.values())) > 1
+
+
 @pytest.mark.parametrize("stage", ["video", "speed"])
 def test_trap_2_every_motion_module_runs_and_learns_in_its_stages_alone(stage):
     gradients = optax.tree_utils.tree_get(first_steps(stage).states[1].opt_state, "mu")

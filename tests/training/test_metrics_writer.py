@@ -1,10 +1,12 @@
 import struct
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from emo_jax.training import metrics as metrics_lib
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
 
 
@@ -41,6 +43,45 @@ def test_means_since_the_last_line_are_told_and_written(tmp_path, capsys):
     assert scalars["data_wait_seconds", 12] == pytest.approx(0.25)
     assert {tag for tag, _ in scalars} == {"loss", "rate", "step_seconds", "data_wait_seconds", "skipped"}
     assert images == [("strip", 13, 6, 4)]
+
+
+class Card:
+    """A device that tells what it holds."""
+
+    device_kind = "NVIDIA H100 80GB HBM3"
+
+    def __init__(self, gib):
+        self._stats = gib and {"bytes_in_use": gib * 2**30, "peak_bytes_in_use": 2 * gib * 2**30}
+
+    def memory_stats(self):
+        return self._stats
+
+
+def test_what_only_tensorboard_shows(tmp_path, capsys, monkeypatch):
+    clock = iter((0.0, 8.0, 8.0))
+    monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(jax, "devices", lambda: [Card(3), Card(5), Card(None), Card(4)])
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
+    writer = MetricsWriter(tmp_path, first=0, total=2, flops=989e12)
+    for _ in range(2):
+        writer.add({"grad_norm": jnp.float32(5), "grad_norm/backbone": jnp.float32(3)}, waited=0)
+    writer.write(2)
+    writer.close()
+    assert capsys.readouterr().out.startswith("step 2/2 grad_norm 5 step_seconds 4 ")
+    scalars, _ = events(tmp_path)
+    assert scalars["grad_norm/backbone", 2] == 3
+    assert scalars["speed/tflops", 2] == pytest.approx(989 / 4)
+    assert scalars["speed/mfu", 2] == pytest.approx(1 / 4 / 4)  # a step of one device's second took four, on four
+    assert (scalars["memory/gib", 2], scalars["memory/peak_gib", 2]) == (5, 10)
+
+
+def test_a_device_of_no_known_peak_has_a_speed_alone(tmp_path):
+    writer = MetricsWriter(tmp_path, first=0, total=1, flops=1e12)
+    writer.add({"loss": jnp.float32(1)}, waited=0)
+    writer.write(1)
+    writer.close()
+    tags = {tag for tag, _ in events(tmp_path)[0]}
+    assert "speed/tflops" in tags and "speed/mfu" not in tags and "memory/gib" not in tags
 
 
 def told(loss, skipped=0.0):

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from configs import base
@@ -101,13 +102,14 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 class Run:
     """`emo train` of the small VAE from records, as `count` processes of `devices` CPU devices each."""
 
-    def __init__(self, folder, name, records, count, devices, steps=6):
+    def __init__(self, folder, name, records, count, devices, steps=6, more=()):
         config = folder / "config.py"
         config.write_text(CONFIG)
         self.workdir, self.log = folder / name, folder / f"{name}-{count}.log"
         command = [sys.executable, "-m", "emo_jax.cli", "train", f"--config={config}:vae", f"--workdir={self.workdir}"]
         options = dict(batch_size=4, steps=steps, log_every=1) | {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
-        command += [f"--config.data.directory={records}", *(f"--config.train.{k}={v}" for k, v in options.items())]
+        command += [f"--config.data.directory={records}", *more]
+        command += [f"--config.train.{k}={v}" for k, v in options.items()]
         root = str(base.__file__).removesuffix("/configs/base.py")
         paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
         flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
@@ -121,8 +123,8 @@ class Run:
                   for i in range(count)] if count > 1 else [[]]  # fmt: skip
         with self.log.open("w") as log:
             self.processes = [
-                subprocess.Popen(command + more, stdout=log, stderr=subprocess.STDOUT, env=environment)
-                for more in joined
+                subprocess.Popen(command + place, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                for place in joined
             ]
 
     def wait(self, seconds=900):
@@ -175,6 +177,19 @@ def test_two_processes_killed_and_resumed_as_one_train_as_if_nothing_had_been(ta
     for part in (killed.losses(), again.losses()):
         steps = [step for step in part if step <= last]
         np.testing.assert_allclose([part[k] for k in steps], [whole.losses()[k] for k in steps], rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_data_worker_killed_in_one_of_two_processes_ends_both(talking_records, tmp_path):
+    run = Run(tmp_path, "worker", talking_records, 2, 1, steps=600, more=["--config.data.num_workers=2"])
+    run.until(run.saved)
+    children = psutil.Process(run.processes[1].pid).children(recursive=True)
+    next(child for child in children if "spawn_main" in str(child.cmdline())).kill()
+    since = time.monotonic()
+    assert 0 not in run.wait(), run.log.read_text()
+    assert time.monotonic() - since < 90  # of which up to 40 s until the other takes it for dead
+    assert "emo train: a data worker of process 1 of 2 on " in run.log.read_text()
+    assert run.saved() >= 2
 
 
 @pytest.mark.slow

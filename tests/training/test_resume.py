@@ -3,11 +3,14 @@
 import functools
 import itertools
 import os
+import re
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from emo_jax import cli, sharding
@@ -19,6 +22,7 @@ from emo_jax.training.checkpoint import Checkpoints
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import new_state
 from tests.steps import step_of, training_config
+from tests.training.test_metrics_writer import events
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,6 +146,44 @@ def test_steps_that_are_never_finite_end_the_run_in_one_line(config, tmp_path, m
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("emo train: step 4: loss or gradients were not finite 2 times in a row (loss nan")
     assert "2" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
+
+
+def test_a_profile_is_written(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(config_lib, "parse", lambda rest: config)
+    config.train.update(save_every=4, stall_seconds=1e3)
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any", "--profile=2"]) == 0
+    (trace,) = tmp_path.glob("profile/plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1000 and b"train" in trace.read_bytes()
+    assert capsys.readouterr().err == f"2 steps traced: xprof --logdir {tmp_path}/profile\n"
+    scalars, _ = events(tmp_path)
+    tags = {tag for tag, _ in scalars}
+    assert {"grad_norm/vae", "speed/tflops"} <= tags and "speed/mfu" not in tags
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any", "--profile=-1"]) == 2
+
+
+def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(config, tmp_path, monkeypatch, capsys):
+    place, since = sharding.place_batch, []
+
+    def workers():
+        return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in str(child.cmdline())]
+
+    def place_and_kill(mesh, batch):
+        if not since:
+            workers()[0].kill()
+            since.append(time.monotonic())
+        return place(mesh, batch)
+
+    monkeypatch.setattr(sharding, "place_batch", place_and_kill)
+    monkeypatch.setattr(config_lib, "parse", lambda rest: config)
+    config.data.num_workers = 2
+    config.train.update(steps=100, save_every=3)
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 1
+    assert since and time.monotonic() - since[0] < 60
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.match(r"emo train: a data worker of process 0 of 1 on .* ended before step (\d+) \(exit code -9", line)
+    saved = max((int(path.name) for path in (tmp_path / "checkpoints").iterdir()), default=0)
+    assert saved == (int(found[1]) - 1) // 3 * 3  # nothing lost but the steps since
+    assert not workers()
 
 
 def test_a_finished_run_is_left_as_it_is(config, whole, monkeypatch):

@@ -1,0 +1,93 @@
+"""The FLOPs that a training step needs, counted from its jaxpr, and those that the devices could do."""
+
+import math
+
+import jax
+from flax.traverse_util import unflatten_dict
+from jax.extend.core import jaxprs_in_params
+
+from emo_jax.ops.attention import never_fused
+from emo_jax.training.step import make_loss
+
+PEAKS = {
+    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
+    "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # cloud.google.com/tpu/docs/v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,  # NVIDIA's data sheets, without sparsity
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+}
+"""bf16 FLOP/s of a device, by the beginning of what JAX calls its kind; the longest that fits holds."""
+
+
+def peak_flops(device_kind):
+    """bf16 FLOP/s of one device of a kind such as 'NVIDIA H100 80GB HBM3'; None where PEAKS has none."""
+    fitting = [name for name in PEAKS if f"{device_kind} ".startswith((f"{name} ", f"{name}-"))]
+    return PEAKS[max(fitting, key=len)] if fitting else None
+
+
+def step_flops(emo, config, state, batch):
+    """FLOPs that a step of the config's stage needs: forward and backward, without what memory makes it compute anew.
+
+    Matrix products and convolutions count, nothing else (Chowdhery et al. 2022, arXiv 2204.02311, Appendix B).
+    Nothing is computed or compiled: at full size it takes some seconds.
+
+    Args:
+        state: the TrainState, or its shapes. batch: {name: array or shape} of a step's whole batch.
+    """
+    loss, key = make_loss(emo, config), jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss_of(trained, frozen, batch, key):
+        return loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)[0]
+
+    with never_fused():
+        return gradient_flops(loss_of, state.trained, state.frozen, batch, key)
+
+
+def gradient_flops(function, *arguments):
+    """FLOPs of a function's value and its gradient with respect to the first argument.
+
+    Counted in forward mode, which has the products of the backward pass, each transposed, and recomputes nothing.
+    """
+    first, *rest = arguments
+
+    def forward(first, change, *rest):
+        return jax.jvp(lambda first: function(first, *rest), (first,), (change,))
+
+    return count_flops(forward, first, first, *rest)
+
+
+def count_flops(function, *arguments):
+    """FLOPs of a function of arrays or of their shapes, two for each multiplication of a product or convolution."""
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _count(jaxpr):
+    return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def _equation(equation):
+    """FLOPs of one equation; of a conditional, those of its longest branch, of a loop without an end, one round's."""
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+    if name == "conv_general_dilated":
+        return _convolution(equation)
+    inner = [_count(jaxpr) for jaxpr in jaxprs_in_params(params)]
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _convolution(equation):
+    """Zeros that are put between the inputs of a transposed convolution do not count; those around them do."""
+    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
+    taps = math.prod(kernel[i] for i in numbers[1:])  # of one output: input channels, then places
+    return 2 * equation.outvars[0].aval.size * taps // math.prod(equation.params["lhs_dilation"])

@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# Writes the manifest of a training run on GKE, one JobSet of one pod for each host, to stdout.
+#   IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/emo CLAIM=emo-files launch/gke.sh tpu \
+#       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data | kubectl apply -f -
+#   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=emo,batch.kubernetes.io/job-completion-index=0
+#   kubectl delete jobset emo
+# The cluster has the JobSet controller (0.6 or newer) and node pools of that kind. The image holds this checkout as its
+# working folder, with `emo` installed (jax[tpu] or jax[cuda12]). CLAIM is a ReadWriteMany volume (Filestore, a mounted
+# bucket), seen as /mnt. Whatever ends a pod, all start again from the newest checkpoint; bad input (status 2) ends the run.
+set -euo pipefail
+
+# ---- the environment, all of it here
+KIND=${1:?tpu or gpu}
+shift
+IMAGE=${IMAGE:?the image to run}
+CLAIM=${CLAIM:?the volume claim of runs and data}
+NAME=${NAME:-emo}
+RESTARTS=${RESTARTS:-20}
+case "$KIND" in
+  tpu)
+    ACCELERATOR=${ACCELERATOR:-tpu-v5p-slice}
+    TOPOLOGY=${TOPOLOGY:-4x4x4}
+    DEVICES=${DEVICES:-4} # of each host
+    HOSTS=$((${TOPOLOGY//x/*} / DEVICES))
+    resource=google.com/tpu
+    selector="{cloud.google.com/gke-tpu-accelerator: $ACCELERATOR, cloud.google.com/gke-tpu-topology: $TOPOLOGY}"
+    variables='[]' # GKE tells each pod of a slice where the others are, and JAX reads that
+    ;;
+  gpu)
+    ACCELERATOR=${ACCELERATOR:-nvidia-h100-80gb}
+    HOSTS=${HOSTS:-2}
+    DEVICES=${DEVICES:-8}
+    resource=nvidia.com/gpu
+    selector="{cloud.google.com/gke-accelerator: $ACCELERATOR}"
+    # JobSet's names: pod 0 is at NAME-hosts-0-0.NAME
+    variables="
+                    - {name: JAX_COORDINATOR_ADDRESS, value: '$NAME-hosts-0-0.$NAME:12321'}
+                    - {name: JAX_NUM_PROCESSES, value: '$HOSTS'}
+                    - name: JAX_PROCESS_ID
+                      valueFrom: {fieldRef: {fieldPath: \"metadata.annotations['batch.kubernetes.io/job-completion-index']\"}}
+                    - {name: XLA_PYTHON_CLIENT_MEM_FRACTION, value: '0.92'}
+                    - {name: NCCL_DEBUG, value: WARN}"
+    ;;
+  *)
+    echo "unknown kind $KIND; expected tpu or gpu" >&2
+    exit 2
+    ;;
+esac
+
+command="emo, train"
+quote="'" # which YAML doubles in strings of that kind
+for argument in "$@"; do
+  command+=", '${argument//$quote/$quote$quote}'"
+done
+
+cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $NAME
+  annotations:
+    # all pods on one node pool, which is one slice, or one group of GPU hosts
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: $RESTARTS
+    rules:
+      - {name: bad-input, action: FailJobSet, onJobFailureReasons: [PodFailurePolicy]}
+  replicatedJobs:
+    - name: hosts
+      replicas: 1
+      template:
+        spec:
+          completionMode: Indexed
+          completions: $HOSTS
+          parallelism: $HOSTS
+          backoffLimit: 0  # one pod alone cannot come back: all do
+          podFailurePolicy:
+            rules:
+              - {action: FailJob, onExitCodes: {containerName: emo, operator: In, values: [2]}}
+          template:
+            spec:
+              restartPolicy: Never
+              terminationGracePeriodSeconds: 120  # to save in, after SIGTERM
+              nodeSelector: $selector
+              tolerations:
+                - {key: $resource, operator: Exists, effect: NoSchedule}
+              containers:
+                - name: emo
+                  image: $IMAGE
+                  command: [$command]
+                  env: $variables
+                  resources: {limits: {$resource: $DEVICES}}
+                  volumeMounts:
+                    - {name: files, mountPath: /mnt}
+                    - {name: memory, mountPath: /dev/shm}
+              volumes:
+                - {name: files, persistentVolumeClaim: {claimName: $CLAIM}}
+                - {name: memory, emptyDir: {medium: Memory}}  # data workers and NCCL pass arrays there
+YAML

@@ -1,0 +1,98 @@
+"""FLOPs of functions whose products can be counted by hand, and of whole steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import base
+from emo_jax.models.emo import build
+from emo_jax.training import flops
+from emo_jax.training.step import new_state
+from tests.steps import fixed_batch, step_of, training_config
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def convolve(x, kernel, **options):
+    return jax.lax.conv_general_dilated(
+        x, kernel, padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), **{"window_strides": (1, 1)} | options
+    )
+
+
+@pytest.mark.parametrize("function, arguments, wanted", [
+    (jnp.matmul, (shape(3, 5, 7), shape(3, 7, 11)), 2 * 3 * 5 * 7 * 11),
+    (convolve, (shape(2, 8, 6, 5), shape(3, 3, 5, 7)), 2 * (2 * 8 * 6 * 7) * (3 * 3 * 5)),
+    (functools.partial(convolve, window_strides=(2, 2)), (shape(2, 8, 6, 5), shape(3, 3, 5, 7)),
+     2 * (2 * 4 * 3 * 7) * (3 * 3 * 5)),
+    (functools.partial(convolve, feature_group_count=4), (shape(2, 8, 6, 4), shape(3, 3, 1, 8)),
+     2 * (2 * 8 * 6 * 8) * (3 * 3)),
+    (lambda x, w: jax.lax.scan(lambda c, _: (jax.jit(jnp.matmul)(c, w), None), x, length=9)[0],
+     (shape(4, 5), shape(5, 5)), 9 * 2 * 4 * 5 * 5),
+    (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x), (shape(4, 5), shape(5, 5)), 2 * 4 * 5 * 5),
+    (lambda x, w: jnp.tanh(x).sum() + w.sum(), (shape(4, 5), shape(5, 5)), 0),
+])  # fmt: skip
+def test_known_products(function, arguments, wanted):
+    assert flops.count_flops(function, *arguments) == wanted
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint])
+def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_and_none_twice(wrap):
+    @wrap
+    def hidden(x, w):
+        return jax.nn.relu(x @ w)
+
+    def loss(trained, frozen, x):
+        return (hidden(hidden(x, trained["in"]) @ frozen, trained["out"]) ** 2).sum()
+
+    b, i, j, k, m = 4, 3, 5, 7, 2
+    trained = {"in": shape(i, j), "out": shape(k, m)}
+    forward = 2 * b * (i * j + j * k + k * m)
+    backward = 2 * b * (i * j + j * k + 2 * k * m)  # the first has no input to reach, the middle one is frozen
+    assert flops.gradient_flops(loss, trained, shape(j, k), shape(b, i)) == forward + backward
+
+
+def test_a_convolutions_gradient_costs_two_more_however_it_strides():
+    for stride in (1, 2):
+        strided = functools.partial(convolve, window_strides=(stride, stride))
+        x, kernel = shape(2, 8, 8, 4), shape(3, 3, 4, 6)
+        one = flops.count_flops(strided, x, kernel)
+        assert flops.gradient_flops(lambda both, f=strided: f(*both).sum(), (x, kernel)) == 3 * one
+        told = flops.count_flops(jax.grad(lambda both, f=strided: f(*both).sum()), (x, kernel))  # as it is computed
+        assert told == pytest.approx(3 * one, rel=0.01)
+
+
+def counted(stage, remat=False):
+    config = training_config(stage)
+    config.model.unet.remat = remat
+    emo = build(config)
+    state = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
+    return flops.step_flops(emo, config, state, fixed_batch(config))
+
+
+def test_a_step_costs_what_its_compiled_program_does():
+    """As XLA counts it, which leaves out products with the padding, and takes in sums and the like."""
+    assert counted("vae") == pytest.approx(step_of("vae")[2].cost_analysis()["flops"], rel=0.03)
+    assert counted("image") == counted("image", remat=True)
+
+
+def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
+    """A frame of 512x512: 1.117 TFLOP to encode it, by XLA's count of the compiled program."""
+    config = base.get_config()
+    config.model.unet.channels = (32, 32, 32, 32)  # of no account here
+    emo = build(config)
+    count = flops.count_flops(emo.encode, emo.abstract_params(), shape(1, 1, 512, 512, 3))
+    assert count == pytest.approx(1.117e12, rel=0.02)
+
+
+@pytest.mark.parametrize("kind, wanted", [
+    ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12), ("TPU v4", 275e12), ("TPU v6 lite", 918e12),
+    ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-40GB", 312e12),
+    ("NVIDIA H200", 989e12), ("cpu", None), ("NVIDIA H1000", None),
+])  # fmt: skip
+def test_peaks_by_device(kind, wanted):
+    assert flops.peak_flops(kind) == wanted
+

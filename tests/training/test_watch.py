@@ -1,0 +1,79 @@
+"""What is told of an input that stalls or breaks, and traces of steps."""
+
+import re
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from emo_jax.training.watch import Profiled, next_batch
+
+
+def slow(seconds):
+    time.sleep(seconds)
+    yield "batch"
+
+
+def test_an_input_that_stalls_is_told_at_growing_intervals(capsys):
+    assert next_batch(slow(0.75), 17, 0.1) == "batch"
+    lines = capsys.readouterr().err.splitlines()
+    waited = [re.search(r"has waited (\S+) s for the batch of step 17", line)[1] for line in lines]
+    assert waited == ["0.1", "0.2", "0.4"]
+    assert lines[0].startswith("warning: process 0 of 1 on ")
+    assert "impatient" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_input_in_time_is_not_told_and_leaves_nothing_behind(capsys):
+    assert next_batch(slow(0), 1, 5) == "batch"
+    with pytest.raises(StopIteration):
+        next_batch(iter(()), 1, 5)
+    assert "impatient" not in {thread.name for thread in threading.enumerate()}
+    assert not capsys.readouterr().err
+
+
+def test_only_a_data_worker_that_ended_is_called_so():
+    def raising(text):
+        yield from ()
+        raise RuntimeError(text)
+
+    with pytest.raises(OSError, match=r"of process 0 of 1 on \S+ has ended before step 3 \(exit code -9") as told:
+        next_batch(raising("Worker process was terminated unexpectedly with exit code -9. Search the logs"), 3, 5)
+    assert "\n" not in str(told.value)
+    with pytest.raises(RuntimeError, match="something else"):
+        next_batch(raising("something else"), 3, 5)
+
+
+@pytest.fixture
+def traces(monkeypatch):
+    """(what was begun and ended, at which call) of a step function that is traced; nothing is."""
+    events = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(("start", folder.name)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(("stop",)))
+
+    def go(count, left, calls):
+        def step(state, batch):
+            events.append(batch)
+            return state, {}
+
+        profiled = Profiled(step, "run", count, left)
+        for k in range(calls):
+            profiled(jnp.zeros(()), k)
+        profiled.close()
+        return events
+
+    return go
+
+
+@pytest.mark.parametrize("count, left, calls, wanted", [
+    (0, 3, 3, [0, 1, 2]),
+    (2, 9, 7, [0, 1, 2, ("start", "profile"), 3, 4, ("stop",), 5, 6]),
+    (2, 3, 3, [0, ("start", "profile"), 1, 2, ("stop",)]),  # a short run: the last steps
+    (9, 9, 2, [("start", "profile"), 0, 1, ("stop",)]),  # ended before its time
+    (2, 0, 0, []),
+])  # fmt: skip
+def test_steps_after_the_first_few_are_traced(traces, capsys, count, left, calls, wanted):
+    assert traces(count, left, calls) == wanted
+    told = capsys.readouterr().err
+    assert told == (f"{min(count, calls)} steps traced: xprof --logdir run/profile\n" if "stop" in str(wanted) else "")
