@@ -80,7 +80,8 @@ def train(config, workdir):
         if config.train[name] < 1:
             raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
     emo = emo_lib.build(config)
-    mesh = sharding.make_mesh(**config.train.mesh)
+    mesh = sharding.make_mesh(**config.train.mesh, clips=stage.video)
+    sharding.check(mesh, config)
     iterator = make_iterator(
         config.data,
         clip_of(config, stage),
@@ -179,7 +180,7 @@ def _scaler(config, emo, mesh):
     def scale_of(params, frames):
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
-    scale_of = processes.together(jax.jit(scale_of, out_shardings=sharding.replicated(mesh)))
+    scale_of = processes.together(jax.jit(sharding.over(mesh, scale_of), out_shardings=sharding.replicated(mesh)))
 
     def scaled(state, batch):
         scale = scale_of(state.params(ema=True), batch["frames"])
