@@ -69,7 +69,7 @@ def model():
             layers=2,
             heads=8,
             groups=32,
-            remat=True,
+            remat="blocks",  # none | blocks | dots: what the backward pass recomputes
         ),
         vae=dict(
             channels=(128, 256, 512, 512),
@@ -151,7 +151,8 @@ def train(stage):
         stage=stage,
         steps=100_000,
         batch_size=BATCH_SIZES[stage],
-        accumulate=1,
+        accumulate=1,  # parts of the batch, one in memory at a time
+        donate=True,  # the step overwrites the old state; False keeps both, to look at
         seed=0,
         init_from="",  # the run of the stage before
         optimizer=dict(
@@ -170,7 +171,10 @@ def train(stage):
         motion_noise=0.0,  # standard deviation of the noise put on motion frames' latents
         face_weight=1.0,  # of the face's region in the losses; the rest counts 1
         kl_weight=1e-6,
-        mesh=dict(data=-1, fsdp=1),
+        # Devices along each axis, one of them -1 for the rest: samples are split over data and fsdp, parameters and
+        # optimizer state over fsdp, each clip over frame (in stages of single frames: samples), attention heads and
+        # inner features over tensor. dcn_data: the slices of a TPU, or else the processes, that data spans.
+        mesh=dict(data=-1, fsdp=1, frame=1, tensor=1, dcn_data=1),
         log_every=50,
         save_every=1000,
         keep=3,  # newest checkpoints

@@ -21,7 +21,7 @@ def get_config(stage="video"):
     config.model.update(
         dtype="float32",
         reference_positions=True,
-        unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=8, remat=False),
+        unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=8, remat="none"),
         vae=dict(
             channels=(32, 64, 128),
             decoder_channels=(64, 96, 128),

@@ -161,7 +161,7 @@ class EmoPipeline:
         from ml_collections import ConfigDict
 
         from emo_jax.diffusion.guidance import guidance_mode
-        from emo_jax.sampling import VideoSampler
+        from emo_jax.sampling import VideoSampler, mesh_for
 
         changed = dict(steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
         config = ConfigDict({**self.config.sampling, **{k: v for k, v in changed.items() if v is not None}})
@@ -169,9 +169,11 @@ class EmoPipeline:
         if not 1 <= config.steps <= limit:
             raise ValueError(f"steps is {config.steps}; expected 1 to {limit}, the number of training timesteps")
         scales = float(config.reference_scale), float(config.audio_scale)
-        key = config.solver, config.steps, guidance_mode(*scales)
+        mode = guidance_mode(*scales)
+        key = config.solver, config.steps, mode
         if key not in self._samplers:
-            self._samplers[key] = VideoSampler(self._emo, self.params, config)
+            mesh = mesh_for(mode, self.config.clip.frames)
+            self._samplers[key] = VideoSampler(self._emo, self.params, config, mesh=mesh)
         return self._samplers[key], scales
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emo_jax import sharding
 from emo_jax.data.audio import cut, frame_count, window_bounds
 from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
 from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
@@ -31,24 +32,36 @@ class VideoSampler:
     Args:
         emo: the networks. params: their params tree.
         config: the `sampling` config: solver, steps, eta, clips (K), reference_scale, audio_scale.
-        off: names of CONTROLS.
+        off: names of CONTROLS. mesh: of the devices that share the work (see `mesh_for`); None: one device.
 
     Raises:
         ValueError: an unknown solver or control, or scales of a sort that the solver cannot take.
     """
 
-    def __init__(self, emo, params, config, off=()):
+    def __init__(self, emo, params, config, off=(), mesh=None):
         unknown = set(off) - set(CONTROLS)
         if unknown:
             raise ValueError(f"off names {sorted(unknown)}; expected some of {', '.join(CONTROLS)}")
-        self.emo, self.params, self.config, self.off = emo, params, config, frozenset(off)
+        self.emo, self.config, self.off, self._mesh = emo, config, frozenset(off), mesh
+        self.params = self._placed(params)
         self.mode = guidance_mode(config.reference_scale, config.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)
         self._solver = make_solver(config.solver, self._schedule, config.eta)
         self._timesteps = timesteps(self._schedule, config.steps, self._schedule.spacing)
-        jit = functools.partial(jax.jit, compiler_options=_LEAN if jax.default_backend() == "cpu" else None)
-        self._prepare, self._segment, self._decode = map(jit, (self._prepare_fn, self._segment_fn, self._decode_fn))
+        self._prepare = self._jit(self._prepare_fn)
+        self._segment = self._jit(self._segment_fn)
+        self._decode = self._jit(self._decode_fn)
         self._listen, self._recording = jax.jit(emo.hidden_states), None
+
+    def _jit(self, function):
+        options = _LEAN if jax.default_backend() == "cpu" else None
+        if self._mesh is None:
+            return jax.jit(function, compiler_options=options)
+        out = sharding.replicated(self._mesh)
+        return jax.jit(sharding.over(self._mesh, function), out_shardings=out, compiler_options=options)
+
+    def _placed(self, tree):
+        return tree if self._mesh is None else jax.device_put(tree, sharding.replicated(self._mesh))
 
     @property
     def frames_per_segment(self):
@@ -77,7 +90,7 @@ class VideoSampler:
         speeds = np.broadcast_to(np.asarray(speed, np.float32).reshape(-1, 1), (size, per + 2 * clip.audio_window))
         scales = self._scales(scales)
         known = self._prepare(self.params, references, masks)
-        carry = first_carry(size, clip.motion_frames, self.emo.latent_shape)
+        carry = self._placed(first_carry(size, clip.motion_frames, self.emo.latent_shape))
         sound = self._sound(audio)
         pending = None
         for index in range(segments(count, clip.frames, self.config.clips).count):
@@ -164,6 +177,19 @@ class VideoSampler:
         group = max(1, _DECODED_PIXELS // pixels)
         frames = jax.lax.map(functools.partial(self.emo.decode, params), latents, batch_size=group)
         return jnp.moveaxis(frames, 0, 1)
+
+
+def mesh_for(mode, frames, devices=None):
+    """The mesh that shares a video's work: guidance's passes over data, a clip's frames over frame. None: one device.
+
+    As many devices as divide the passes of the guidance mode and the clip's frames without rest; others stay idle.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    passes = len(PASSES[mode])
+    shapes = [(d, f) for d in range(1, passes + 1) for f in range(1, frames + 1) if not passes % d and not frames % f]
+    data, frame = max((math.prod(s), *s) for s in shapes if math.prod(s) <= len(devices))[1:]
+    used = devices[: data * frame]
+    return sharding.make_mesh(data=data, frame=frame, devices=used) if len(used) > 1 else None
 
 
 def _windows(values, clips, frames, m):

@@ -1,64 +1,272 @@
-"""Mesh, placement of parameters and batches: one table of path rules."""
+"""Mesh, placement of parameters and batches, and of activations at a few named places: one table of rules for each."""
 
+import functools
 import math
 import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "frame", "tensor")
+"""Samples are split over data and fsdp, parameters over fsdp and tensor, a clip over frame, heads over tensor."""
 
 RULES = (
-    (r".*(^|/)(kernel|weight_v)$", "largest"),
-    (r".*(^|/)(bias|scale|weight_g|scaling_factor)$", "replicated"),
+    (r".*(^|/)(attn[12]|\w+_attn)/to_[qkv]/kernel$", "output", "largest"),
+    (r".*(^|/)(attn[12]|\w+_attn)/to_out_0/kernel$", "input", "largest"),
+    (r".*(^|/)ff/net_0/proj/kernel$", "output", "largest"),
+    (r".*(^|/)ff/net_2/kernel$", "input", "largest"),
+    (r".*(^|/)resnets_\d+/(conv1|time_emb_proj)/kernel$", "output", "largest"),
+    (r".*(^|/)resnets_\d+/conv2/kernel$", "input", "largest"),
+    (r".*(^|/)(kernel|weight_v)$", None, "largest"),
+    (r".*(^|/)(bias|scale|weight_g|scaling_factor)$", None, None),
 )
-"""Placement by parameter path. 'largest': the largest axis that the fsdp axis divides is split over it."""
+"""(parameter path, over tensor, over fsdp) for parameters and optimizer state; the first match decides.
+
+Over tensor the kernel's last axis is split ('output') or the one before ('input'), so that what lies between the two,
+heads or inner features, stays on its device; over fsdp the largest other axis that the axis' size divides. None: whole.
+"""
+
+PLACES = {
+    "spatial": (1, 2),
+    "temporal": (2,),
+    "shared": (),
+}
+"""Which axis of an activation (B, F, H, W, C) the frame axis splits, the first that it divides, at each named place.
+
+spatial: a layer that works frame by frame; frames, or rows where frames do not divide (ReferenceNet's few).
+temporal: a layer that works place by place; rows. shared: what all frames look at; whole.
+"""
+
+GATHERED = "gathered"
+"""Name of gathered parameters, for policies of jax.checkpoint: they are gathered again in the backward pass."""
 
 
-def make_mesh(data=-1, fsdp=1, devices=None):
-    """A mesh of axes (data, fsdp) over all devices; -1 takes what the other leaves.
+# ---- the mesh
+
+
+def make_mesh(data=-1, fsdp=1, frame=1, tensor=1, dcn_data=1, *, clips=True, devices=None):
+    """A mesh of AXES over all devices; -1 takes what the others leave.
+
+    Args:
+        dcn_data: how many slices (or, where the platform has none, processes) the data axis spans: they are joined by
+            a slow network, which then carries gradients alone.
+        clips: False where samples are single frames: the frame axis' devices then take further samples, as data's do.
 
     Raises:
-        ValueError: the axes do not multiply to the number of devices.
+        ValueError: the axes do not multiply to the number of devices, or the devices lie otherwise.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    if min(data, fsdp) < -1 or 0 in (data, fsdp) or data == fsdp == -1:
-        raise ValueError(f"train.mesh is data={data}, fsdp={fsdp}; expected sizes of at least 1, or -1 for one")
-    data = count // fsdp if data == -1 else data
-    fsdp = count // data if fsdp == -1 else fsdp
-    if data * fsdp != count:
+    sizes = dict(data=data, fsdp=fsdp, frame=frame, tensor=tensor)
+    told = "train.mesh is " + ", ".join(f"{name}={size}" for name, size in sizes.items())
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise ValueError(f"{told}; expected sizes of at least 1, or -1 for one")
+    for name in open_axes:
+        sizes[name] = max(1, len(devices) // -math.prod(sizes.values()))
+    if math.prod(sizes.values()) != len(devices):
         raise ValueError(
-            f"train.mesh is data={data}, fsdp={fsdp}: {data * fsdp} devices, but {count} are present; "
-            "set one of them to -1"
+            f"{told}: {math.prod(sizes.values())} devices, but {len(devices)} are present; set one of them to -1"
         )
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    if not clips:
+        sizes |= dict(data=sizes["data"] * sizes["frame"], frame=1)
+    return Mesh(_grid(tuple(sizes.values()), dcn_data, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def parameter_spec(path, shape, fsdp):
-    """The PartitionSpec of a parameter, or of optimizer state of the same path and shape.
+def _grid(shape, dcn_data, devices):
+    """The devices as an array of that shape, neighbours of the network next to each other."""
+    if dcn_data == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    by_process = None in slices or len(slices) == 1
+    groups = len({device.process_index for device in devices}) if by_process else len(slices)
+    if dcn_data != groups or shape[0] % dcn_data:
+        raise ValueError(
+            f"train.mesh.dcn_data is {dcn_data} and data {shape[0]}, but the devices lie in {groups} "
+            f"{'processes' if by_process else 'slices'}; set dcn_data to {groups}, and data to a multiple of it"
+        )
+    inner = (shape[0] // dcn_data, *shape[1:])
+    return mesh_utils.create_hybrid_device_mesh(inner, (dcn_data, 1, 1, 1), devices, process_is_granule=by_process)
+
+
+def check(mesh, config):
+    """Checks that a mesh divides what the config's model and batches have.
 
     Raises:
-        ValueError: no rule matches the path.
+        ValueError: it does not, with the field to change.
     """
-    placement = next((placement for pattern, placement in RULES if re.match(pattern, path)), None)
-    if placement is None:
+    shape, unet, train = mesh.shape, config.model.unet, config.train
+    if unet.heads % shape["tensor"]:
+        raise ValueError(
+            f"train.mesh.tensor is {shape['tensor']}, which does not divide model.unet.heads, {unet.heads}; "
+            "choose a divisor"
+        )
+    if config.clip.frames % shape["frame"]:
+        raise ValueError(
+            f"train.mesh.frame is {shape['frame']}, which does not divide clip.frames, {config.clip.frames}; "
+            "choose a divisor"
+        )
+    parts = shape["data"] * shape["fsdp"] * train.accumulate
+    if train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size is {train.batch_size}, which does not divide over data x fsdp x train.accumulate = "
+            f"{shape['data']} x {shape['fsdp']} x {train.accumulate}; make it a multiple of {parts}"
+        )
+
+
+# ---- parameters
+
+
+def parameter_spec(path, shape, fsdp, tensor=1):
+    """The PartitionSpec of a parameter, or of optimizer state of the same path and shape, on axes of those sizes.
+
+    Raises:
+        ValueError: no rule matches the path, or the tensor axis does not divide what its rule splits.
+    """
+    rule = next((rule for rule in RULES if re.match(rule[0], path)), None)
+    if rule is None:
         raise ValueError(f"no sharding rule matches parameter {path!r}; add a row to sharding.RULES")
-    divisible = [i for i, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
-    if placement == "replicated" or fsdp == 1 or not divisible or math.prod(shape) < 2**10:
-        return PartitionSpec()
-    axis = max(divisible, key=lambda i: (shape[i], i))
-    return PartitionSpec(*(None,) * axis, "fsdp")
+    _, over_tensor, over_fsdp = rule
+    axes = [None] * len(shape)
+    if over_tensor and tensor > 1 and len(shape) > 1:
+        axis = len(shape) - (1 if over_tensor == "output" else 2)
+        if shape[axis] % tensor:
+            raise ValueError(
+                f"train.mesh.tensor is {tensor}, which does not divide the {over_tensor} of {path} {tuple(shape)}, "
+                f"split by the rule {rule[0]!r} of sharding.RULES; choose a divisor of {shape[axis]}"
+            )
+        axes[axis] = "tensor"
+    free = [i for i, size in enumerate(shape) if size % fsdp == 0 and axes[i] is None]
+    if over_fsdp and fsdp > 1 and free and math.prod(shape) >= _SMALL:
+        axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+_SMALL = 2**10  # elements, below which a parameter is whole on every device
 
 
 def state_sharding(mesh, state):
-    """Shardings for a tree whose array leaves sit in dicts {path: array}; other leaves are replicated."""
+    """Shardings for a tree whose array leaves sit in dicts {path: array}; other leaves are replicated.
+
+    Raises:
+        ValueError: as `parameter_spec`, and where the fsdp axis divides so little that it saves no memory.
+    """
+    fsdp, tensor, sizes = mesh.shape["fsdp"], mesh.shape["tensor"], {True: 0, False: 0}
 
     def place(keys, leaf):
         if not (keys and isinstance(keys[-1], jax.tree_util.DictKey)):
             return replicated(mesh)
-        return NamedSharding(mesh, parameter_spec(keys[-1].key, leaf.shape, mesh.shape["fsdp"]))
+        spec = parameter_spec(keys[-1].key, leaf.shape, fsdp, tensor)
+        sizes["fsdp" in spec] += math.prod(leaf.shape)
+        return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    placed = jax.tree_util.tree_map_with_path(place, state)
+    if fsdp > 1 and sizes[False] > sizes[True]:
+        raise ValueError(
+            f"train.mesh.fsdp is {fsdp}, which divides no axis of parameters that are {sizes[False]} numbers of "
+            f"{sum(sizes.values())} (rule 'largest' of sharding.RULES); choose a divisor of the widths, such as 2 or 8"
+        )
+    return placed
+
+
+def gathered(params, dtype):
+    """A block's nested params as it computes with them: whole over fsdp, still split over tensor.
+
+    They are cast to `dtype` before they travel, which halves the bytes; their gradients go back to where they lie.
+    Without a mesh, or with an fsdp axis of 1, they are left as they are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not splits_parameters():
+        return params
+    tensor = mesh.shape["tensor"]
+
+    def gather(keys, a):
+        path = "/".join(key.key for key in keys)
+        split = parameter_spec(path, a.shape, mesh.shape["fsdp"], tensor)
+        return _gather(a, split, parameter_spec(path, a.shape, 1, tensor), dtype) if "fsdp" in split else a
+
+    return jax.tree_util.tree_map_with_path(gather, params)
+
+
+def splits_parameters():
+    """Whether what is traced is traced for a mesh that splits parameters over fsdp."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.shape["fsdp"] > 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(a, split, whole, dtype):
+    # the barrier: else XLA moves the cast behind the gather
+    cast = jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(a.astype(dtype), split))
+    return checkpoint_name(jax.lax.with_sharding_constraint(cast, whole), GATHERED)
+
+
+def _gather_forward(a, split, whole, dtype):
+    return _gather(a, split, whole, dtype), jax.numpy.zeros((), a.dtype)
+
+
+def _gather_backward(split, whole, dtype, like, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, split).astype(like.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
+
+
+# ---- activations
+
+
+def over(mesh, function):
+    """The function as it is traced for a mesh: inside it `constrain` and `per_device` know the axes."""
+
+    @functools.wraps(function)
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
+def constrain(x, place):
+    """x (B, F, H, W, C) split over the mesh as PLACES says; without a mesh, or of another rank, as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or x.ndim != 5:
+        return x
+    axes = [_samples(mesh, x.shape[0])] + [None] * 4
+    split = next((axis for axis in PLACES[place] if x.shape[axis] % mesh.shape["frame"] == 0), None)
+    if split is not None:
+        axes[split] = "frame"
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def per_device(attention, query, key, value):
+    """attention(query, key, value), each device on its own samples, frames (or places, or queries) and heads.
+
+    The compiler cannot look into kernels and loops, and would gather what they are given. Arguments as the attention's:
+    (B, F, S, heads, D), or (B, S, heads, D) where the frames are part of S.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or query.ndim not in (4, 5):
+        return attention(query, key, value)
+    samples = _samples(mesh, query.shape[0])
+    heads = "tensor" if query.shape[-2] % mesh.shape["tensor"] == 0 else None
+    split = next((i for i in range(1, query.ndim - 2) if query.shape[i] % mesh.shape["frame"] == 0), None)
+    q_axes = [samples, *("frame" if i == split else None for i in range(1, query.ndim - 2)), heads, None]
+    shared = split == query.ndim - 3  # queries are split; each sees all keys
+    k_axes = [None if shared and axis == "frame" else axis for axis in q_axes]
+    q_spec, k_spec = PartitionSpec(*q_axes), PartitionSpec(*k_axes)
+    mapped = jax.shard_map(attention, in_specs=(q_spec, k_spec, k_spec), out_specs=q_spec, check_vma=False)
+    return mapped(query, key, value)
+
+
+def _samples(mesh, size):
+    return ("data", "fsdp") if size % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+
+
+# ---- batches
 
 
 def replicated(mesh):
@@ -67,7 +275,7 @@ def replicated(mesh):
 
 
 def batch_sharding(mesh):
-    """Batches are split along axis 0 over all devices."""
+    """Batches are split along axis 0 over data and fsdp; devices along frame and tensor share samples."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
@@ -75,12 +283,18 @@ def place_batch(mesh, batch):
     """Puts this process' part of a batch (numpy) on its devices as one global array.
 
     Raises:
-        ValueError: the batch does not divide over the devices.
+        ValueError: the batch does not divide over the devices, or the processes would have to share samples.
     """
     size, devices = len(next(iter(batch.values()))), len(mesh.local_devices)
-    if size % devices:
+    sharing = mesh.shape["frame"] * mesh.shape["tensor"]
+    if devices % sharing:
         raise ValueError(
-            f"a batch of {size} does not divide over {devices} devices; make train.batch_size a multiple of them"
+            f"train.mesh has frame x tensor = {sharing} devices share samples, but a process has {devices}; "
+            "choose a divisor of that"
+        )
+    if size % (devices // sharing):
+        raise ValueError(
+            f"a batch of {size} does not divide over {devices // sharing} devices; make train.batch_size a multiple"
         )
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}

@@ -91,7 +91,8 @@ def train(config, workdir, profile=0):
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
     emo = emo_lib.build(config)
-    mesh = sharding.make_mesh(**config.train.mesh)
+    mesh = sharding.make_mesh(**config.train.mesh, clips=stage.video)
+    sharding.check(mesh, config)
     iterator = make_iterator(
         config.data,
         clip_of(config, stage),
@@ -200,7 +201,7 @@ def _scaler(config, emo, mesh):
     def scale_of(params, frames):
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
-    scale_of = processes.together(jax.jit(scale_of, out_shardings=sharding.replicated(mesh)))
+    scale_of = processes.together(jax.jit(sharding.over(mesh, scale_of), out_shardings=sharding.replicated(mesh)))
 
     def scaled(state, batch):
         scale = scale_of(state.params(ema=True), batch["frames"])

@@ -57,7 +57,8 @@ def test_trap_1_one_schedule_serves_training_and_sampling(changes):
     assert np.abs(frames.astype(float) - GREY).max() > 1
 
 
-def test_trap_2_nothing_is_skipped_where_activations_are_recomputed():
+@pytest.mark.parametrize("remat", ["blocks", "dots"])
+def test_trap_2_nothing_is_skipped_where_activations_are_recomputed(remat):
     def work(**unet):
         config = training_config("speed")
         config.model.unet.update(unet)
@@ -66,7 +67,7 @@ def test_trap_2_nothing_is_skipped_where_activations_are_recomputed():
         jaxpr = jax.make_jaxpr(loss)(emo.abstract_params(), batch, jax.random.key(0))
         return {name: count(jaxpr, name) for name in ("dot_general", "conv_general_dilated", "remat2", "checkpoint")}
 
-    plain, again = work(remat=False), work(remat=True)
+    plain, again = work(remat="none"), work(remat=remat)
     recomputed = [work.pop("remat2") + work.pop("checkpoint") for work in (plain, again)]
     assert recomputed[0] == 0 and recomputed[1] > 0
     assert plain == again and plain["dot_general"] > 100

@@ -8,6 +8,7 @@ from flax import struct
 
 from emo_jax.models.layers import GroupNorm, grid_positions
 from emo_jax.ops.attention import attention
+from emo_jax.sharding import constrain, per_device
 
 
 @struct.dataclass
@@ -47,7 +48,7 @@ class Attention(nn.Module):
             y = nn.Dense(features, use_bias=self.bias, dtype=self.dtype, name=name)(a)
             return y.reshape(*y.shape[:-1], self.heads, features // self.heads)
 
-        y = attention(project("to_q", x), project("to_k", context), project("to_v", context))
+        y = per_device(attention, project("to_q", x), project("to_k", context), project("to_v", context))
         return nn.Dense(features, dtype=self.dtype, name="to_out_0")(y.reshape(*x.shape))
 
 
@@ -139,6 +140,7 @@ class SpatialTransformer(nn.Module):
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         h = nn.Dense(shape[-1], dtype=self.dtype, name="proj_in")(h.reshape(flat))
         if reference is not None:
+            reference = constrain(reference, "shared")
             reference = reference.reshape(*reference.shape[:2], -1, shape[-1])
         block = TransformerBlock(
             self.heads, self.reference, self.audio, self.feature_only, self.dtype, name="transformer_blocks_0"

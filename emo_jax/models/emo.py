@@ -232,7 +232,7 @@ def build(config) -> EMO:
         audio=model.audio_attention,
         temporal=model.temporal_modules,
         speed=model.speed_layers,
-        remat=model.unet.remat,
+        remat={True: "blocks", False: "none"}.get(model.unet.remat, model.unet.remat),  # as older weights have it
         dtype=dtype,
     )
     width, m = unet.channels[0], clip.audio_window
@@ -287,6 +287,8 @@ def _check(model, clip, vae):
     for field, known in (("reference", ("self", "fresh")), ("added", ("zero", "fresh"))):
         if model.init[field] not in known:
             raise ValueError(f"model.init.{field} is {model.init[field]!r}; expected {' or '.join(map(repr, known))}")
+    if model.unet.remat not in ("none", "blocks", "dots", True, False):
+        raise ValueError(f"model.unet.remat is {model.unet.remat!r}; expected 'none', 'blocks' or 'dots'")
     _check_sizes(model.unet, model.vae)
     if not 0 <= clip.motion_frames <= clip.frames:
         raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from emo_jax.models.attention import Attention, FeedForward
 from emo_jax.models.layers import GroupNorm
+from emo_jax.sharding import constrain
 
 
 def positions(length, features):
@@ -53,7 +54,10 @@ class MotionModule(nn.Module):
 
     @nn.compact
     def __call__(self, x, motion=None, speed=None):
-        h = x if motion is None else jnp.concatenate([motion.astype(x.dtype), x], axis=1)
+        x = constrain(x, "spatial")
+        h = constrain(x, "temporal")
+        if motion is not None:
+            h = jnp.concatenate([constrain(motion.astype(x.dtype), "temporal"), h], axis=1)
         batch, frames, height, width, channels = h.shape
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(h)
         h = h.reshape(batch, frames, -1, channels).swapaxes(1, 2)
@@ -61,4 +65,6 @@ class MotionModule(nn.Module):
         h = TemporalBlock(self.heads, self.speed, self.dtype, name="transformer_blocks_0")(h, speed)
         h = h[:, :, frames - x.shape[1] :]
         h = nn.Dense(channels, dtype=self.dtype, name="proj_out")(h)
-        return x + h.swapaxes(1, 2).reshape(x.shape)
+        # both layouts are named: left to choose, XLA's partitioner gave proj_out a wrong gradient
+        h = constrain(h.swapaxes(1, 2).reshape(x.shape), "temporal")
+        return constrain(x + constrain(h, "spatial"), "spatial")

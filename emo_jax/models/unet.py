@@ -1,14 +1,17 @@
 """SD1.5's UNet: EMO's Backbone with every part on, ReferenceNet with every part off (Section 3.2)."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from emo_jax.models.attention import Conditions, SpatialTransformer
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
 from emo_jax.models.temporal import MotionModule
+from emo_jax.sharding import GATHERED, constrain, gathered, splits_parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,8 @@ class UNetConfig:
         reference: 'cross', 'concat' or 'off'. audio, temporal, speed: which parts exist.
         positions: whether cross-attention to the reference is told places.
         features_only: end at the last feature and return features alone (ReferenceNet).
-        remat: recompute each level in the backward pass instead of keeping its activations.
+        remat: what the backward pass recomputes, instead of keeping it: none | blocks (each level, whole) | dots (each
+            level, but for the results of its matrix products).
     """
 
     channels: tuple[int, ...]
@@ -37,7 +41,7 @@ class UNetConfig:
     temporal: bool = False
     speed: bool = False
     features_only: bool = False
-    remat: bool = False
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     @property
@@ -66,22 +70,23 @@ class Block(nn.Module):
         outputs, features = [], {}
         for j in range(self.layers):
             if skips is not None:
-                x = jnp.concatenate([x, skips[j]], axis=-1)
+                x = constrain(jnp.concatenate([x, skips[j]], axis=-1), "spatial")
             x = self._resnet(j, x, temb)
             x, features[f"{self.level}.{j}"] = self._attend(j, x, conditions)
             outputs.append(x)
         if self.resample == "down":
-            x = Downsample(self.features, dtype=self.config.dtype, name="downsamplers_0")(x)
+            x = constrain(Downsample(self.features, dtype=self.config.dtype, name="downsamplers_0")(x), "spatial")
             outputs.append(x)
         elif self.resample == "up":
-            x = Upsample(self.features, dtype=self.config.dtype, name="upsamplers_0")(x)
+            x = constrain(Upsample(self.features, dtype=self.config.dtype, name="upsamplers_0")(x), "spatial")
         elif self.resample == "mid":
             x = self._resnet(1, x, temb)
         return x, outputs, features
 
     def _resnet(self, j, x, temb):
         c = self.config
-        return ResnetBlock(self.features, c.groups, 1e-5, c.dtype, name=f"resnets_{j}")(x, temb)
+        x = ResnetBlock(self.features, c.groups, 1e-5, c.dtype, name=f"resnets_{j}")(x, temb)
+        return constrain(x, "spatial")
 
     def _attend(self, j, x, conditions):
         c, layer = self.config, f"{self.level}.{j}"
@@ -92,6 +97,7 @@ class Block(nn.Module):
                 c.heads, c.groups, c.reference, c.audio, ends_here, c.positions, c.dtype, name=f"attentions_{j}"
             )
             x, feature = transformer(x, _at(conditions.reference, layer), conditions.audio)
+            x = constrain(x, "spatial")
         if c.temporal and conditions.temporal:
             module = MotionModule(c.heads, c.groups, c.speed, c.dtype, name=f"motion_modules_{j}")
             x = module(x, _at(conditions.motion, layer), conditions.speed)
@@ -100,6 +106,21 @@ class Block(nn.Module):
 
 def _at(features, layer):
     return None if features is None else features[layer]
+
+
+def block_of(c):
+    """Block, with what UNetConfig.remat asks for and its parameters gathered where a mesh splits them."""
+    policies = jax.checkpoint_policies
+    block, policy = Block, {"blocks": None, "dots": policies.dots_with_no_batch_dims_saveable}.get(c.remat)
+    if splits_parameters():
+        block = nn.map_variables(Block, "params", functools.partial(_gathered, c.dtype))
+        if c.remat == "none":
+            return nn.remat(block, policy=policies.save_anything_except_these_names(GATHERED))
+    return block if c.remat == "none" else nn.remat(block, policy=policy)
+
+
+def _gathered(dtype, variables):
+    return {"params": gathered(variables["params"], dtype)}
 
 
 class UNet(nn.Module):
@@ -114,11 +135,12 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, latents, timesteps, conditions=Conditions()):  # noqa: B008 (an immutable default)
         c = self.config
-        block = nn.remat(Block) if c.remat else Block
+        block = block_of(c)
         temb = TimestepEmbedding(c.channels[0], c.dtype, name="time_embedding")(timesteps)[:, None]
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
         if conditions.location is not None:
             x = x + conditions.location
+        x = constrain(x, "spatial")
         skips, features = [x], {}
 
         for i, width in enumerate(c.channels):

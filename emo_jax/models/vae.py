@@ -9,6 +9,7 @@ import numpy as np
 
 from emo_jax.models.attention import Attention
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
+from emo_jax.sharding import constrain
 
 _EPSILON = 1e-6
 
@@ -92,7 +93,8 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, images):
         c = self.config
-        x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(fold(images.astype(c.dtype), c.patch))
+        x = constrain(fold(images.astype(c.dtype), c.patch), "spatial")
+        x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(x)
         for i, width in enumerate(c.channels):
             resample = "down" if i < len(c.channels) - 1 else None
             x = _Level(width, c.layers, c.groups, resample, c.dtype, name=f"down_blocks_{i}")(x)
@@ -110,7 +112,7 @@ class Decoder(nn.Module):
     def __call__(self, latents):
         c = self.config
         widths = c.decoder_channels[::-1]
-        x = conv(widths[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
+        x = conv(widths[0], dtype=c.dtype, name="conv_in")(constrain(latents.astype(c.dtype), "spatial"))
         x = _MidBlock(widths[0], c.groups, c.dtype, name="mid_block")(x)
         for i, width in enumerate(widths):
             resample = "up" if i < len(widths) - 1 else None

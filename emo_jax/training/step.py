@@ -1,6 +1,7 @@
 """Training state and the jitted step."""
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ class TrainState:
 
     Attributes:
         step: () int32, steps done.
-        trained, frozen: {path: array}, which together are the model.
+        trained, frozen: {path: array}, which together are the model; trained in float32, frozen as `at_rest`.
         ema: exponential moving average of `trained`.
         opt_state: optax state over `trained` alone.
     """
@@ -42,9 +43,21 @@ class TrainState:
 def new_state(config, params):
     """The state at step 0 of the config's stage, from a nested params tree."""
     trained, frozen = split(flatten_dict(params, sep="/"), get_stage(config.train.stage))
+    frozen = {path: at_rest(path, a, config.model.dtype) for path, a in frozen.items()}
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     ema = jax.tree.map(jnp.copy, trained)
     return TrainState(jnp.zeros((), jnp.int32), trained, frozen, ema, optimizer.init(trained))
+
+
+def at_rest(path, array, dtype):
+    """A frozen parameter in the precision that it is computed in: kernels in the networks' `dtype`, others as they are.
+
+    The networks would cast these kernels themselves, so that nothing changes but the memory.
+    """
+    return array.astype(dtype) if path.endswith("/kernel") and not _FLOAT32.search(path) else array
+
+
+_FLOAT32 = re.compile(r"(backbone|decoder)/conv_out/")  # the networks' outputs, computed in float32
 
 
 def make_loss(emo: EMO, config):
@@ -56,7 +69,7 @@ def make_loss(emo: EMO, config):
 
 
 def make_step(emo: EMO, config, mesh, state):
-    """The jitted step(state, batch) -> (state, metrics) over a mesh; the old state is donated.
+    """The jitted step(state, batch) -> (state, metrics) over a mesh; the old state is donated (`train.donate`).
 
     Args:
         state: the state, or its shapes (jax.eval_shape).
@@ -90,10 +103,10 @@ def make_step(emo: EMO, config, mesh, state):
 
     placed = sharding.state_sharding(mesh, state)
     return jax.jit(
-        step,
+        sharding.over(mesh, step),
         in_shardings=(placed, sharding.batch_sharding(mesh)),
         out_shardings=(placed, sharding.replicated(mesh)),  # the metrics: every process reads them
-        donate_argnums=0,
+        donate_argnums=0 if train.donate else (),
     )
 
 

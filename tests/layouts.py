@@ -1,0 +1,197 @@
+"""What one device gives against what eight give in each layout; run in a process of eight CPU devices."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+LAYOUTS = {
+    "data 8": dict(data=8),
+    "fsdp 8": dict(data=1, fsdp=8),
+    "data 2 fsdp 4": dict(data=2, fsdp=4),
+    "data 2 fsdp 2 frame 2": dict(data=2, fsdp=2, frame=2),
+    "data 4 tensor 2": dict(data=4, tensor=2),
+    "fsdp 2 frame 2 tensor 2": dict(data=1, fsdp=2, frame=2, tensor=2),
+}
+
+
+def report(call):
+    """What `call`, such as "steps('vae', ['data 8'])", returns where there are eight devices."""
+    code = f"import json; from tests import layouts; print('REPORT', json.dumps(layouts.{call}))"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("REPORT")]
+    return json.loads(line.removeprefix("REPORT"))
+
+
+def smallest_config(stage):
+    """`training_config` with a UNet of one level and a VAE of two: these programs are compiled for each layout."""
+    from tests.steps import training_config
+
+    config = training_config(stage)
+    config.model.unet.update(channels=(16,), attention=(True,))
+    config.model.vae.update(channels=(8, 16), decoder_channels=(8, 16))
+    config.model.locator_channels = (4, 4, 8)
+    config.clip.image_size = (32, 32)
+    return config
+
+
+def steps(stage, names):
+    """{layout: how far two training steps are from two on one device, and what the compiled step moves}."""
+    from emo_jax import sharding
+    from emo_jax.models.emo import build
+    from emo_jax.training.stages import get_stage
+    from emo_jax.training.step import make_step, new_state
+    from tests.steps import FAST, fixed_batch, random_params
+
+    config = smallest_config(stage)
+    config.train.update(batch_size=8)
+    config.train.optimizer.update(learning_rate=1e-3, clip_norm=1e3)
+    emo = build(config)
+    start = jax.device_get(new_state(config, random_params(emo)))
+
+    def run(mesh):
+        state = jax.device_put(start, sharding.state_sharding(mesh, start))
+        batches = [sharding.place_batch(mesh, fixed_batch(config, 8, seed)) for seed in (0, 1)]
+        step = make_step(emo, config, mesh, state).lower(state, batches[0]).compile(compiler_options=FAST)
+        losses = []
+        for batch in batches:
+            state, told = step(state, batch)
+            losses.append([float(told["loss"]), float(told["grad_norm"])])
+        return state, losses, step
+
+    alone, losses, _ = run(sharding.make_mesh(devices=jax.devices()[:1]))
+    alone, found = jax.device_get(alone), {}
+    for name in names:
+        mesh = sharding.make_mesh(**LAYOUTS[name], clips=get_stage(stage).video)
+        sharding.check(mesh, config)
+        state, told, step = run(mesh)
+        found[name] = dict(
+            losses=float(np.abs(np.array(told) / np.array(losses) - 1).max()),
+            share=_share(state.trained), optimizer_share=_share(state.opt_state),
+        )  # fmt: skip
+        after = jax.device_get(state)
+        found[name] |= {
+            "gradients": _distance(_moments(after), _moments(alone)),
+            "parameters": _distance(after.trained, alone.trained, start.trained),
+            "average": _distance(after.ema, alone.ema, start.ema),
+            "frozen": _distance(after.frozen, alone.frozen),
+        }
+        parameters = state.trained | state.frozen
+        found[name] |= moved(step.as_text()) | dict(bytes=sum(a.nbytes for a in parameters.values()))
+        found[name]["largest"] = max(a.nbytes for a in parameters.values())
+    return found
+
+
+def level(names):
+    """The same of the gradients of one level of the UNet, with all its parts."""
+    from emo_jax import sharding
+    from emo_jax.models.attention import Conditions
+    from emo_jax.models.unet import UNetConfig, block_of
+    from tests.steps import FAST
+
+    config = UNetConfig((16,), (True,), 1, 2, 8, 4, reference="cross", audio=True, temporal=True, speed=True)
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    seen = Conditions(
+        reference={"level.0": draw(8, 1, 4, 4, 16)}, motion={"level.0": draw(8, 2, 4, 4, 16)},
+        audio=draw(8, 4, 2, 16), speed=draw(8, 6, 16),
+    )  # fmt: skip
+    x, temb = draw(8, 4, 4, 4, 16), draw(8, 1, 32)
+
+    def made():
+        return block_of(config)(config, "level", 16, 1, True, "down")
+
+    def loss(params, x, temb, seen):
+        variables = {"params": unflatten_dict(params, sep="/")}
+        return (made().apply(variables, x, temb, seen)[0] ** 2).mean()
+
+    shapes = jax.eval_shape(lambda: made().init(jax.random.key(0), x, temb, seen)["params"])
+    params = {path: 0.3 * draw(*a.shape) for path, a in flatten_dict(shapes, sep="/").items()}
+
+    def run(mesh):
+        flat = sharding.state_sharding(mesh, params)
+        batch = sharding.batch_sharding(mesh)
+        step = jax.jit(
+            sharding.over(mesh, jax.value_and_grad(loss)), in_shardings=(flat, batch, batch, batch),
+            out_shardings=(sharding.replicated(mesh), flat),
+        )  # fmt: skip
+        step = step.lower(params, x, temb, seen).compile(compiler_options=FAST)
+        value, gradients = jax.device_get(step(*jax.device_put((params, x, temb, seen), (flat, batch, batch, batch))))
+        return value, gradients, step.as_text()
+
+    value, gradients, _ = run(sharding.make_mesh(devices=jax.devices()[:1]))
+    found = {}
+    for name in names:
+        told, moments, program = run(sharding.make_mesh(**LAYOUTS[name]))
+        found[name] = dict(losses=abs(float(told / value) - 1), gradients=_distance(moments, gradients))
+        found[name] |= moved(program)
+    return found
+
+
+def sampling():
+    """How far a video of two segments, made with guidance by all devices, is from that of one."""
+    from emo_jax.models.emo import build
+    from emo_jax.sampling import VideoSampler, mesh_for
+    from tests.steps import random_params
+
+    config = smallest_config("speed")
+    config.sampling.update(clips=1, reference_scale=2.0, audio_scale=2.0)
+    emo, rng = build(config), np.random.default_rng(0)
+    portrait = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    mask, sound = np.ones((1, 32, 32, 1), np.uint8), rng.uniform(-0.2, 0.2, (1, 8 * 640)).astype(np.float32)
+    videos, mesh = [], mesh_for("joint", config.clip.frames)
+    for devices in (None, mesh):
+        sampler = VideoSampler(emo, random_params(emo), config.sampling, mesh=devices)
+        frames = sampler.stream(portrait, mask, sound, key=jax.random.key(0))
+        videos.append(np.concatenate(list(frames), axis=1).astype(int))
+    return dict(
+        mesh=dict(mesh.shape), programs=sampler.compilations(), steps=int(np.abs(videos[0] - videos[1]).max()),
+        spread=float(videos[0].std()),
+    )  # fmt: skip
+
+
+def moved(program):
+    """{collective: the bytes of each of its results} of a compiled program."""
+    found = {kind: [] for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")}
+    for line in re.finditer(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)(-start)?\(.*", program):
+        if "/fft" in line[0]:  # of mel spectra, which XLA's partitioner cannot split; not of parameters
+            continue
+        for name, dims in re.findall(r"(\w+)\[([\d,]*)\]", line[1]):
+            size = math.prod(int(n) for n in dims.split(",") if n)
+            found[line[2]].append(size * jnp.dtype(_TYPES.get(name, "float32")).itemsize)
+    return found
+
+
+_TYPES = {"bf16": "bfloat16", "f16": "float16", "u8": "uint8", "pred": "bool", "s8": "int8"}
+
+
+def _share(tree):
+    """The part of a tree's elements that lies on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(a.addressable_shards[0].data.size for a in leaves) / sum(a.size for a in leaves)
+
+
+def _moments(state):
+    import optax
+
+    return optax.tree_utils.tree_get(state.opt_state, "mu")
+
+
+def _distance(one, other, origin=None):
+    """Norm of the difference over the norm of (the change of) the other; 0 for equal ones."""
+    flat = [np.concatenate([np.ravel(tree[path]) for path in sorted(other)]) for tree in (one, other)]
+    change = flat[1] if origin is None else flat[1] - np.concatenate([np.ravel(origin[path]) for path in sorted(other)])
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(change))

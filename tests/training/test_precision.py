@@ -1,0 +1,63 @@
+"""What a state holds: nothing twice, and nothing finer than it is used; what a step may overwrite."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from emo_jax import sharding
+from emo_jax.models.emo import build
+from emo_jax.training.step import at_rest, make_loss, make_step, new_state
+from tests.layouts import smallest_config
+from tests.small import small_config
+from tests.steps import fixed_batch, random_params
+
+
+def shapes_of(config):
+    return jax.eval_shape(functools.partial(new_state, config), build(config).abstract_params())
+
+
+@pytest.mark.parametrize("stage", ["vae", "image", "video", "speed"])
+def test_what_is_frozen_has_no_state_and_no_float32_kernels(stage):
+    state = shapes_of(small_config(stage, dtype="bfloat16"))
+    assert {a.dtype for a in jax.tree.leaves((state.trained, state.ema))} == {jnp.dtype("float32")}
+    assert state.ema.keys() == state.trained.keys() and not state.trained.keys() & state.frozen.keys()
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    kept = {keys[-1].key for keys, _ in leaves if hasattr(keys[-1], "key")}
+    assert kept <= state.trained.keys()
+    fine = sum(a.size for a in state.frozen.values() if a.dtype == jnp.float32)
+    assert fine < 0.1 * sum(a.size for a in state.frozen.values())
+    assert all(a.dtype == jnp.float32 for path, a in state.frozen.items() if not path.endswith("/kernel"))
+    assert {a.dtype for a in shapes_of(small_config(stage)).frozen.values()} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+def test_frozen_kernels_at_rest_give_the_same_loss_to_the_bit():
+    config = smallest_config("speed")
+    config.model.dtype = "bfloat16"
+    emo = build(config)
+    loss, batch = jax.jit(make_loss(emo, config)), fixed_batch(config)
+    flat = flatten_dict(random_params(emo), sep="/")
+    rested = {path: at_rest(path, np.asarray(a), "bfloat16") for path, a in flat.items()}
+    assert sum(a.dtype == jnp.bfloat16 for a in rested.values()) > 50
+    found = [loss(unflatten_dict(tree, sep="/"), batch, jax.random.key(1))[0] for tree in (flat, rested)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("donate", [True, False])
+def test_the_old_state_is_overwritten_where_the_config_says_so(donate):
+    config = smallest_config("vae")
+    config.train.donate = donate
+    shapes, mesh = shapes_of(config), sharding.make_mesh(devices=jax.devices()[:1])
+    program = make_step(build(config), config, mesh, shapes).lower(shapes, fixed_batch(config)).as_text()
+    assert ("tf.aliasing_output" in program or "jax.buffer_donor" in program) == donate
+
+
+def test_an_unknown_way_of_recomputing_is_one_line():
+    config = small_config()
+    config.model.unet.remat = "some"
+    with pytest.raises(ValueError, match="model.unet.remat is 'some'; expected 'none', 'blocks' or 'dots'"):
+        build(config)
