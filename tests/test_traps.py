@@ -120,12 +120,12 @@ def _video_shape(emo, config):
     samples = fixed_batch(config, 1)["audio"].shape[1] + 640 * clip.frames
 
     def segment(params, portrait, mask, audio, motion, key):
-        known = sampler._prepare(params, portrait, mask)
+        known = sampler._prepare_fn(params, portrait, mask)
         carry = motion, jnp.zeros(1, bool)
         speed = jnp.zeros((1, sampler.frames_per_segment + 2 * clip.audio_window))
-        carry, latents = sampler._segment(params, known, carry, (audio, speed, key, 0), (1.0, 1.0))
+        carry, latents = sampler._segment_fn(params, known, carry, (audio, speed, key, 0), (1.0, 1.0))
         assert carry[0].shape == motion.shape
-        return sampler._decode(params, latents)
+        return sampler._decode_fn(params, latents)
 
     return jax.eval_shape(
         segment, emo.abstract_params(), np.zeros((1, *clip.image_size, 3), np.uint8),
