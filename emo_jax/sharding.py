@@ -139,14 +139,14 @@ def parameter_spec(path, shape, fsdp, tensor=1):
             )
         axes[axis] = "tensor"
     free = [i for i, size in enumerate(shape) if size % fsdp == 0 and axes[i] is None]
-    if over_fsdp and fsdp > 1 and free and math.prod(shape) >= _SMALL:
+    if over_fsdp and fsdp > 1 and free and math.prod(shape) >= SMALL:
         axes[max(free, key=lambda i: (shape[i], i))] = "fsdp"
     while axes and axes[-1] is None:
         axes.pop()
     return PartitionSpec(*axes)
 
 
-_SMALL = 2**10  # elements, below which a parameter is whole on every device
+SMALL = 2**10  # elements, below which a parameter is whole on every device
 
 
 def state_sharding(mesh, state):
