@@ -133,9 +133,8 @@ def to_safetensors(args) -> None:
     """Checkpoint -> OUTPUT/{unet,vae,motion,audio}.safetensors, diffusers' and transformers' names, the same bits."""
     from safetensors.numpy import save_file
 
-    from emo_jax.weights.assemble import KINDS, disassemble
+    from emo_jax.weights.assemble import KINDS
     from emo_jax.weights.store import read_flat
-    from emo_jax.weights.wav2vec2 import to_transformers
 
     if not args.checkpoint:
         raise ValueError("--checkpoint is missing; give a run of emo train or a folder of emo convert")
@@ -144,13 +143,23 @@ def to_safetensors(args) -> None:
     output = pathlib.Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     for kind in (*KINDS, "audio"):  # one after the other: memory holds each twice while it is written
-        hearing = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
-        tensors = disassemble(flat, kind) if kind in KINDS else to_transformers(hearing) if hearing else {}
+        tensors = file_tensors(flat, kind)
         if tensors:
             partial = output / f".{kind}.part"
             save_file(tensors, partial)
             partial.replace(output / f"{kind}.safetensors")
             print(f"{output / kind}.safetensors: {len(tensors)} tensors", flush=True)
+
+
+def file_tensors(flat, kind):
+    """The tensors {name: array} of one kind of file, or of "audio", in flat params; {} where they have none."""
+    from emo_jax.weights.assemble import disassemble
+    from emo_jax.weights.wav2vec2 import to_transformers
+
+    if kind != "audio":
+        return disassemble(flat, kind)
+    start = "audio_encoder/"
+    return to_transformers({path.removeprefix(start): a for path, a in flat.items() if path.startswith(start)})
 
 
 def describe(args, config) -> None:

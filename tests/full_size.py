@@ -15,10 +15,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from configs import base
+from emo_jax.convert import file_tensors
 from emo_jax.metrics.properties import peak_memory, write_wav
 from emo_jax.models.emo import build
-from emo_jax.weights.assemble import KINDS, disassemble
-from emo_jax.weights.wav2vec2 import to_transformers
 
 FILES = {"unet": "sd/unet", "vae": "sd/vae", "motion": "motion", "audio": "voice"}
 TEXT = 768  # width of SD's prompt
@@ -31,13 +30,11 @@ def write_files(folder):
         if not path.startswith("reference_net/"):
             fan_in = max(1, int(np.prod(leaf.shape[:-1])))
             flat[path] = (rng.standard_normal(leaf.shape, np.float32) * fan_in**-0.5).astype(np.float16)
-    tensors = {kind: disassemble(flat, kind) for kind in KINDS}
+    tensors = {kind: file_tensors(flat, kind) for kind in FILES}
     blocks = [n.split("attn2.to_q")[0] for n in tensors["unet"] if "attn2.to_q" in n]
     for block in blocks:  # keys and values of the prompt, which EMO has no use for
         shape = len(tensors["unet"][f"{block}attn2.to_q.weight"]), TEXT
         tensors["unet"] |= {f"{block}attn2.to_{kv}.weight": np.zeros(shape, np.float16) for kv in "kv"}
-    hearing = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
-    tensors["audio"] = to_transformers(hearing)
     for kind, name in FILES.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         file = "model.safetensors" if kind == "audio" else "diffusion_pytorch_model.safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -51,22 +52,22 @@ def write_clips(sampler: ClipSampler, positions, folder: str | os.PathLike, seed
     sound = np.concatenate([sample["audio"][first : first + length] for sample in samples])
     with VideoWriter(path, (2 * TILE + PLOT + GAP, 4 * TILE), sampler.fps, sound) as writer:
         for sample in samples:
-            writer.write(np.stack([_moment(sampler, sample, k) for k in range(sampler.frames)]))
+            writer.write(np.stack(list(_moments(sampler, sample))))
     return path
 
 
-def _moment(sampler: ClipSampler, sample: dict, k: int) -> np.ndarray:
-    """Frame k of a clip as uint8 RGB: pictures above, sound and speed of the whole window below."""
+def _moments(sampler: ClipSampler, sample: dict) -> Iterator[np.ndarray]:
+    """The frames of a clip as uint8 RGB: pictures above, sound and speed of the whole window below."""
     side = 2 * TILE
-    pictures = [sample["reference"], _outlined(sample["frames"][k], sample["mask"])]
     plot = _plot(sample["audio"], sample["speed"], 2 * side)
-    share = (sampler.audio_window + k + 0.5) / len(sample["speed"])
-    ImageDraw.Draw(plot).line((share * 2 * side, 0, share * 2 * side, PLOT), fill=INK)
     image = Image.new("RGB", (2 * side, side + plot.height), "white")
-    for column, picture in enumerate(pictures):
-        image.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (column * side, 0))
-    image.paste(plot, (0, side))
-    return np.asarray(image)
+    for k, frame in enumerate(sample["frames"]):
+        for column, picture in enumerate((sample["reference"], _outlined(frame, sample["mask"]))):
+            image.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (column * side, 0))
+        image.paste(plot, (0, side))
+        now = (sampler.audio_window + k + 0.5) / len(sample["speed"]) * 2 * side
+        ImageDraw.Draw(image).line((now, side, now, side + PLOT), fill=INK)
+        yield np.array(image)
 
 
 def _outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:

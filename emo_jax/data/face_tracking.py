@@ -64,6 +64,11 @@ def make_analyzer(name: str = "auto", model: str | None = None) -> FaceAnalyzer:
     return HaarTracker()
 
 
+def analyzer_flags(analyzer: FaceAnalyzer) -> list[str]:
+    """What a record says of how its face was found."""
+    return ["roll-only"] if analyzer.gives == "box and roll" else []
+
+
 def main_first(faces: list[Face], previous: Box | None) -> list[Face]:
     """The main face (the one that overlaps `previous` most, else the largest), then the others worth counting."""
     if not faces:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pathlib
 
-import cv2
 import numpy as np
 
-from emo_jax.data.face_tracking import FaceAnalyzer
+from emo_jax.data.face_tracking import FaceAnalyzer, analyzer_flags
 from emo_jax.data.images import load_image
 from emo_jax.data.records import Record, encode_video
-from emo_jax.data.shots import Meter, Rules, faults, square_window
+from emo_jax.data.shots import Meter, Rules, cut_square, faults, square_window, window_flags
 from emo_jax.data.videos import FPS, record_id
 
 
@@ -33,16 +32,12 @@ def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAn
     if window is None:
         raise ValueError("no square of the picture holds the face")
     left, top, side = window
-    method = cv2.INTER_AREA if side > rules.size else cv2.INTER_CUBIC
-    frame = cv2.resize(image[top : top + side, left : left + side], (rules.size, rules.size), interpolation=method)
     boxes = (seen.box - (left, top, left, top)) * (rules.size / side)
-    flags = ["no-sound"] + ["roll-only"] * (analyzer.gives == "box and roll")
-    flags += ["enlarged"] * (side * 1.5 < rules.size)
     return Record(
         id=record_id(name),
         source=name,
         licence=licence,
-        video=encode_video(frame[None], FPS),
+        video=encode_video(cut_square(image, window, rules.size)[None], FPS),
         audio=np.zeros(0, np.int16),
         fps=float(FPS),
         boxes=np.clip(boxes, 0, rules.size).astype(np.float32),
@@ -50,5 +45,5 @@ def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAn
         speed=np.zeros(1, np.float32),
         speed_confidence=np.zeros(1, np.float32),
         analyzer=f"{analyzer.name}: {analyzer.gives}",
-        flags=" ".join(flags),
+        flags=" ".join(["no-sound", *analyzer_flags(analyzer), *window_flags(window, rules)]),
     )

@@ -135,14 +135,14 @@ def make_dataset(
     from emo_jax.data.elastic import ElasticDataset
 
     _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
-    fitting = []
-    for number, (source, weight) in enumerate(open_sources(data_config)):
+    sources, fitting = open_sources(data_config), []
+    for number, (source, weight) in enumerate(sources):
         positions = suitable_records(source, clip_config, needs_sound)
         if len(positions):
             fitting.append((source, positions, weight, number))
     count = sum(len(positions) for _, positions, _, _ in fitting)
     if count < batch_size * process_count:
-        names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in open_sources(data_config))
+        names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in sources)
         raise ValueError(
             f"{names}: {count} records fit this config, expected at least {batch_size * process_count} (batch "
             f"{batch_size} x {process_count} processes): lower the batch size or add records"

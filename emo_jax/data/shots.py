@@ -214,9 +214,20 @@ def _stretch(seen, rules, fps, frame_size, start, stop) -> Stretch | str:
     window = square_window(seen.box[start:stop], *frame_size)
     if window is None:
         return "face moves out of any square"
-    flags = ["low-fps"] if rate < LOW_RATE else []
-    flags += ["enlarged"] if window[2] * 1.5 < rules.size else []
+    flags = (["low-fps"] if rate < LOW_RATE else []) + window_flags(window, rules)
     return Stretch(start, stop, window, tuple(flags))
+
+
+def window_flags(window: tuple[int, int, int], rules: Rules) -> list[str]:
+    """What a record says of the square it was cut with."""
+    return ["enlarged"] if window[2] * 1.5 < rules.size else []
+
+
+def cut_square(image: np.ndarray, window: tuple[int, int, int], size: int) -> np.ndarray:
+    """The square `window`, see `square_window`, of uint8 RGB (height, width, 3) as (size, size, 3)."""
+    left, top, side = window
+    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=method)
 
 
 def square_window(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int] | None:

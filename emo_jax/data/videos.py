@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from emo_jax.data.audio import SAMPLE_RATE, cut, load_audio, open_media
-from emo_jax.data.face_tracking import FaceAnalyzer
+from emo_jax.data.face_tracking import FaceAnalyzer, analyzer_flags
 from emo_jax.data.head import rotation_speed
 from emo_jax.data.records import Record, encode_video, record_example
-from emo_jax.data.shots import STEADY, Measurements, Meter, Rules, Stretch, choose_stretches
+from emo_jax.data.shots import STEADY, Measurements, Meter, Rules, Stretch, choose_stretches, cut_square
 from emo_jax.data.video import read_video
 
 FPS = 25
@@ -83,8 +83,7 @@ def _records(path, settings, analyzer, tick, outcome) -> Iterator[tuple[dict, di
         share = outcome.dropped[worst] / len(seen)
         outcome.reason = f"no stretch can be used: {worst} in {share:.0%} of {len(seen)} frames"
         return
-    if analyzer.gives == "box and roll":
-        flags.append("roll-only")
+    flags += analyzer_flags(analyzer)
     for stretch, frames in _cut_out(path, stretches, settings.rules.size):
         record = _record(outcome.source, settings, analyzer, seen, stretch, frames, sound, flags)
         outcome.records += 1
@@ -134,9 +133,7 @@ def _cut_out(path, stretches: list[Stretch], size: int) -> Iterator[tuple[Stretc
         stretch = waiting[0]
         if index < stretch.start:
             continue
-        left, top, side = stretch.window
-        method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-        frames.append(cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=method))
+        frames.append(cut_square(image, stretch.window, size))
         if index + 1 == stretch.stop:
             yield waiting.pop(0), np.stack(frames)
             frames = []

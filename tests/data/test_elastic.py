@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emo_jax.data import pipeline, records
-from tests.data.test_pipeline import assert_same, configs, record_number, samples
+from tests.data.test_pipeline import assert_same, configs, plain_record, record_number, samples
 
 RECORDS = 24
 
@@ -16,17 +16,8 @@ def small_records(tmp_path_factory):
     """24 records of 8 frames, told apart by their speed, 100 times their number."""
 
     def record(k):
-        return records.Record(
-            id=f"small-{k}",
-            source="tests",
-            licence="CC0-1.0",
-            video=records.encode_video(np.full((8, 32, 32, 3), 10 * k, np.uint8), 25),
-            audio=np.zeros(0, np.int16),
-            fps=25.0,
-            boxes=np.tile(np.float32([8, 8, 24, 24]), (8, 1)),
-            rotation=np.zeros((8, 3)),
-            speed=100 * k + np.arange(8),
-        )
+        frames = np.full((8, 32, 32, 3), 10 * k, np.uint8)
+        return plain_record(f"small-{k}", frames, 25, (8, 8, 24, 24), 100 * k + np.arange(8))
 
     directory = tmp_path_factory.mktemp("elastic") / "records"
     records.write_records(directory, {"train": lambda: map(record, range(RECORDS))}, progress=False)

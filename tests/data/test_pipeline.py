@@ -30,6 +30,21 @@ def take(count, *args, **options):
     return [next(iterator) for _ in range(count)]
 
 
+def plain_record(name, frames, fps, box, speed):
+    """A silent record of frames (N, H, W, 3), the face in the same box (4,) in all; speed (N,)."""
+    return records.Record(
+        id=name,
+        source="tests",
+        licence="CC0-1.0",
+        video=records.encode_video(frames, fps),
+        audio=np.zeros(0, np.int16),
+        fps=float(fps),
+        boxes=np.tile(np.float32(box), (len(frames), 1)),
+        rotation=np.zeros((len(frames), 3)),
+        speed=np.float32(speed),
+    )
+
+
 def record_number(sample):
     return int(sample["speed"][0]) // 100
 

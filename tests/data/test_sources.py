@@ -11,7 +11,7 @@ from configs import tiny
 from emo_jax import config as config_lib
 from emo_jax.data import pipeline, records
 from emo_jax.training.stages import clip_of, get_stage
-from tests.data.test_pipeline import assert_same, configs, record_number, samples, take
+from tests.data.test_pipeline import assert_same, configs, plain_record, record_number, samples, take
 
 PICTURES = 3
 
@@ -21,17 +21,8 @@ def pictures(tmp_path_factory):
     """Three records of a single picture, told apart by their speed: 900, 1000, 1100."""
 
     def record(k):
-        return records.Record(
-            id=f"picture-{k}",
-            source="tests",
-            licence="CC0-1.0",
-            video=records.encode_video(np.full((1, 48, 64, 3), 80 * k, np.uint8), 30),
-            audio=np.zeros(0, np.int16),
-            fps=30.0,  # of a picture it says nothing
-            boxes=np.float32([[12, 8, 30, 28]]),
-            rotation=np.zeros((1, 3)),
-            speed=np.float32([900 + 100 * k]),
-        )
+        picture = np.full((1, 48, 64, 3), 80 * k, np.uint8)  # of which 30 frames a second say nothing
+        return plain_record(f"picture-{k}", picture, 30, (12, 8, 30, 28), [900 + 100 * k])
 
     directory = tmp_path_factory.mktemp("pictures") / "records"
     records.write_records(directory, {"train": lambda: map(record, range(PICTURES))}, progress=False)
