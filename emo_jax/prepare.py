@@ -14,8 +14,6 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
 from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
 from emo_jax.progress import Progress
@@ -50,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_images(sources)
     _add_inspect(sources)
     _add_stats(sources)
+    _add_latents(sources)
 
 
 def _add_videos(sources: argparse._SubParsersAction) -> None:
@@ -127,6 +126,23 @@ def _add_stats(sources: argparse._SubParsersAction) -> None:
     stats.set_defaults(main=_main_stats, takes_config="optional")
 
 
+def _add_latents(sources: argparse._SubParsersAction) -> None:
+    latents = sources.add_parser(
+        "latents",
+        help="encode records once, so that training need not do it in every step",
+        epilog="also takes --config FILE[:arg] and --config.key=value (default: the checkpoint's)",
+    )
+    latents.add_argument("directory", help="records, as `emo prepare` wrote them")
+    latents.add_argument("--output", required=True, help="directory to write; a run that was killed goes on")
+    latents.add_argument("--checkpoint", required=True, metavar="DIR", help="weights, whose encoders are used")
+    latents.add_argument("--split", default="train", help="(default %(default)s)")
+    latents.add_argument("--windows", type=int, default=2, help="crop windows of each record (default %(default)s)")
+    latents.add_argument("--seed", type=int, default=0, help="of the windows (default %(default)s)")
+    latents.add_argument("--batch", type=int, default=8, help="frames a device encodes at once (default %(default)s)")
+    latents.add_argument("--shards", type=int, default=64, help="files at most (default %(default)s)")
+    latents.set_defaults(main=_main_latents, takes_config="optional")
+
+
 def _main_synthetic(args: argparse.Namespace) -> None:
     """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
     prepare_synthetic(
@@ -166,7 +182,10 @@ def _main_images(args: argparse.Namespace) -> None:
 
 def _main_inspect(args: argparse.Namespace, config) -> None:
     """Run `emo prepare inspect`; clips are those of --config FILE (configs/base.py if none is given)."""
-    for path in inspect_records(args.directory, args.output, args.split, args.records, args.seed, config):
+    from emo_jax.data.contact_sheet import inspect_records
+
+    given = args.directory, args.output, args.split, args.records, args.seed
+    for path in inspect_records(*given, config or _base_config()):
         print(path)
 
 
@@ -185,6 +204,14 @@ def _main_stats(args: argparse.Namespace, config) -> None:
     face = fit_face(boxes, (config or _base_config()).clip.frames)
     found = {"model.speed.centres": centres, "model.speed.radii": radii}
     print(config_lines(found | {f"clip.face.{name}": value for name, value in face.items()}))
+
+
+def _main_latents(args: argparse.Namespace, config) -> None:
+    """Run `emo prepare latents`; --config says the size, the crops, the flips, and whether there is a voice to hear."""
+    from emo_jax.latents import encode_records
+
+    names = ("split", "windows", "seed", "batch", "shards")
+    encode_records(args.directory, args.output, args.checkpoint, config, **{n: getattr(args, n) for n in names})
 
 
 def prepare_synthetic(
@@ -351,29 +378,6 @@ def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]
     root = os.path.commonpath([os.path.dirname(path) for path in found])
     names = {path: os.fsencode(os.path.relpath(path, root)).decode(errors="backslashreplace") for path in found}
     return tuple((pathlib.Path(path), names[path]) for path in sorted(found, key=names.get))
-
-
-def inspect_records(
-    directory: str, folder: str, split: str = "train", records: int = 8, seed: int = 0, config=None
-) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes a contact sheet of `records` records and a video of one clip of each; returns their paths.
-
-    Raises ValueError where no record is fit for a clip.
-    """
-    from emo_jax.data import contact_sheet, pipeline
-    from emo_jax.data.records import open_records
-
-    config = config or _base_config()
-    if records < 1 or seed < 0:
-        raise ValueError(f"--records is {records}, --seed {seed}; give at least 1 and 0")
-    source = open_records(directory, split)
-    fit = pipeline.suitable_records(source, config.clip)
-    if not len(fit):
-        raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
-    positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
-    sampler = pipeline.clip_sampler(source, config.data, config.clip)
-    sheet = contact_sheet.write_sheet(sampler, positions, folder, seed)
-    return sheet, contact_sheet.write_clips(sampler, positions, folder, seed)
 
 
 def _base_config():

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from emo_jax import sharding
 from emo_jax.cli import TERMINATED
-from emo_jax.data.pipeline import element_spec, make_iterator
+from emo_jax.data.pipeline import common_layout, element_spec, make_iterator, open_sources
+from emo_jax.latents import check_encoders
 from emo_jax.models import emo as emo_lib
 from emo_jax.training import processes
 from emo_jax.training.checkpoint import Checkpoints
@@ -104,9 +105,12 @@ def train(config, workdir, profile=0):
     )
     checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
     state = _start(config, emo, mesh, checkpoints, iterator)
+    sources = [source for source, _ in open_sources(config.data)]
+    check_encoders(sources, emo, mesh, {**state.frozen, **state.trained})
     step_fn = processes.together(make_step(emo, config, mesh, state))
     step_fn = Profiled(step_fn, workdir, profile, left=steps - int(state.step))
-    writer = MetricsWriter(workdir, int(state.step), steps, _flops(config, stage, emo, state))
+    layout = common_layout(sources, config.data, config.clip)
+    writer = MetricsWriter(workdir, int(state.step), steps, _flops(config, stage, emo, state, layout))
     samples, skips = Samples(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
     scaled, ending = _scaler(config, emo, mesh), processes.Ending()
 
@@ -139,11 +143,11 @@ def train(config, workdir, profile=0):
     return state
 
 
-def _flops(config, stage, emo, state):
+def _flops(config, stage, emo, state, layout):
     """FLOPs of a step, counted on the process that tells them; None on a run that has no step to do."""
     if not processes.first() or int(state.step) >= config.train.steps:
         return None
-    spec = element_spec(clip_of(config, stage), config.train.batch_size)
+    spec = element_spec(clip_of(config, stage), config.train.batch_size, layout)
     return step_flops(emo, config, state, {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()})
 
 

@@ -2,7 +2,8 @@
 
     python -m tests.throughput [RECORDS]    # a folder of 512x512 records; without one, some are drawn under film grain
 
-Counts the CPU time of all threads, not the time that passes. Clips are those of configs/base.py: n + f = 16, 512x512.
+The same from latents, of random numbers in place of the VAE's. Counts the CPU time of all threads, not the time that
+passes. Clips are those of configs/base.py: n + f = 16, 512x512.
 """
 
 import pathlib
@@ -13,11 +14,13 @@ import time
 import numpy as np
 
 from configs import base
+from emo_jax import latents
 from emo_jax.data import pipeline, records
 from emo_jax.data.synthetic import make_record
+from emo_jax.models.emo import build
 from emo_jax.progress import Progress
 
-BATCH, BATCHES, BAR = 4, 40, 12
+BATCH, BATCHES, BAR, LATENTS_BAR = 4, 40, 12, 100
 GRAIN = 1.6  # standard deviation of the noise that gives drawn people the bytes a frame of filmed ones, about 8.6 kB
 # Cost of a frame, FLOP: XLA's analysis of the full size; a training step is PASSES forward passes.
 VAE, BACKBONE, REFERENCE_NET = 1.117e12, 1.287e12, 0.754e12
@@ -44,6 +47,26 @@ def write_records(directory, count=4, seconds=10.0):
                 progress.add()
 
     records.write_records(directory, {"train": made}, progress=False)
+
+
+def write_latents(source, directory):
+    """Random numbers in the place of what `emo prepare latents` writes of the records."""
+    config = base.get_config("video")
+    rng, emo = np.random.default_rng(0), build(config)
+    layout = latents._layout(emo, windows=2)
+    directory.mkdir()
+
+    class Encoder:
+        def pictures(self, images):
+            return rng.standard_normal((len(images), *layout.latent_shape), np.float32)
+
+        def features(self, audio, frames, fps, layout):
+            return rng.standard_normal((frames + 2 * layout.reach, *layout.heard_shape), np.float32)
+
+    files = ["latents.array_record"]
+    latents._make_shards(Encoder(), source, directory, files, layout, seed=0)
+    latents._finish(directory, directory.parent / "encoded", source.split, files, layout, {})
+    return directory.parent / "encoded"
 
 
 def measure(directory):
@@ -74,6 +97,14 @@ def need(passes):
 def main(directory):
     """Prints what was measured and what is needed."""
     source = records.open_records(directory, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        encoded = write_latents(source, pathlib.Path(folder) / "work")
+        fast = measure(encoded)
+        size = sum(path.stat().st_size for path in encoded.iterdir()) / source.index()["frames"].sum()
+    print(
+        f"{fast:.0f} clips per CPU second, latents to batch (bar: {LATENTS_BAR}); {size / 1e3:.0f} kB a frame: two "
+        "windows and twelve layers of wav2vec 2.0"
+    )
     sizes = [len(source[i]["video"]) / len(source[i]["boxes"]) for i in range(len(source))]
     print(f"{directory}: {len(source)} records, {np.mean(sizes) / 1e3:.1f} kB a frame", flush=True)
     rate = measure(directory)

@@ -10,13 +10,31 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE
-from emo_jax.data.pipeline import ClipSampler
-from emo_jax.data.records import decode_video
+from emo_jax.data.pipeline import ClipSampler, clip_sampler, suitable_records
+from emo_jax.data.records import decode_video, open_records
 from emo_jax.data.video import VideoWriter
 
 SHEET_FILE, CLIPS_FILE = "contact_sheet.png", "clips.mp4"
 TILE, GAP, TEXT, PLOT = 112, 2, 14, 64
 BOX, FACE_REGION, SOUND, SPEED, INK = (255, 60, 60), (255, 220, 0), (70, 110, 180), (210, 80, 30), (0, 0, 0)
+
+
+def inspect_records(
+    directory: str, folder: str, split: str, records: int, seed: int, config
+) -> tuple[pathlib.Path, pathlib.Path]:
+    """Writes sheet and clips of `records` records, spread evenly over the split; returns their paths.
+
+    Raises ValueError where no record is fit for a clip of the config.
+    """
+    if records < 1 or seed < 0:
+        raise ValueError(f"--records is {records}, --seed {seed}; give at least 1 and 0")
+    source = open_records(directory, split)
+    fit = suitable_records(source, config.clip)
+    if not len(fit):
+        raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
+    positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
+    sampler = clip_sampler(source, config.data, config.clip)
+    return write_sheet(sampler, positions, folder, seed), write_clips(sampler, positions, folder, seed)
 
 
 def write_sheet(sampler: ClipSampler, positions, folder: str | os.PathLike, seed: int = 0) -> pathlib.Path:

@@ -26,11 +26,14 @@ class Face:
       box: (x0, y0, x1, y1) in pixels.
       rotation: yaw, pitch and roll in degrees, as in `Record`; 0 where the analyzer cannot tell.
       confidence: in [0, 1], how far the head's rotation speed can be trusted.
+      landmarks: (P, 2) points of the face in pixels, of which there are always as many; None from an analyzer that
+        has none.
     """
 
     box: Box
     rotation: tuple[float, float, float]
     confidence: float
+    landmarks: np.ndarray | None = dataclasses.field(default=None, compare=False)
 
 
 class FaceAnalyzer(Protocol):

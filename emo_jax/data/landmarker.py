@@ -75,7 +75,8 @@ class Landmarker:
         for marks, matrix in zip(result.face_landmarks, result.facial_transformation_matrixes, strict=True):
             points = np.array([(mark.x, mark.y) for mark in marks[:BROW_TO_CHIN]]) * size
             box = (*np.clip(points.min(axis=0), 0, size), *np.clip(points.max(axis=0), 0, size))
-            found.append(Face(tuple(map(float, box)), head_angles(np.asarray(matrix)[:3, :3]), self.CONFIDENCE))
+            angles = head_angles(np.asarray(matrix)[:3, :3])
+            found.append(Face(tuple(map(float, box)), angles, self.CONFIDENCE, points.astype(np.float32)))
         found = main_first(found, self._previous)
         self._previous = found[0].box if found else self._previous
         return found

@@ -41,6 +41,7 @@ def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAn
         audio=np.zeros(0, np.int16),
         fps=float(FPS),
         boxes=np.clip(boxes, 0, rules.size).astype(np.float32),
+        landmarks=(seen.landmarks - (left, top)) * (rules.size / side),
         rotation=seen.rotation.astype(np.float32),
         speed=np.zeros(1, np.float32),
         speed_confidence=np.zeros(1, np.float32),

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags, logging
 
-from emo_jax.data import records, transforms
+from emo_jax.data import latents, records, transforms
 from emo_jax.data.audio import exact_fps
+from emo_jax.data.latents import LatentSource, Layout
 
 if TYPE_CHECKING:
     from emo_jax.data import elastic
@@ -30,7 +31,7 @@ class ClipSampler:
     The fields are those of `config.clip` and `config.data`, see `make_dataset`.
     """
 
-    source: records.RecordSource
+    source: records.RecordSource | LatentSource
     frames: int
     motion_frames: int
     audio_window: int
@@ -45,15 +46,21 @@ class ClipSampler:
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record = self.source[position]
-        total, video = len(record["boxes"]), record["video"]
+        total = len(record["boxes"])
         has_motion = self.motion_frames > 0 and bool(rng.random() >= self.first_clip_prob)
         before = self.motion_frames if has_motion else 0
         start = transforms.choose_start(rng, total, self.frames, before)
         gap = transforms.gap_frames(self.min_reference_gap, self.fps)
-        at = transforms.choose_reference(rng, total, start, self.frames, gap)
+        reference = transforms.choose_reference(rng, total, start, self.frames, gap)
+        return self._pictures(record, rng, reference, start, before) | {
+            "audio": self._sound(record, start),
+            "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
+        }
 
-        pictures = records.decode_video(video, start - before, before + self.frames)
-        reference = records.decode_video(video, at, 1)
+    def _pictures(self, record, rng, reference: int, start: int, before: int) -> dict[str, np.ndarray]:
+        """Reference, motion frames, frames and mask, with what the generator changes about them."""
+        pictures = records.decode_video(record["video"], start - before, before + self.frames)
+        alone = records.decode_video(record["video"], reference, 1)
         size = pictures.shape[1:3]
         # Two windows: with one for both, the place of the face in the reference would tell what the mask tells. But not
         # always: with one, what stays where it is can be copied, as in a video whose mask lies on the portrait's face.
@@ -64,15 +71,11 @@ class ClipSampler:
         pictures = transforms.crop(pictures, window, self.image_size)
         boxes = record["boxes"][start : start + self.frames]
         sample = {
-            "reference": transforms.crop(reference, other, self.image_size)[0],
-            "motion": pictures[:before]
-            if has_motion
-            else np.zeros((self.motion_frames, *self.image_size, 3), np.uint8),
+            "reference": transforms.crop(alone, other, self.image_size)[0],
+            "motion": self._motion(pictures[:before]),
             "frames": pictures[before:],
-            "has_motion": np.asarray(has_motion),
-            "audio": transforms.audio_window(record["audio"], start, self.frames, self.audio_window, self.fps),
+            "has_motion": np.asarray(before > 0),
             "mask": transforms.union_mask(boxes, window, self.image_size),
-            "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
         }
         if rng.random() < self.flip_prob:
             sample = transforms.flip_horizontally(sample)
@@ -80,17 +83,57 @@ class ClipSampler:
             sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
         return sample
 
+    def _motion(self, pictures: np.ndarray) -> np.ndarray:
+        """The motion frames; zeros where there are none."""
+        return pictures if len(pictures) else np.zeros((self.motion_frames, *pictures.shape[1:]), pictures.dtype)
 
-def element_spec(clip_config, batch_size: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of every array of a batch of `batch_size` (per process)."""
+    def _sound(self, record, start: int) -> np.ndarray:
+        return transforms.audio_window(record["audio"], start, self.frames, self.audio_window, self.fps)
+
+
+class LatentSampler(ClipSampler):
+    """The same from encoded records; color_jitter must be 0, and flip_prob too if none is there mirrored."""
+
+    def _pictures(self, record, rng, reference: int, start: int, before: int) -> dict[str, np.ndarray]:
+        window, other = rng.integers(self.source.layout.windows, size=2)
+        if rng.random() < self.same_window_prob:
+            other = window
+        mirrored = bool(rng.random() < self.flip_prob)
+        position, seen = record["position"], tuple(record["windows"][window])
+        pictures = self.source.frames(position, window, mirrored, start - before, before + self.frames)
+        mask = transforms.union_mask(record["boxes"][start : start + self.frames], seen, self.image_size)
+        return {
+            "reference": self.source.frames(position, other, mirrored, reference, 1)[0],
+            "motion": self._motion(pictures[:before]),
+            "frames": pictures[before:],
+            "has_motion": np.asarray(before > 0),
+            "mask": mask[:, ::-1] if mirrored else mask,
+        }
+
+    def _sound(self, record, start: int) -> np.ndarray:
+        if not self.source.layout.layers:
+            return super()._sound(record, start)
+        return self.source.features(
+            record["position"], start - self.audio_window, self.frames + 2 * self.audio_window
+        )
+
+
+def element_spec(
+    clip_config, batch_size: int, layout: Layout | None = None
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array of a batch of `batch_size` (per process); from latents, with their layout."""
     f, n, m = clip_config.frames, clip_config.motion_frames, clip_config.audio_window
     size = tuple(clip_config.image_size)
+    picture, kind = ((*size, 3), np.uint8) if layout is None else (layout.latent_shape, latents.DTYPE)
+    heard = ((transforms.audio_window_samples(clip_config),), np.float32)
+    if layout is not None and layout.layers:
+        heard = ((f + 2 * m, *layout.heard_shape), latents.DTYPE)
     spec = {
-        "reference": ((*size, 3), np.uint8),
-        "motion": ((n, *size, 3), np.uint8),
-        "frames": ((f, *size, 3), np.uint8),
+        "reference": (picture, kind),
+        "motion": ((n, *picture), kind),
+        "frames": ((f, *picture), kind),
         "has_motion": ((), np.bool_),
-        "audio": ((transforms.audio_window_samples(clip_config),), np.float32),
+        "audio": heard,
         "mask": ((*size, 1), np.uint8),
         "speed": ((f + 2 * m,), np.float32),
     }
@@ -136,6 +179,7 @@ def make_dataset(
 
     _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
     sources, fitting = open_sources(data_config), []
+    common_layout([source for source, _ in sources], data_config, clip_config)
     for number, (source, weight) in enumerate(sources):
         positions = suitable_records(source, clip_config, needs_sound)
         if len(positions):
@@ -168,14 +212,17 @@ def make_dataset(
     )
 
 
-def open_sources(data_config) -> list[tuple[records.RecordSource, float]]:
-    """What `config.data` names, and how often each has its turn: sources, or the one directory.
+Source = records.RecordSource | LatentSource
+
+
+def open_sources(data_config) -> list[tuple[Source, float]]:
+    """What `config.data` names, records or latents, and how often each has its turn: sources, or the one directory.
 
     Raises:
       ValueError: if both are given, a source is not (directory, split, weight), or it cannot be opened.
     """
     if not data_config.sources:
-        return [(records.open_records(data_config.directory, data_config.split), 1.0)]
+        return [(_open(data_config.directory, data_config.split), 1.0)]
     if data_config.directory:
         raise ValueError(
             f"data.directory is {data_config.directory!r} and data.sources names others; give one of them alone"
@@ -186,7 +233,45 @@ def open_sources(data_config) -> list[tuple[records.RecordSource, float]]:
                 f"data.sources holds {entry!r}; expected (directory, split, weight above 0), for example "
                 "(('data/mine','train',3),('data/pictures','train',1))"
             )
-    return [(records.open_records(directory, split), weight) for directory, split, weight in data_config.sources]
+    return [(_open(directory, split), weight) for directory, split, weight in data_config.sources]
+
+
+def _open(directory: str, split: str) -> Source:
+    return LatentSource(directory, split) if latents.is_latents(directory) else records.open_records(directory, split)
+
+
+def common_layout(sources: list[Source], data_config, clip_config) -> Layout | None:
+    """The layout of latents, None for records.
+
+    Raises:
+      ValueError: if the sources differ in form, or the latents were made for other settings than these.
+    """
+    layouts = {getattr(source, "layout", None) for source in sources}
+    if len(layouts) > 1:
+        raise ValueError(
+            f"{' and '.join(source.directory for source in sources)} differ in form; a batch holds records alone, or "
+            "latents that were encoded alike (emo prepare latents)"
+        )
+    (layout,) = layouts
+    if layout is None:
+        return None
+    checks = {
+        "clip.image_size": (tuple(clip_config.image_size), layout.image_size),
+        "data.crop_scale": (tuple(data_config.crop_scale), layout.crop_scale),
+        "data.color_jitter": (data_config.color_jitter, 0),
+        "data.flip_prob": (data_config.flip_prob, data_config.flip_prob if layout.mirrored else 0),
+    }
+    for name, (value, made) in checks.items():
+        if value != made:
+            raise ValueError(
+                f"{name} is {value}, but {sources[0].directory} holds latents of {made}; set it to that, or encode anew"
+            )
+    if layout.layers and layout.reach < clip_config.audio_window:
+        raise ValueError(
+            f"clip.audio_window is {clip_config.audio_window}, but {sources[0].directory} holds audio features of "
+            f"{layout.reach} frames beyond a record's ends; encode anew"
+        )
+    return layout
 
 
 def _source_seed(seed: int, number: int) -> int:
@@ -194,9 +279,10 @@ def _source_seed(seed: int, number: int) -> int:
     return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
-def clip_sampler(source: records.RecordSource, data_config, clip_config) -> ClipSampler:
+def clip_sampler(source: Source, data_config, clip_config) -> ClipSampler:
     """The sampler that `make_dataset` draws clips with."""
-    return ClipSampler(
+    made = LatentSampler if isinstance(source, LatentSource) else ClipSampler
+    return made(
         source,
         clip_config.frames,
         clip_config.motion_frames,
@@ -217,7 +303,7 @@ def make_iterator(data_config, clip_config, **options) -> elastic.ElasticIterato
     return iter(make_dataset(data_config, clip_config, **options))
 
 
-def suitable_records(source: records.RecordSource, clip_config, needs_sound: bool = False) -> np.ndarray:
+def suitable_records(source: Source, clip_config, needs_sound: bool = False) -> np.ndarray:
     """Positions (K,) of the records long enough for a clip and its motion frames, and with sound if that is needed."""
     index = source.index()
     for fps in np.unique(index["fps"][index["frames"] > 1]):  # a single picture has none

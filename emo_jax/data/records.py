@@ -25,7 +25,7 @@ GOP = 16  # frames between keyframes: what a seek decodes in vain at most
 INDEX_FILE = "index.json"
 _UNPROBED = {"codec_whitelist": "none"}  # or else FFmpeg decodes a frame in vain to learn what the decoder will find
 _BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
-_LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags")  # records of version 1.0.0 lack them
+_LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags", "landmarks")  # records of version 1.0.0 lack them
 
 
 @dataclasses.dataclass
@@ -47,6 +47,8 @@ class Record:
       speed_confidence: (N,) float32 in [0, 1], how far `speed` can be trusted; (0,) where it is exact (rendered heads).
       span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
       analyzer: what found the face and what it can tell, such as "haar: box and roll"; "" for a rendered head.
+      landmarks: (N, P, 2) points of the face in pixels, kept as float16, in the order of the analyzer's mesh
+        (mediapipe's has 468); (0, 0, 2) where the analyzer has none, and for a rendered head.
       flags: words that warn of weak spots, separated by a space, such as "no-sound low-fps"; "" for none.
     """
 
@@ -65,6 +67,7 @@ class Record:
     span: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2,), np.float32))
     analyzer: str = ""
     flags: str = ""
+    landmarks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -72,7 +75,7 @@ def record_features() -> tfds.features.FeaturesDict:
     floats = {"boxes": (None, 4), "rotation": (None, 3), "speed": (None,), "mouth": (None, 2), "appearance": (None,)}
     floats |= {"speed_confidence": (None,), "span": (2,)}
     return tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in _BYTES_FIELDS}
+        {name: tfds.features.Text() for name in (*_BYTES_FIELDS, "landmarks")}  # bytes: lists of floats are slow
         | {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "fps": tfds.features.Scalar(np.float32)}
         | {name: tfds.features.Tensor(shape=shape, dtype=np.float32) for name, shape in floats.items()}
     )
@@ -108,6 +111,13 @@ def record_example(record: Record) -> dict[str, Any]:
                 f"record {record.id!r}: {name} holds values that are not finite; drop or repair the record"
             )
         example[name] = value
+    landmarks = np.asarray(record.landmarks, np.float16)
+    fine = landmarks.ndim == 3 and landmarks.shape[::2] == (count, 2) and np.isfinite(landmarks).all()
+    if landmarks.size and not fine:
+        raise ValueError(
+            f"record {record.id!r}: landmarks have shape {landmarks.shape}, expected ({count}, P, 2), finite: drop them"
+        )
+    example["landmarks"] = landmarks.tobytes()
     example["appearance"] = np.asarray(record.appearance, np.float32).reshape(-1)
     return example
 
@@ -115,7 +125,7 @@ def record_example(record: Record) -> dict[str, Any]:
 class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder that writes what the given callables yield."""
 
-    VERSION = tfds.core.Version("1.1.0")
+    VERSION = tfds.core.Version("1.2.0")
 
     def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
         self._sources = splits
@@ -262,6 +272,9 @@ class RecordSource:
         for name in _BYTES_FIELDS:
             value = example[name]
             example[name] = value if name == "video" else value.decode()
+        marks, count = np.frombuffer(example["landmarks"], np.float16), len(example["boxes"])
+        shape = (count, marks.size // (2 * count)) if marks.size else (0, 0)
+        example["landmarks"] = marks.reshape(*shape, 2).astype(np.float32)
         return example
 
     def index(self) -> dict[str, np.ndarray]:
@@ -276,7 +289,8 @@ class RecordSource:
 
 def _later_fields() -> dict[str, Any]:
     """What records of version 1.0.0 lack, as TFDS would read it."""
-    return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), analyzer=b"", flags=b"")
+    texts = dict(analyzer=b"", flags=b"", landmarks=b"")
+    return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), **texts)
 
 
 def open_records(directory: str | os.PathLike, split: str) -> RecordSource:

@@ -83,18 +83,28 @@ class Plan:
 
         Raises ValueError where the data set or unfinished work is there, from something else.
         """
-        told, what = self.describe(), "with other options or from other videos"
-        if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-            if _same(self.target / PLAN_FILE, told):
-                return False
-            raise ValueError(f"{self.target} exists already, made {what}: delete it, or choose another directory")
-        if self.work.exists() and (self.work / PLAN_FILE).exists() and not _same(self.work / PLAN_FILE, told):
-            raise ValueError(f"{self.work} holds a run that was begun {what}: finish it with those, or delete it")
-        self.work.mkdir(parents=True, exist_ok=True)
+        if not begin(self.target, self.work, self.describe(), "with other options or from other videos"):
+            return False
         for path in (*self.work.glob("*.tmp"), *self.work.glob("*.current")):
             path.unlink()  # left by a run that was killed
-        write_text(self.work / PLAN_FILE, told)
         return True
+
+
+def begin(target: pathlib.Path, work: pathlib.Path, told: str, what: str) -> bool:
+    """Makes the folder of the work; `told` is all that the result depends on, `what` how another may have been made.
+
+    False where the result is there already, made from the same. Raises ValueError where it or unfinished work is there,
+    made otherwise.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if _same(target / PLAN_FILE, told):
+            return False
+        raise ValueError(f"{target} exists already, made {what}: delete it, or choose another directory")
+    if work.exists() and (work / PLAN_FILE).exists() and not _same(work / PLAN_FILE, told):
+        raise ValueError(f"{work} holds a run that was begun {what}: finish it with those, or delete it")
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(work / PLAN_FILE, told)
+    return True
 
 
 def make_shard(plan: Plan, index: int, skip: Iterable[str] = (), tick: Callable[[float], None] = lambda _: None):

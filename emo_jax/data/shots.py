@@ -39,7 +39,8 @@ class Measurements:
     """What was seen in N frames of a video: one row per frame.
 
     cut: starts a new shot. fresh: differs from the frame before. count: faces near the main one's size. box, rotation,
-    confidence: of the main face, see `Face`. luma: mean brightness of the face. sharpness: see BLURRED.
+    confidence, landmarks (N, P, 2): of the main face, see `Face`; P is 0 where there are none. luma: mean brightness of
+    the face. sharpness: see BLURRED.
     """
 
     cut: np.ndarray
@@ -48,6 +49,7 @@ class Measurements:
     box: np.ndarray
     rotation: np.ndarray
     confidence: np.ndarray
+    landmarks: np.ndarray
     luma: np.ndarray
     sharpness: np.ndarray
 
@@ -95,7 +97,7 @@ class Meter:
     """Takes the frames of a video in order; `measurements` is what it saw."""
 
     def __init__(self, analyzer: FaceAnalyzer):
-        self._analyzer, self._cuts, self._rows = analyzer, CutDetector(), []
+        self._analyzer, self._cuts, self._rows, self._landmarks = analyzer, CutDetector(), [], []
 
     def add(self, image: np.ndarray) -> None:
         """Measures uint8 RGB (height, width, 3)."""
@@ -105,6 +107,7 @@ class Meter:
         if cut:
             self._analyzer.reset()
         faces = self._analyzer.faces(image)
+        self._landmarks.append(faces[0].landmarks if faces else None)
         if not faces:
             self._rows.append((cut, fresh, 0, (0.0,) * 4, (0.0,) * 3, 0.0, 0.0, 0.0))
             return
@@ -116,11 +119,15 @@ class Meter:
         shapes = dict(cut=(), fresh=(), count=(), box=(4,), rotation=(3,), confidence=(), luma=(), sharpness=())
         columns = list(zip(*self._rows, strict=True)) or [()] * len(shapes)
         kinds = dict(cut=bool, fresh=bool, count=int)
+        points = next((len(marks) for marks in self._landmarks if marks is not None), 0)
+        missing = np.zeros((points, 2), np.float32)
+        landmarks = [missing if marks is None else marks for marks in self._landmarks]
         return Measurements(
+            landmarks=np.array(landmarks, np.float32).reshape(len(landmarks), points, 2),
             **{
                 name: np.array(column, kinds.get(name, np.float64)).reshape(-1, *shape)
                 for (name, shape), column in zip(shapes.items(), columns, strict=True)
-            }
+            },
         )
 
 

@@ -163,6 +163,7 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
         audio=audio,
         fps=float(FPS),
         boxes=np.clip(boxes, 0, size).astype(np.float32),
+        landmarks=(seen.landmarks[rows] - (left, top)) * (size / side),
         rotation=rotation.astype(np.float32),
         speed=speed,
         speed_confidence=(seen.confidence[rows] * trust).astype(np.float32),

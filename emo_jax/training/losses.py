@@ -71,7 +71,8 @@ def _inputs(emo, stage, config, params, batch, keys):
     """Clean latents (B, f, h, w, c) and the conditions of a batch, with conditions dropped at random."""
     n, size = batch["motion"].shape[1], batch["frames"].shape[0]
     images = jnp.concatenate([batch["reference"][:, None], batch["motion"], batch["frames"]], axis=1)
-    latents = jax.lax.stop_gradient(emo.encode(params, images))
+    encoded = images.dtype != jnp.uint8  # by `emo prepare latents`
+    latents = images.astype(jnp.float32) if encoded else jax.lax.stop_gradient(emo.encode(params, images))
     known, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
     blur = config.motion_noise * jax.random.normal(keys["motion"], known.shape)
     known = known.at[:, 1:].add(blur[:, 1:])

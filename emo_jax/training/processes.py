@@ -16,6 +16,8 @@ HEARTBEAT = 40
 """Seconds without a sign of life after which a process counts as dead, and the others end."""
 _COMPILING = 3600
 """Seconds that the processes may be apart when they have compiled the step."""
+_APART = 86400
+"""Seconds that they may be apart at the end of work that each does by itself."""
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -99,6 +101,12 @@ def name():
 def worst(number):
     """The largest of all processes' numbers, which all must give at the same place of the program."""
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def wait(what):
+    """Until all processes are at this place, which bears the name `what`; for up to a day."""
+    if jax.process_count() > 1:
+        multihost.sync_global_processes(what, timeout=_APART)
 
 
 def leave(status):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from emo_jax.data import pipeline, records, transforms
+from emo_jax.data.latents import LatentSource
 from emo_jax.data.video import VideoWriter
 from emo_jax.sampling import VideoSampler
 from emo_jax.training import processes
@@ -30,6 +31,8 @@ class Samples:
         if not processes.first():
             return
         references, masks, audio = self._people
+        if references.dtype != np.uint8:
+            references = np.asarray(self._decode(params, references))
         if self._config.train.stage == "vae":
             images = np.asarray(self._reconstruct(params, references))
             self._writer.image("reconstructions", _beside(references, images), step)
@@ -54,27 +57,37 @@ class Samples:
         return jax.jit(lambda params, images: self._emo.decode(params, self._emo.encode(params, images)))
 
     @functools.cached_property
-    def _people(self):
-        """References (B, H, W, 3), masks (B, H, W, 1) and voices (B, samples) of the first records.
+    def _decode(self):
+        return jax.jit(self._emo.decode)
 
-        Records with sound go first; where there are none, the people are silent.
+    @functools.cached_property
+    def _people(self):
+        """References, masks (B, H, W, 1) and voices (B, samples) of the first records.
+
+        References are pictures (B, H, W, 3), or latents where the data holds these. Records with sound go first; where
+        there are none, the people are silent.
         """
         data, size = self._config.data, tuple(self._config.clip.image_size)
         sources = [source for source, _ in pipeline.open_sources(data)]
         loud = [(source, i) for source in sources for i in np.flatnonzero(source.index()["sound"])[:_PEOPLE]]
         mute = [(source, i) for source in sources for i in np.flatnonzero(~source.index()["sound"])[:_PEOPLE]]
-        chosen = [_person(source[i], size, data.crop_scale) for source, i in [*loud, *mute][:_PEOPLE]]
+        chosen = [_person(source, i, size, data.crop_scale) for source, i in [*loud, *mute][:_PEOPLE]]
         return tuple(np.stack(a) for a in zip(*chosen, strict=True))
 
 
-def _person(record, size, crop_scale):
-    frame = records.decode_video(record["video"], 0, 1)
-    window = transforms.middle_window(frame.shape[1:3], size, sum(crop_scale) / 2)
+def _person(source, position, size, crop_scale):
+    record = source[position]
+    if isinstance(source, LatentSource):
+        window, reference = tuple(record["windows"][0]), source.frames(position, 0, False, 0, 1)[0]
+    else:
+        frame = records.decode_video(record["video"], 0, 1)
+        window = transforms.middle_window(frame.shape[1:3], size, sum(crop_scale) / 2)
+        reference = transforms.crop(frame, window, size)[0]
     mask = transforms.union_mask(record["boxes"][:1], window, size)
     audio = np.zeros(round(_SECONDS * 16_000), np.float32)
     sound = record["audio"][: len(audio)].astype(np.float32) / 32768
     audio[: len(sound)] = sound
-    return transforms.crop(frame, window, size)[0], mask, audio
+    return reference, mask, audio
 
 
 def _beside(first, second):

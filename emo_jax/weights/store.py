@@ -116,13 +116,18 @@ def load_model(name_or_directory, image_size=None):
     return emo, nest(emo, flat, name_or_directory)
 
 
-def nest(emo, flat, origin):
+def nest(emo, flat, origin, only=None):
     """The params tree of flat weights, checked against the networks.
+
+    Args:
+        only: compiled pattern of the paths that are wanted; None: all.
 
     Raises:
         ValueError: a missing, unknown or differently shaped parameter: the weights are of another config.
     """
     shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    if only is not None:
+        shapes, flat = ({p: a for p, a in tree.items() if only.match(p)} for tree in (shapes, flat))
     wrong = [f"{p} is missing" for p in shapes if p not in flat]
     wrong += [f"{p} is unknown" for p in flat if p not in shapes]
     common = {p: (flat[p].shape, shape) for p, shape in shapes.items() if p in flat}

@@ -86,6 +86,8 @@ def test_boxes_hold_the_mesh_and_the_main_face_is_first(model, mediapipe):
     np.testing.assert_allclose(large.box, (100, 10, 160, 90))
     np.testing.assert_allclose(large.rotation, (10, -5, 4), atol=1e-6)
     np.testing.assert_allclose(small.rotation, (1, 2, 3), atol=1e-6)
+    assert large.landmarks.shape == (468, 2)  # without the irises
+    np.testing.assert_allclose(large.landmarks, np.array(mesh(0.5, 0.1, 0.8, 0.9)) * (200, 100), rtol=1e-6)
     assert large.confidence > 0.5
     mediapipe.seen = [(mesh(0.5, 0.3, 0.7, 0.8), pose(0, 0, 0)), (mesh(0.0, 0.1, 0.4, 0.9), pose(0, 0, 0))]
     assert tracker.faces(image)[0].box[0] == pytest.approx(100)  # the one followed, though not the largest

@@ -39,6 +39,17 @@ def test_round_trip(record_dir, make_record):
         assert got["audio"].dtype == np.int16 and got["boxes"].dtype == np.float32
 
 
+def test_landmarks_come_back_in_half_precision(tmp_path, make_record):
+    marks = np.random.default_rng(0).uniform(0, 64, (48, 5, 2)).astype(np.float32)
+    record = dataclasses.replace(make_record(2), landmarks=marks)
+    records.write_records(tmp_path / "out", {"train": lambda: [record]}, progress=False)
+    got = records.open_records(tmp_path / "out", "train")[0]["landmarks"]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, marks, atol=0.02)
+    with pytest.raises(ValueError, match=r"landmarks have shape \(47, 5, 2\), expected \(48, P, 2\)"):
+        records.record_example(dataclasses.replace(record, landmarks=marks[1:]))
+
+
 def test_records_of_version_1_0_0_still_open(tmp_path, make_record, monkeypatch):
     later, features, example = records._LATER_FIELDS, records.record_features(), records.record_example
     old = tfds.features.FeaturesDict({name: features[name] for name in features if name not in later})

@@ -16,6 +16,7 @@ def seen(length=200, /, **changes):
         box=np.tile([100.0, 100.0, 180.0, 200.0], (length, 1)),
         rotation=np.zeros((length, 3)),
         confidence=np.full(length, 0.2),
+        landmarks=np.zeros((length, 0, 2), np.float32),
         luma=np.full(length, 120.0),
         sharpness=np.full(length, 200.0),
     )

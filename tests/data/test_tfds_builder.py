@@ -150,8 +150,11 @@ def test_begun_on_beam_and_killed(videos, whole, tmp_path, ending):
     begun.send_signal(signal.SIGKILL)
     begun.wait()
     assert len(children) >= 3 and not psutil.wait_procs(children, timeout=60)[1]
-    files = {path.with_suffix(".array_record").stat().st_ino for path in filled(work)}
-    assert len(files) < 3 and not (tmp_path / "out").exists()
+    finished = filled(work)
+    if len(finished) == 3:  # the workers outlived their parent for long enough: as if killed a moment earlier
+        finished.pop().unlink()
+    files = {path.with_suffix(".array_record").stat().st_ino for path in finished}
+    assert not (tmp_path / "out").exists()
     run(videos, tmp_path / "out", *ending)
     assert files <= {path.stat().st_ino for path in (tmp_path / "out").iterdir()}  # not made again
     same(whole, tmp_path / "out")

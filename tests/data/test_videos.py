@@ -1,5 +1,6 @@
 """From video files, good and bad, to records; the drawn heads' boxes and turns are known."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 
 from emo_jax import cli, prepare
 from emo_jax.data import records, statistics, videos
-from emo_jax.data.face_tracking import overlap
+from emo_jax.data.face_tracking import HaarTracker, overlap
 from emo_jax.data.faces import find_faces
+from emo_jax.data.shots import Rules
 from emo_jax.data.synthetic import Identity, State, Track, face_box
 from tests.data import heads
 
@@ -60,6 +62,27 @@ def test_click_and_flash_stay_together(tmp_path, fps):
     flash = pictures[:, :10].astype(float).mean(axis=(1, 2, 3)).argmax()
     click = np.abs(record["audio"].astype(int)).argmax() / 640
     assert flash == 25 and abs(click - 25) < 1
+
+
+class Marked(HaarTracker):
+    """Marks two corners of each face's box and its middle."""
+
+    def faces(self, image):
+        found = super().faces(image)
+        marks = [[face.box[:2], face.box[2:], np.mean([face.box[:2], face.box[2:]], axis=0)] for face in found]
+        return [dataclasses.replace(f, landmarks=np.float32(m)) for f, m in zip(found, marks, strict=True)]
+
+
+def test_landmarks_lie_where_the_face_does(tmp_path):
+    frames = np.pad(heads.heads(50), ((0, 0), (0, 0), (120, 0), (0, 0)), mode="edge")
+    heads.write(tmp_path / "a.mp4", frames, 25, heads.voice(2))
+    settings = videos.Settings(Rules(10.0, 1.0, 40.0, 64))
+    made = videos.video_records(tmp_path / "a.mp4", "a.mp4", settings, Marked(), lambda _: None)
+    example, _ = next(made)
+    marks, boxes = np.frombuffer(example["landmarks"], np.float16).reshape(50, 3, 2), example["boxes"]
+    np.testing.assert_allclose(marks[:, 0], boxes[:, :2], atol=2)  # pixels of 64; boxes are smoothed
+    np.testing.assert_allclose(marks[:, 1], boxes[:, 2:], atol=2)
+    np.testing.assert_allclose(marks[:, 2], (boxes[:, :2] + boxes[:, 2:]) / 2, atol=2)
 
 
 def test_boxes_and_roll_are_those_of_the_head(tmp_path):
