@@ -12,6 +12,7 @@ VERBS = {
     "demo": "generate with the portrait and the voice that come with the package",
     "prepare": "write records to train on",
     "train": "train one stage",
+    "plan": "memory and speed of training on a TPU slice, without one",
     "evaluate": "measure a model on held-out people and voices",
     "convert": "weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
     "export": "write a training run's averaged weights for use",

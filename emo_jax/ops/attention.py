@@ -9,17 +9,22 @@ import jax.numpy as jnp
 _CHUNK = 256
 _SHORT = 1024
 _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
-_FUSE = contextvars.ContextVar("fuse", default=True)
+_LANES = 128  # of a TPU: its kernel's blocks and, if wider, heads are multiples of that
+_BLOCKS = (512, 256, 128)  # of queries and keys in the TPU's kernel, the largest that divides
+_PLATFORM = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def never_fused():
-    """Within it, attention is traced as matrix products on every device, which can be counted."""
-    token = _FUSE.set(False)
+def traced_for(platform):
+    """Within it, what is traced is for that platform ("cpu", "gpu" or "tpu"), whatever JAX's own is.
+
+    On "cpu" attention is matrix products alone, which can be counted.
+    """
+    token = _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _FUSE.reset(token)
+        _PLATFORM.reset(token)
 
 
 def attention(query, key, value):
@@ -33,8 +38,11 @@ def attention(query, key, value):
     Returns:
         (..., S, heads, D) in the query's dtype; the softmax is computed in float32.
     """
+    platform = _PLATFORM.get() or jax.default_backend()
+    if platform == "tpu" and _tpu_blocks(query, key):
+        return _flash(query, key, value)
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= _FUSED_WIDTH and query.shape[-1] % 8 == 0
-    if jax.default_backend() == "gpu" and fits and _FUSE.get():
+    if platform == "gpu" and fits:
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
     scale = query.shape[-1] ** -0.5
@@ -49,6 +57,29 @@ def _fused(query, key, value):
     lead = query.shape[:-3]
     flat = [a.reshape(-1, *a.shape[-3:]) for a in (query, key, value)]
     return jax.nn.dot_product_attention(*flat, implementation="cudnn").reshape(*lead, *query.shape[-3:])
+
+
+def _tpu_blocks(query, key):
+    """Blocks (of queries, of keys) in which the TPU's kernel goes through long contexts; None for others."""
+    lengths = query.shape[-3], key.shape[-3]
+    blocks = [next((block for block in _BLOCKS if length % block == 0), None) for length in lengths]
+    return blocks if min(lengths) >= _SHORT and None not in blocks else None
+
+
+def _flash(query, key, value):
+    """Pallas' flash attention, which keeps scores on the chip in the backward pass too."""
+    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
+
+    lead, width = query.shape[:-3], query.shape[-1]
+    q, k = _tpu_blocks(query, key)
+    pad = -width % _LANES if width > _LANES else 0
+    query, key, value = (
+        jnp.pad(jnp.moveaxis(a.reshape(-1, *a.shape[-3:]), -2, -3), ((0, 0), (0, 0), (0, 0), (0, pad)))
+        for a in (query, key, value)
+    )  # (lead, heads, S, D)
+    sizes = BlockSizes(q, k, k, 1, q, k, k, q, k, k, q)
+    out = flash_attention(query, key, value, sm_scale=width**-0.5, block_sizes=sizes)
+    return jnp.moveaxis(out[..., :width], -3, -2).reshape(*lead, -1, *out.shape[1:2], width)
 
 
 def _attend(query, key, value):

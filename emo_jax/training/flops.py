@@ -6,7 +6,7 @@ import jax
 from flax.traverse_util import unflatten_dict
 from jax.extend.core import jaxprs_in_params
 
-from emo_jax.ops.attention import never_fused
+from emo_jax.ops.attention import traced_for
 from emo_jax.training.step import make_loss
 
 PEAKS = {
@@ -46,7 +46,7 @@ def step_flops(emo, config, state, batch):
     def loss_of(trained, frozen, batch, key):
         return loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)[0]
 
-    with never_fused():
+    with traced_for("cpu"):
         return gradient_flops(loss_of, state.trained, state.frozen, batch, key)
 
 

@@ -90,3 +90,32 @@ def test_half_precision_keeps_its_dtype_and_stays_near():
     half = op.attention(*(jnp.asarray(a, jnp.bfloat16) for a in inputs))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(np.float32), by_numpy(*inputs), atol=0.04)
+
+
+def test_long_contexts_take_the_kernel_of_a_tpu(monkeypatch):
+    called = []
+    monkeypatch.setattr(op, "_flash", lambda q, k, v: called.append(q.shape) or q)
+    for queries, keys, fits in ((1024, 4096, True), (6144, 6144, True), (512, 4096, False), (1024, 4100, False)):
+        called.clear()
+        with op.traced_for("tpu"):
+            op.attention(*arrays((1,), queries, keys, heads=1))
+        assert bool(called) == fits
+    op.attention(*arrays((1,), 1024, 1024, heads=1))
+    assert not called
+
+
+@pytest.mark.parametrize("dim", [40, 160])
+def test_the_kernel_of_a_tpu_is_softmax_attention(dim):
+    from jax.experimental.pallas import tpu as pltpu
+
+    def loss(attention):
+        return jax.jit(jax.value_and_grad(lambda *a: (attention(*a) ** 2).sum(), argnums=(0, 1, 2)))
+
+    inputs = arrays((), 1024, 1024, heads=1, dim=dim)
+    with pltpu.force_tpu_interpret_mode():
+        np.testing.assert_allclose(jax.jit(op._flash)(*inputs), by_numpy(*inputs), rtol=1e-4, atol=1e-5)
+        value, gradients = loss(op._flash)(*inputs)
+    plain, plain_gradients = loss(op.attention)(*inputs)
+    np.testing.assert_allclose(value, plain, rtol=1e-5)
+    for one, other in zip(gradients, plain_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)

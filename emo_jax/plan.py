@@ -1,0 +1,310 @@
+"""`emo plan`: whether a program fits the chips of a TPU slice, and how fast it can be there, before it is paid for.
+
+emo plan --config configs/base.py:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \
+    --config.train.batch_size=16
+
+compiles the training step of the config's stage for that slice, by the compiler of its chips (extra: tpu), without a
+chip and without a number of the model in memory; `--program denoise` one guided denoising step of `emo generate`.
+What was compiled once is read from the cache. Exit status 1: it does not fit.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emo_jax import sharding
+from emo_jax.data.pipeline import element_spec
+from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
+from emo_jax.models.attention import Conditions
+from emo_jax.models.emo import build, switch
+from emo_jax.ops.attention import traced_for
+from emo_jax.sampling import mesh_for
+from emo_jax.training import roofline
+from emo_jax.training.flops import count_flops, step_flops
+from emo_jax.training.stages import clip_of, get_stage
+from emo_jax.training.step import make_step, new_state
+
+CACHE = pathlib.Path(os.environ.get("EMO_CACHE") or pathlib.Path.home() / ".cache" / "emo_jax") / "plans"
+EXECUTION = "O1"  # of XLA's efforts: a third of the time to compile, and the same sizes
+
+
+def add_parser(subparsers):
+    """Adds the verb `plan` to the command line."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="memory and speed on a TPU slice, without one",
+        description=__doc__,
+        epilog="also takes --config FILE[:arg] and --config.key=value",
+    )
+    parser.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e and its shape, such as v5p:4x4x4; "
+                        "cpu:N; gpu:N, where N GPUs are")  # fmt: skip
+    parser.add_argument("--program", choices=("step", "denoise"), default="step", help="(default %(default)s)")
+    parser.add_argument("--output", help="JSON file to write, too")
+    parser.set_defaults(main=main, takes_config=True)
+
+
+def main(args, config):
+    """Runs `emo plan`; returns the exit status."""
+    devices = find_devices(args.topology)
+    found = plan(config, devices, args.topology, args.program)
+    print(table(found))
+    if args.output:
+        pathlib.Path(args.output).write_text(json.dumps(found, indent=1) + "\n")
+    return 0 if found["fits"] is not False else 1
+
+
+def find_devices(topology):
+    """Descriptions of the devices of a topology such as 'v5e:4x4', or the devices of 'cpu:8' and 'gpu:8'.
+
+    Raises ValueError: an unknown one, no compiler for it, or fewer devices than asked for.
+    """
+    platform, _, shape = topology.partition(":")
+    if platform in ("cpu", "gpu"):
+        if not shape.isdigit() or not int(shape):
+            raise ValueError(f"--topology is {topology!r}; expected {platform}:N, such as {platform}:8")
+        if platform == "cpu":
+            with contextlib.suppress(RuntimeError):  # JAX has begun, with as many as it was told then
+                jax.config.update("jax_num_cpu_devices", int(shape))
+        try:
+            devices = jax.devices(platform)
+        except RuntimeError as error:
+            raise ValueError(f"--topology {topology}: JAX finds no {platform} here ({error})") from error
+        if len(devices) < int(shape):
+            raise ValueError(f"--topology {topology}: JAX finds {len(devices)} devices of {platform} here")
+        return devices[: int(shape)]
+    return _describe(platform, shape)
+
+
+def _describe(platform, shape):
+    from jax.experimental import topologies
+
+    if platform not in _BOUNDS or not all(n.isdigit() and int(n) for n in shape.split("x")):
+        raise ValueError(
+            f"--topology is {platform}:{shape}; expected one of {', '.join(_BOUNDS)} and a shape, such as v5e:4x4, "
+            "or cpu:N, or gpu:N"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    try:
+        importlib.metadata.version("libtpu")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError("the TPU's compiler is missing: pip install -c constraints.txt -e '.[tpu]'") from error
+    sizes = [int(n) for n in shape.split("x")]
+    options, bounds = {}, _BOUNDS[platform]
+    if math.prod(sizes) < math.prod(bounds):  # a part of a host
+        options["chips_per_host_bounds"] = (*sizes, *(1,) * (3 - len(sizes)))
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=f"{platform}:{shape}", **options).devices
+    except Exception as error:  # the compiler has its own kinds
+        raise ValueError(f"libtpu knows no topology {platform}:{shape} ({' '.join(str(error).split())})") from error
+
+
+_BOUNDS = {"v4": (2, 2, 1), "v5e": (2, 2), "v5p": (2, 2, 1), "v6e": (2, 2)}
+"""Chips of a host, by name of the platform."""
+
+
+# ---- programs
+
+
+def plan(config, devices, topology, program="step"):
+    """What one program needs on the devices, as a dict: bytes, FLOPs and collectives of a chip, and the Roofline."""
+    lower, sizes, work = (_step if program == "step" else _denoise)(config, devices)
+    kind = devices[0].device_kind
+    found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, chips=len(devices)) | work
+    found |= {"bytes": sizes} | _compiled(lower, topology, devices[0].platform)
+    chip = roofline.chip_of(kind)
+    found["memory"] = None if chip is None else chip.memory
+    found["fits"] = None if chip is None else found["peak"] is not None and found["peak"] <= chip.memory
+    sent = sum(row["sent"] for row in found["collectives"])
+    limits = roofline.roofline(kind, len(devices), found["flops"], found["accessed"], sent)
+    if limits is not None and found["accessed"]:
+        found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
+        for name in ("overlapped", "in_turn"):
+            seconds = getattr(limits, name)
+            found["roofline"][name] = dict(
+                seconds=seconds, mfu=limits.utilisation(seconds), clips=found["clips"] / seconds,
+                input=found["input"] / seconds,
+            )  # fmt: skip
+    return found
+
+
+def _step(config, devices):
+    """(function that lowers the training step, bytes a chip holds by part, what all chips have to do)."""
+    stage, train = get_stage(config.train.stage), config.train
+    emo = build(config)
+    mesh = sharding.make_mesh(**train.mesh, clips=stage.video, devices=list(devices))
+    sharding.check(mesh, config)
+    state = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
+    placed = sharding.state_sharding(mesh, state)
+    spec = element_spec(clip_of(config, stage), train.batch_size)
+    batch = {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()}
+    shards = {name: jax.tree.map(lambda _: sharding.batch_sharding(mesh), array) for name, array in batch.items()}
+    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    sizes = {"batch": _held(batch, shards)}
+    for part in ("trained", "frozen", "ema", "opt_state"):
+        held, whole = _held(getattr(state, part), getattr(placed, part)), _held(getattr(state, part))
+        sizes[part], sizes[f"{part} / {split}"] = held, whole / split
+    work = dict(
+        mesh=dict(mesh.shape), clips=train.batch_size, flops=step_flops(emo, config, state, batch), input=_held(batch)
+    )
+    lower = functools.partial(make_step(emo, config, mesh, state).lower, state, batch)
+    return lower, sizes, work
+
+
+def _denoise(config, devices):
+    """The same of one guided denoising step of one clip, its passes and frames shared over the devices."""
+    emo, size = build(config), tuple(config.clip.image_size)
+    f, n, m = config.clip.frames, config.clip.motion_frames, config.clip.audio_window
+    scales = config.sampling.reference_scale, config.sampling.audio_scale
+    mode = guidance_mode(*scales)
+    mesh = mesh_for(mode, f, list(devices)) or sharding.make_mesh(devices=list(devices)[:1])
+    dtype, passes = jnp.dtype(config.model.dtype), len(PASSES[mode])
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype if a.shape else a.dtype), emo.abstract_params())
+    clip = config.clip.copy_and_resolve_references()
+    spec = {name: jax.ShapeDtypeStruct(*array) for name, array in element_spec(clip, 1).items()}
+
+    def known(params, batch):
+        images = jnp.concatenate([batch["reference"][:, None], batch["motion"]], axis=1)
+        features = emo.reference_features(params, emo.encode(params, images))
+        heard = emo.audio_features(params, batch["audio"], f + 2 * m)
+        sees = config.model.reference_attention != "off"
+        return Conditions(
+            reference=jax.tree.map(lambda a: a[:, :1], features) if sees else None,
+            motion=jax.tree.map(lambda a: a[:, 1:], features) if n else None,
+            audio=emo.audio_tokens(params, heard),
+            speed=emo.speed_features(params, batch["speed"]),
+            location=emo.location(params, batch["mask"]),
+        )
+
+    def step(params, x, t, conditions):
+        tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
+
+        def denoise(x, t, reference_on, audio_on):
+            return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
+
+        return guide(denoise, mode, *scales)(x, t)
+
+    conditions = jax.eval_shape(known, params, spec)
+    latents = jax.ShapeDtypeStruct((1, f, *emo.latent_shape), np.float32)
+    times = jax.ShapeDtypeStruct((1,), np.int32)
+    given = params, latents, times, conditions
+    with traced_for("cpu"):
+        flops = count_flops(step, *given)
+    whole = sharding.replicated(mesh)
+    jitted = jax.jit(sharding.over(mesh, step), in_shardings=whole, out_shardings=whole)
+    sizes = {"parameters": _held(params), "conditions": _held(conditions)}
+    work = dict(mesh=dict(mesh.shape), clips=1, flops=flops, input=math.prod(size))
+    return functools.partial(jitted.lower, *given), sizes, work
+
+
+def _held(tree, placed=None):
+    """Bytes of a tree of shapes, those on one device if it is told how they are placed."""
+    leaves = jax.tree.leaves(tree)
+    spots = jax.tree.leaves(placed) if placed is not None else [None] * len(leaves)
+    shapes = [a.shape if spot is None else spot.shard_shape(a.shape) for a, spot in zip(leaves, spots, strict=True)]
+    return sum(math.prod(shape) * jnp.dtype(a.dtype).itemsize for shape, a in zip(shapes, leaves, strict=True))
+
+
+# ---- compiling
+
+
+def _compiled(lower, topology, platform):
+    """What the compiler tells of a program: from the cache, or after it was compiled, which takes minutes."""
+    with _told("tracing"), traced_for(platform):
+        lowered = lower()
+    compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
+    key = hashlib.sha256("\n".join([lowered.as_text(), topology, compiler, EXECUTION]).encode()).hexdigest()
+    path = CACHE / f"{key[:32]}.json"
+    if path.exists():
+        return json.loads(path.read_text()) | {"cached": True}
+    started = time.monotonic()
+    with _told("compiling"):
+        told = _compile(lowered, platform)
+    told |= dict(seconds=round(time.monotonic() - started, 1), compiler=f"{platform} {compiler}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(told))
+    os.replace(partial, path)
+    return told | {"cached": False}
+
+
+def _compile(lowered, platform):
+    jax.config.update("jax_optimization_level", EXECUTION)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error).lower() or platform != "tpu":
+            raise
+        return dict(peak=None, accessed=None, collectives=[], why=" ".join(str(error).split())[:300])
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    rows = {}
+    for one in roofline.collectives(compiled.as_text()):
+        row = rows.setdefault((one.kind, one.dtype), dict(kind=one.kind, dtype=one.dtype, count=0, bytes=0, sent=0))
+        row["count"], row["bytes"], row["sent"] = row["count"] + 1, row["bytes"] + one.size, row["sent"] + one.sent
+    arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return dict(
+        peak=arguments + output + memory.temp_size_in_bytes,
+        arguments=arguments, temporaries=memory.temp_size_in_bytes,
+        accessed=cost.get("bytes accessed"), executed=cost.get("flops"), collectives=list(rows.values()),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _told(what):
+    """Says every half minute that it is still at it."""
+    over, started = threading.Event(), time.monotonic()
+
+    def tell():
+        while not over.wait(30):
+            print(f"plan: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+# ---- the table
+
+
+def table(found):
+    """The plan as text."""
+    mesh = ", ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1) or "one device"
+    what = f"step of stage {found['stage']}" if found["program"] == "step" else "guided denoising step"
+    lines = [f"{what} on {found['topology']} ({found['chips']} x {found['kind']}; {mesh}; clips: {found['clips']})"]
+    lines += [f"  {name:<28}{size / 1e9:8.3f} GB a chip" for name, size in found["bytes"].items()]
+    source = "cached" if found["cached"] else f"compiled in {found['seconds']:.0f} s"
+    if found["peak"] is None:
+        lines.append(f"does not fit: {found['why']}")
+        return "\n".join(lines)
+    room = "" if found["memory"] is None else f" of {found['memory'] / 1e9:.1f}"
+    verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
+    lines.append(f"  {'temporaries':<28}{found['temporaries'] / 1e9:8.3f} GB a chip ({found['compiler']}, {source})")
+    lines.append(f"  {'peak':<28}{found['peak'] / 1e9:8.3f}{room} GB{verdict}")
+    lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T, of all chips; counted from the jaxpr")
+    for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
+        lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
+    if limits := found.get("roofline"):
+        times = ", ".join(f"{name} {limits[name]:.4f} s" for name in ("compute", "memory", "links"))
+        lines.append(f"roofline: {times}")
+        for name, words in (("overlapped", "collectives behind compute"), ("in_turn", "collectives in turn")):
+            row = limits[name]
+            lines.append(
+                f"  {words}: {row['seconds']:.4f} s or more, MFU up to {row['mfu']:.0%}, "
+                f"{row['clips']:.1f} clips/s, {row['input'] / 1e6:.1f} MB/s of input"
+            )
+    return "\n".join(lines)

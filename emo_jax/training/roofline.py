@@ -1,0 +1,124 @@
+"""What a compiled program moves between chips, and how fast a step can be at best on chips of known speeds."""
+
+import dataclasses
+import math
+import re
+
+import jax.numpy as jnp
+
+from emo_jax.training.flops import peak_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU chip: memory in bytes, bandwidth of its memory and of its links to others (one way, all together), B/s."""
+
+    memory: float
+    bandwidth: float
+    links: float
+
+
+CHIPS = {
+    "TPU v4": Chip(32 * 2**30, 1228e9, 300e9),  # cloud.google.com/tpu/docs/v4
+    "TPU v5 lite": Chip(16e9, 819e9, 200e9),  # cloud.google.com/tpu/docs/v5e: 400 GB/s both ways
+    "TPU v5": Chip(95e9, 2765e9, 600e9),  # cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways
+    "TPU v6 lite": Chip(32e9, 1600e9, 400e9),  # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s one way
+}
+"""By the beginning of what JAX calls the kind of a device; the longest that fits holds."""
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+def chip_of(kind):
+    """The Chip of a device kind such as 'TPU v5 lite'; None where CHIPS has none."""
+    fitting = [name for name in CHIPS if kind.startswith(name)]
+    return CHIPS[max(fitting, key=len)] if fitting else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a compiled program: kind, dtype, bytes of its result on one chip, chips that take part."""
+
+    kind: str
+    dtype: str
+    size: int
+    group: int
+
+    @property
+    def sent(self):
+        """Bytes that a chip sends, by ring algorithms (Thakur et al. 2005)."""
+        share = (self.group - 1) / self.group
+        factor = {"all-reduce": 2 * share, "reduce-scatter": self.group - 1, "collective-permute": 1}
+        return self.size * factor.get(self.kind, share)
+
+
+def collectives(program):
+    """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once."""
+    found = []
+    for line in re.finditer(rf" = (\(?.*?) ({'|'.join(KINDS)})(-start)?\((.*)", program):
+        arrays = [(name, _bytes(name, dims)) for name, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", line[1])]
+        arrays = [array for array in arrays if array[1]]
+        if not arrays:
+            continue
+        # what starts and is waited for later has operand and result side by side
+        name, size = max(arrays, key=lambda a: a[1]) if line[3] else (arrays[0][0], sum(size for _, size in arrays))
+        if line[3] and line[2] == "reduce-scatter":
+            name, size = min(arrays, key=lambda a: a[1])
+        found.append(Collective(line[2], name, size, _group(line[4])))
+    return found
+
+
+def _bytes(name, dims):
+    if name not in _TYPES:
+        return 0
+    return math.prod(int(n) for n in dims.split(",") if n) * jnp.dtype(_TYPES[name]).itemsize
+
+
+_TYPES = dict(
+    f32="float32", bf16="bfloat16", f16="float16", f64="float64", pred="bool", s8="int8", u8="uint8", s16="int16",
+    u16="uint16", s32="int32", u32="uint32", s64="int64", u64="uint64",
+)  # fmt: skip
+
+
+def _group(rest):
+    """Chips in each group of replica_groups={{0,1},{2,3}} or [2,2]<=[4]; 2 for a permutation's pairs."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(found[2])
+    found = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    return len(found[1].split(",")) if found else 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The least seconds of a step by each of what can hold it up (Williams et al. 2009), and what follows.
+
+    compute: useful FLOPs at the chips' bfloat16 peak. memory: bytes that a chip reads and writes. links: bytes that it
+    sends. What moves while the chip computes costs nothing more: `overlapped`; what does not: `in_turn`.
+    """
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def overlapped(self):
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def in_turn(self):
+        return max(self.compute, self.memory) + self.links
+
+    def utilisation(self, seconds):
+        """Share of the peak that useful FLOPs make of a step of so many seconds (MFU)."""
+        return self.compute / seconds
+
+
+def roofline(kind, chips, flops, accessed, sent):
+    """The Roofline of a step of `flops` on so many chips of a kind, `accessed` and `sent` bytes each.
+
+    None where the kind is not among CHIPS.
+    """
+    chip, peak = chip_of(kind), peak_flops(kind)
+    if chip is None or peak is None:
+        return None
+    return Roofline(flops / chips / peak, accessed / chip.bandwidth, sent / chip.links)

@@ -1,0 +1,114 @@
+"""What a program needs, told by the compiler; how long it takes at least, told by the chips' data sheets."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from emo_jax import cli
+from emo_jax.training import roofline
+
+PROGRAM = """
+ENTRY %main {
+  %a = bf16[16,320]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,8]<=[16], dimensions={0}
+  %b = (f32[4,4]{1,0}, f32[8]{0}) all-reduce(%x, %y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+  %c = (bf16[2,320]{1,0}, bf16[16,320]{1,0}) all-gather-start(%p), replica_groups=[2,8]<=[16], dimensions={0}
+  %d = bf16[16,320]{1,0} all-gather-done(%c)
+  %e = f32[2,8]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%sum
+  %f = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %g = f32[3]{0} add(%all-reduce.1, %x)
+}
+"""
+
+
+def test_collectives_of_a_program():
+    found = [(one.kind, one.dtype, one.size, one.group) for one in roofline.collectives(PROGRAM)]
+    assert found == [
+        ("all-gather", "bf16", 16 * 320 * 2, 8),
+        ("all-reduce", "f32", (16 + 8) * 4, 4),
+        ("all-gather", "bf16", 16 * 320 * 2, 8),
+        ("reduce-scatter", "f32", 64, 4),
+        ("collective-permute", "f32", 40, 2),
+    ]
+    sent = [one.sent for one in roofline.collectives(PROGRAM)]
+    assert sent == [10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40]
+
+
+def test_a_roofline_is_held_up_by_the_slowest():
+    limits = roofline.roofline("TPU v5 lite", 4, flops=4 * 197e12, accessed=2 * 819e9, sent=0.5 * 200e9)
+    assert (limits.compute, limits.memory, limits.links) == (1, 2, 0.5)
+    assert limits.overlapped == 2 and limits.in_turn == 2.5 and limits.utilisation(limits.overlapped) == 0.5
+    assert roofline.chip_of("TPU v5p").memory == roofline.chip_of("TPU v5").memory == 95e9
+    assert roofline.roofline("cpu", 1, 1, 1, 1) is None
+
+
+@pytest.mark.parametrize("topology, message", [
+    ("v9:2x2", "expected one of v4, v5e, v5p, v6e and a shape, such as v5e:4x4, or cpu:N, or gpu:N"),
+    ("v5e:big", "expected one of v4"),
+    ("cpu:x", "expected cpu:N, such as cpu:8"),
+    ("cpu:64", "JAX finds 1 devices of cpu here"),
+    ("gpu:1", "JAX finds no gpu here"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_topologies_that_are_not_there_are_one_line(topology, message, capsys):
+    jax.devices()  # begun: the number of devices is settled
+    assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology", topology]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_a_missing_compiler_is_one_line(capsys):
+    assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology=v5e:2x2"]) == 2
+    [told] = capsys.readouterr().err.splitlines()
+    assert "pip install -c constraints.txt -e '.[tpu]'" in told
+
+
+SMALL = """
+from tests.layouts import smallest_config
+
+
+def get_config(stage):
+    config = smallest_config(stage)
+    config.train.update(batch_size=8, mesh=dict(data=2, fsdp=2, frame=2, tensor=1, dcn_data=1))
+    return config
+"""
+
+
+def run(folder, *arguments):
+    (folder / "small.py").write_text(SMALL)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_CACHE": str(folder / "cache"), "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, "-m", "emo_jax.cli", "plan", f"--config={folder}/small.py:video", *arguments]
+    done = subprocess.run(
+        [*command, f"--output={folder}/plan.json"], capture_output=True, text=True, env=environment, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((folder / "plan.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["step", "denoise"])
+def test_a_plan_is_compiled_once(tmp_path, program):
+    arguments = ("--topology=cpu:8", f"--program={program}")
+    told, found = run(tmp_path, *arguments)
+    assert "8 x cpu" in told and "compiled in" in told and not found["cached"]
+    assert found["fits"] is None and found["peak"] > found["temporaries"] > 0 and found["flops"] > 1e6
+    kinds = {row["kind"] for row in found["collectives"]}
+    if program == "step":
+        assert "all-gather" in kinds and "all-reduce" in kinds
+        held = found["bytes"]
+        assert held["trained"] <= 1.1 * held["trained / 2"] and held["batch"] == found["input"] / 4
+    again, cached = run(tmp_path, *arguments)
+    assert "cached" in again and cached == found | {"cached": True}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+def test_a_plan_for_a_tpu(tmp_path):
+    told, found = run(tmp_path, "--topology=v5e:2x4")
+    assert found["fits"] and "fits" in told and found["kind"] == "TPU v5 lite"
+    assert found["roofline"]["overlapped"]["seconds"] > 0
