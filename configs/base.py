@@ -149,6 +149,7 @@ def train(stage):
     """The loop; lr, batch sizes and optimizer are Section 4.1's, the rest ours."""
     return dict(
         stage=stage,
+        also=(),  # parts that the stage trains besides its own (training.stages.PARTS), for ablations
         steps=100_000,
         batch_size=BATCH_SIZES[stage],
         accumulate=1,  # parts of the batch, one in memory at a time

@@ -150,11 +150,10 @@ def _step(config, devices):
     spec = element_spec(clip_of(config, stage), train.batch_size)
     batch = {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()}
     shards = {name: jax.tree.map(lambda _: sharding.batch_sharding(mesh), array) for name, array in batch.items()}
-    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    sizes = {"batch": _held(batch, shards)}
-    for part in ("trained", "frozen", "ema", "opt_state"):
-        held, whole = _held(getattr(state, part), getattr(placed, part)), _held(getattr(state, part))
-        sizes[part], sizes[f"{part} / {split}"] = held, whole / split
+    parts = {"batch": (batch, shards)}
+    for name in ("trained", "frozen", "ema", "opt_state"):
+        parts[name] = getattr(state, name), getattr(placed, name)
+    sizes = {name: dict(held=_held(*part), whole=_held(part[0])) for name, part in parts.items()}
     work = dict(
         mesh=dict(mesh.shape), clips=train.batch_size, flops=step_flops(emo, config, state, batch), input=_held(batch)
     )
@@ -203,7 +202,10 @@ def _denoise(config, devices):
         flops = count_flops(step, *given)
     whole = sharding.replicated(mesh)
     jitted = jax.jit(sharding.over(mesh, step), in_shardings=whole, out_shardings=whole)
-    sizes = {"parameters": _held(params), "conditions": _held(conditions)}
+    sizes = {
+        name: dict(held=_held(tree), whole=_held(tree))
+        for name, tree in (("weights", params), ("conditions", conditions))  # weights of all parts, used here or not
+    }
     work = dict(mesh=dict(mesh.shape), clips=1, flops=flops, input=math.prod(size))
     return functools.partial(jitted.lower, *given), sizes, work
 
@@ -286,15 +288,19 @@ def table(found):
     mesh = ", ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1) or "one device"
     what = f"step of stage {found['stage']}" if found["program"] == "step" else "guided denoising step"
     lines = [f"{what} on {found['topology']} ({found['chips']} x {found['kind']}; {mesh}; clips: {found['clips']})"]
-    lines += [f"  {name:<28}{size / 1e9:8.3f} GB a chip" for name, size in found["bytes"].items()]
+    lines += [
+        f"  {name:<14}{size['held'] / 1e9:9.3f} GB a chip, of {size['whole'] / 1e9:.3f} in all"
+        for name, size in found["bytes"].items()
+    ]
     source = "cached" if found["cached"] else f"compiled in {found['seconds']:.0f} s"
     if found["peak"] is None:
         lines.append(f"does not fit: {found['why']}")
         return "\n".join(lines)
     room = "" if found["memory"] is None else f" of {found['memory'] / 1e9:.1f}"
     verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
-    lines.append(f"  {'temporaries':<28}{found['temporaries'] / 1e9:8.3f} GB a chip ({found['compiler']}, {source})")
-    lines.append(f"  {'peak':<28}{found['peak'] / 1e9:8.3f}{room} GB{verdict}")
+    lines.append(f"  {'arguments':<14}{found['arguments'] / 1e9:9.3f} GB a chip, of the above: what the program reads")
+    lines.append(f"  {'temporaries':<14}{found['temporaries'] / 1e9:9.3f} GB a chip ({found['compiler']}, {source})")
+    lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{room} GB{verdict}")
     lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T, of all chips; counted from the jaxpr")
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
         lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")

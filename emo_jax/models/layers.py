@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emo_jax.ops.conv import convolve
+
 
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018) of (..., H, W, C) over H, W and the channels of a group.
@@ -38,7 +40,7 @@ class GroupNorm(nn.Module):
 def conv(features, kernel=3, stride=1, padding=None, *, dtype=jnp.float32, name=None):
     """A square convolution over (..., H, W, C)."""
     pad = kernel // 2 if padding is None else padding
-    return nn.Conv(features, (kernel, kernel), stride, pad, dtype=dtype, name=name)
+    return nn.Conv(features, (kernel, kernel), stride, pad, dtype=dtype, conv_general_dilated=convolve, name=name)
 
 
 class ResnetBlock(nn.Module):

@@ -15,16 +15,21 @@ _PLATFORM = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def traced_for(platform):
+def traced_for(name):
     """Within it, what is traced is for that platform ("cpu", "gpu" or "tpu"), whatever JAX's own is.
 
     On "cpu" attention is matrix products alone, which can be counted.
     """
-    token = _PLATFORM.set(platform)
+    token = _PLATFORM.set(name)
     try:
         yield
     finally:
         _PLATFORM.reset(token)
+
+
+def platform():
+    """The platform that is traced for: "cpu", "gpu" or "tpu"."""
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def attention(query, key, value):
@@ -38,11 +43,10 @@ def attention(query, key, value):
     Returns:
         (..., S, heads, D) in the query's dtype; the softmax is computed in float32.
     """
-    platform = _PLATFORM.get() or jax.default_backend()
-    if platform == "tpu" and _tpu_blocks(query, key):
+    if platform() == "tpu" and _tpu_blocks(query, key):
         return _flash(query, key, value)
     fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= _FUSED_WIDTH and query.shape[-1] % 8 == 0
-    if platform == "gpu" and fits:
+    if platform() == "gpu" and fits:
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
     scale = query.shape[-1] ** -0.5

@@ -73,6 +73,19 @@ def get_stage(name):
     return STAGES[name]
 
 
+def stage_of(config):
+    """The stage of a config's `train`, with the parts of `train.also` among those that it trains.
+
+    Raises:
+        ValueError: an unknown stage or part.
+    """
+    stage, parts = get_stage(config.train.stage), [part for part, _ in PARTS]
+    unknown = [part for part in config.train.also if part not in parts]
+    if unknown:
+        raise ValueError(f"train.also has {unknown[0]!r}; expected some of {', '.join(parts)}")
+    return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also))
+
+
 def stages_before(name):
     """The stages that come before one, first to last: 'video' -> ['vae', 'image']."""
     before = get_stage(name).after

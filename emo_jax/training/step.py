@@ -15,7 +15,7 @@ from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import EMO
 from emo_jax.training import losses
 from emo_jax.training.optimizer import learning_rate, make_optimizer
-from emo_jax.training.stages import get_stage, part_of, split
+from emo_jax.training.stages import part_of, split, stage_of
 
 
 @struct.dataclass
@@ -42,7 +42,7 @@ class TrainState:
 
 def new_state(config, params):
     """The state at step 0 of the config's stage, from a nested params tree."""
-    trained, frozen = split(flatten_dict(params, sep="/"), get_stage(config.train.stage))
+    trained, frozen = split(flatten_dict(params, sep="/"), stage_of(config))
     frozen = {path: at_rest(path, a, config.model.dtype) for path, a in frozen.items()}
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     ema = jax.tree.map(jnp.copy, trained)
@@ -62,7 +62,7 @@ _FLOAT32 = re.compile(r"(backbone|decoder)/conv_out/")  # the networks' outputs,
 
 def make_loss(emo: EMO, config):
     """loss(params, batch, key) -> (loss, metrics) of the config's stage."""
-    stage = get_stage(config.train.stage)
+    stage = stage_of(config)
     if config.train.stage == "vae":
         return functools.partial(losses.vae_loss, emo, config.train)
     return functools.partial(losses.denoising_loss, emo, make_schedule(config.diffusion), stage, config.train)

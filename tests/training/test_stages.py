@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from emo_jax.models.emo import build
-from emo_jax.training.stages import PARTS, STAGES, clip_of, get_stage, part_of, split
+from emo_jax.training.stages import PARTS, STAGES, clip_of, get_stage, part_of, split, stage_of
 from tests.small import HEARING, small_config
 
 
@@ -64,6 +64,18 @@ def test_what_a_stage_trains_is_the_papers(stage):
     trained, frozen = split(paths, get_stage(stage))
     assert not set(trained) & set(frozen) and {*trained, *frozen} == set(paths)
     assert set(trained) == {path for path in paths if re.match(TRAINS[stage], path)}
+
+
+def test_a_config_may_train_more_than_its_stage():
+    config = small_config("speed")
+    paths = paths_of("cross")
+    alone = set(split(paths, stage_of(config))[0])
+    config.train.also = ("audio_layers",)
+    more = set(split(paths, stage_of(config))[0]) - alone
+    assert more == {path for path in paths if part_of(path) == "audio_layers"} and more
+    config.train.also = ("mouth",)
+    with pytest.raises(ValueError, match="train.also has 'mouth'; expected some of vae_scale, vae, speed_layers"):
+        stage_of(config)
 
 
 def test_stages_follow_each_other_and_are_fed_what_they_train():

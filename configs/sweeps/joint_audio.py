@@ -1,0 +1,18 @@
+"""The last stage with the audio layers frozen, as in the paper, and trained along, which it says harms the lips (3.3).
+
+emo sweep configs/sweeps/joint_audio.py --output runs/joint --init-from runs/video \
+    --config.data.directory=data/synthetic
+
+Two seeds of each tell what chance does.
+"""
+
+CONFIG = "configs/tiny.py"
+STAGES = ("speed",)
+EVALUATE = ("--only", "lips", "silence", "speed")
+
+
+def get_sweep():
+    """Points (name, overrides)."""
+    for name, also in (("frozen", ()), ("together", ("audio_layers",))):
+        for seed in (0, 1):
+            yield f"{name}-{seed}", {"train.also": also, "train.seed": seed}
