@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from configs import base
+from emo_jax.data import records
+from emo_jax.data.synthetic import make_record
 from emo_jax.training import processes
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
@@ -102,12 +105,13 @@ FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 class Run:
     """`emo train` of the small VAE from records, as `count` processes of `devices` CPU devices each."""
 
-    def __init__(self, folder, name, records, count, devices, steps=6, more=()):
+    def __init__(self, folder, name, records, count, devices, steps=6, batch_size=4, more=()):
         config = folder / "config.py"
         config.write_text(CONFIG)
         self.workdir, self.log = folder / name, folder / f"{name}-{count}.log"
         command = [sys.executable, "-m", "emo_jax.cli", "train", f"--config={config}:vae", f"--workdir={self.workdir}"]
-        options = dict(batch_size=4, steps=steps, log_every=1) | {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
+        options = dict(batch_size=batch_size, steps=steps, log_every=1)
+        options |= {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
         command += [f"--config.data.directory={records}", *more]
         command += [f"--config.train.{k}={v}" for k, v in options.items()]
         root = str(base.__file__).removesuffix("/configs/base.py")
@@ -154,9 +158,18 @@ class Run:
         return {int(step): float(loss) for step, loss in found}
 
 
+@pytest.fixture(scope="module")
+def eight_people(tmp_path_factory):
+    """As many records as there are devices."""
+    directory = tmp_path_factory.mktemp("people") / "records"
+    splits = {"train": lambda: (make_record(seed, seconds=0.4, size=80) for seed in range(8))}
+    records.write_records(directory, splits, shards=1, progress=False)
+    return directory
+
+
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed_as_one_train_as_if_nothing_had_been(talking_records, tmp_path):
-    killed = Run(tmp_path, "parts", talking_records, 2, 2, steps=600)
+def test_two_processes_killed_and_resumed_as_one_or_four_train_as_if_nothing_had_been(eight_people, tmp_path):
+    killed = Run(tmp_path, "parts", eight_people, 2, 4, steps=600, batch_size=8)
     killed.until(killed.saved)  # written beside the steps that follow
     killed.processes[1].send_signal(signal.SIGKILL)
     since = time.monotonic()
@@ -167,16 +180,19 @@ def test_two_processes_killed_and_resumed_as_one_train_as_if_nothing_had_been(ta
     assert saved >= 2
     last = saved + 4
 
-    again = Run(tmp_path, "parts", talking_records, 1, 4, steps=last)
-    assert again.wait() == [0], again.log.read_text()
-    assert list(again.losses()) == list(range(saved + 1, last + 1))
-
-    whole = Run(tmp_path, "whole", talking_records, 1, 4, steps=last)
+    shutil.copytree(killed.workdir, tmp_path / "copy")
+    whole = Run(tmp_path, "whole", eight_people, 1, 8, steps=last, batch_size=8)
     assert whole.wait() == [0], whole.log.read_text()
     assert list(whole.losses()) == list(range(1, last + 1))
-    for part in (killed.losses(), again.losses()):
-        steps = [step for step in part if step <= last]
-        np.testing.assert_allclose([part[k] for k in steps], [whole.losses()[k] for k in steps], rtol=2e-3)
+    parts = [killed]
+    for name, count in (("parts", 1), ("copy", 4)):
+        again = Run(tmp_path, name, eight_people, count, 8 // count, steps=last, batch_size=8)
+        assert again.wait() == [0] * count, again.log.read_text()
+        assert list(again.losses()) == list(range(saved + 1, last + 1))
+        parts.append(again)
+    for part in parts:
+        steps = [step for step in part.losses() if step <= last]
+        np.testing.assert_allclose([part.losses()[k] for k in steps], [whole.losses()[k] for k in steps], rtol=2e-3)
 
 
 @pytest.mark.slow
