@@ -127,8 +127,8 @@ def plan(config, devices, topology, program="step"):
     found["memory"] = None if chip is None else chip.memory
     found["fits"] = None if chip is None else found["peak"] is not None and found["peak"] <= chip.memory
     sent = sum(row["sent"] for row in found["collectives"])
-    limits = roofline.roofline(kind, len(devices), found["flops"], found["accessed"], sent)
-    if limits is not None and found["accessed"]:
+    limits = found["accessed"] and roofline.roofline(kind, len(devices), found["flops"], found["accessed"], sent)
+    if limits:
         found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
         for name in ("overlapped", "in_turn"):
             seconds = getattr(limits, name)

@@ -97,7 +97,7 @@ def level(names):
     """The same of the gradients of one level of the UNet, with all its parts."""
     from emo_jax import sharding
     from emo_jax.models.attention import Conditions
-    from emo_jax.models.unet import UNetConfig, block_of
+    from emo_jax.models.unet import Block, UNetConfig
     from tests.steps import FAST
 
     config = UNetConfig((16,), (True,), 1, 2, 8, 4, reference="cross", audio=True, temporal=True, speed=True)
@@ -113,7 +113,7 @@ def level(names):
     x, temb = draw(8, 4, 4, 4, 16), draw(8, 1, 32)
 
     def made():
-        return block_of(config)(config, "level", 16, 1, True, "down")
+        return Block(config, "level", 16, 1, True, "down")
 
     def loss(params, x, temb, seen):
         variables = {"params": unflatten_dict(params, sep="/")}

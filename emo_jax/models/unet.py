@@ -25,8 +25,8 @@ class UNetConfig:
         reference: 'cross', 'concat' or 'off'. audio, temporal, speed: which parts exist.
         positions: whether cross-attention to the reference is told places.
         features_only: end at the last feature and return features alone (ReferenceNet).
-        remat: what the backward pass recomputes, instead of keeping it: none | blocks (each level, whole) | dots (each
-            level, but for the results of its matrix products).
+        remat: what the backward pass recomputes, instead of keeping it: none | blocks (all inside a resnet, spatial
+            transformer, temporal module or resampling) | dots (the same, but for the results of matrix products).
     """
 
     channels: tuple[int, ...]
@@ -75,17 +75,22 @@ class Block(nn.Module):
             x, features[f"{self.level}.{j}"] = self._attend(j, x, conditions)
             outputs.append(x)
         if self.resample == "down":
-            x = constrain(Downsample(self.features, dtype=self.config.dtype, name="downsamplers_0")(x), "spatial")
+            x = self._part(Downsample, self.features, dtype=self.config.dtype, name="downsamplers_0")(x)
+            x = constrain(x, "spatial")
             outputs.append(x)
         elif self.resample == "up":
-            x = constrain(Upsample(self.features, dtype=self.config.dtype, name="upsamplers_0")(x), "spatial")
+            x = self._part(Upsample, self.features, dtype=self.config.dtype, name="upsamplers_0")(x)
+            x = constrain(x, "spatial")
         elif self.resample == "mid":
             x = self._resnet(1, x, temb)
         return x, outputs, features
 
+    def _part(self, module, *args, **fields):
+        return part_of_level(module, self.config)(*args, **fields)
+
     def _resnet(self, j, x, temb):
         c = self.config
-        x = ResnetBlock(self.features, c.groups, 1e-5, c.dtype, name=f"resnets_{j}")(x, temb)
+        x = self._part(ResnetBlock, self.features, c.groups, 1e-5, c.dtype, name=f"resnets_{j}")(x, temb)
         return constrain(x, "spatial")
 
     def _attend(self, j, x, conditions):
@@ -93,13 +98,12 @@ class Block(nn.Module):
         feature = x
         if self.attention:
             ends_here = c.features_only and self.is_last and j == self.layers - 1
-            transformer = SpatialTransformer(
-                c.heads, c.groups, c.reference, c.audio, ends_here, c.positions, c.dtype, name=f"attentions_{j}"
-            )
+            fields = c.heads, c.groups, c.reference, c.audio, ends_here, c.positions, c.dtype
+            transformer = self._part(SpatialTransformer, *fields, name=f"attentions_{j}")
             x, feature = transformer(x, _at(conditions.reference, layer), conditions.audio)
             x = constrain(x, "spatial")
         if c.temporal and conditions.temporal:
-            module = MotionModule(c.heads, c.groups, c.speed, c.dtype, name=f"motion_modules_{j}")
+            module = self._part(MotionModule, c.heads, c.groups, c.speed, c.dtype, name=f"motion_modules_{j}")
             x = module(x, _at(conditions.motion, layer), conditions.speed)
         return x, feature
 
@@ -108,15 +112,15 @@ def _at(features, layer):
     return None if features is None else features[layer]
 
 
-def block_of(c):
-    """Block, with what UNetConfig.remat asks for and its parameters gathered where a mesh splits them."""
+def part_of_level(module, c):
+    """A module's class, with what UNetConfig.remat asks for and its parameters gathered where a mesh splits them."""
     policies = jax.checkpoint_policies
-    block, policy = Block, {"blocks": None, "dots": policies.dots_with_no_batch_dims_saveable}.get(c.remat)
+    policy = {"blocks": None, "dots": policies.dots_with_no_batch_dims_saveable}.get(c.remat)
     if splits_parameters():
-        block = nn.map_variables(Block, "params", functools.partial(_gathered, c.dtype))
+        module = nn.map_variables(module, "params", functools.partial(_gathered, c.dtype))
         if c.remat == "none":
-            return nn.remat(block, policy=policies.save_anything_except_these_names(GATHERED))
-    return block if c.remat == "none" else nn.remat(block, policy=policy)
+            return nn.remat(module, policy=policies.save_anything_except_these_names(GATHERED))
+    return module if c.remat == "none" else nn.remat(module, policy=policy)
 
 
 def _gathered(dtype, variables):
@@ -135,7 +139,6 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, latents, timesteps, conditions=Conditions()):  # noqa: B008 (an immutable default)
         c = self.config
-        block = block_of(c)
         temb = TimestepEmbedding(c.channels[0], c.dtype, name="time_embedding")(timesteps)[:, None]
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
         if conditions.location is not None:
@@ -146,19 +149,19 @@ class UNet(nn.Module):
         for i, width in enumerate(c.channels):
             name = f"down_blocks_{i}"
             resample = "down" if i < c.levels - 1 else None
-            x, outputs, found = block(c, name, width, c.layers, c.attention[i], resample, name=name)(
+            x, outputs, found = Block(c, name, width, c.layers, c.attention[i], resample, name=name)(
                 x, temb, conditions
             )
             skips, features = skips + outputs, features | found
 
-        x, _, found = block(c, "mid_block", c.channels[-1], 1, True, "mid", name="mid_block")(x, temb, conditions)
+        x, _, found = Block(c, "mid_block", c.channels[-1], 1, True, "mid", name="mid_block")(x, temb, conditions)
         features |= found
 
         for i, width in enumerate(reversed(c.channels)):
             name, is_last = f"up_blocks_{i}", i == c.levels - 1
             taken = [skips.pop() for _ in range(c.layers + 1)]
             resample = None if is_last else "up"
-            level = block(c, name, width, c.layers + 1, c.attention[-1 - i], resample, is_last, name=name)
+            level = Block(c, name, width, c.layers + 1, c.attention[-1 - i], resample, is_last, name=name)
             x, _, found = level(x, temb, conditions, taken)
             features |= found
 
