@@ -95,7 +95,8 @@ def _describe(platform, shape):
             f"--topology is {platform}:{shape}; expected one of {', '.join(_BOUNDS)} and a shape, such as v5e:4x4, "
             "or cpu:N, or gpu:N"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):  # there is no TPU to ask, none to lock
+        os.environ.setdefault(name, "1")
     try:
         importlib.metadata.version("libtpu")
     except importlib.metadata.PackageNotFoundError as error:

@@ -12,6 +12,8 @@ import pytest
 from emo_jax import cli
 from emo_jax.training import roofline
 
+on_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+
 PROGRAM = """
 ENTRY %main {
   %a = bf16[16,320]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,8]<=[16], dimensions={0}
@@ -107,8 +109,32 @@ def test_a_plan_is_compiled_once(tmp_path, program):
     assert "cached" in again and cached == found | {"cached": True}
 
 
+LONG = """
+import jax, jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+from emo_jax.ops.attention import attention, traced_for
+from emo_jax.plan import find_devices
+here = SingleDeviceSharding(find_devices("v5e:1x1")[0])
+given = [jax.ShapeDtypeStruct((1, 2, 4096, 8, 40), jnp.bfloat16, sharding=here)] * 3
+with traced_for("tpu"):
+    loss = lambda *a: (attention(*a).astype(jnp.float32) ** 2).sum()
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), out_shardings=here).trace(*given).lower()
+print(lowered.compile().as_text())
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@on_tpu
+def test_scores_of_long_contexts_stay_on_the_chip():
+    """Neither forward nor backward pass holds 4096 x 4096 scores in the chip's memory."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tpu_custom_call") >= 3 and "bf16[" in done.stdout and "4096,4096" not in done.stdout
+
+
+@pytest.mark.slow
+@on_tpu
 def test_a_plan_for_a_tpu(tmp_path):
     told, found = run(tmp_path, "--topology=v5e:2x4")
     assert found["fits"] and "fits" in told and found["kind"] == "TPU v5 lite"
