@@ -173,11 +173,11 @@ def state_sharding(mesh, state):
     return placed
 
 
-def gathered(params, dtype):
-    """A block's nested params as it computes with them: whole over fsdp, still split over tensor.
+def gathered(params, dtype=None):
+    """A module's nested params as it computes with them: whole over fsdp, still split over tensor.
 
-    They are cast to `dtype` before they travel, which halves the bytes; their gradients go back to where they lie.
-    Without a mesh, or with an fsdp axis of 1, they are left as they are.
+    They are cast to `dtype` (None: as they are) before they travel; their gradients go back to where they lie. Without
+    a mesh, or with an fsdp axis of 1, they are left as they are.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not splits_parameters():
@@ -187,7 +187,8 @@ def gathered(params, dtype):
     def gather(keys, a):
         path = "/".join(key.key for key in keys)
         split = parameter_spec(path, a.shape, mesh.shape["fsdp"], tensor)
-        return _gather(a, split, parameter_spec(path, a.shape, 1, tensor), dtype) if "fsdp" in split else a
+        whole = parameter_spec(path, a.shape, 1, tensor)
+        return _gather(a, split, whole, dtype or a.dtype) if "fsdp" in split else a
 
     return jax.tree_util.tree_map_with_path(gather, params)
 

@@ -22,6 +22,7 @@ ENTRY %main {
   %d = bf16[16,320]{1,0} all-gather-done(%c)
   %e = f32[2,8]{1,0} reduce-scatter(%x), replica_groups=[1,4]<=[4], dimensions={0}, to_apply=%sum
   %f = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
+  %h = bf16[8]{0} all-gather(%x), replica_groups=mesh['a'=4,'b'=2,'c'=3] {'a','c'}, dimensions={0}
   %g = f32[3]{0} add(%all-reduce.1, %x)
 }
 """
@@ -35,9 +36,10 @@ def test_collectives_of_a_program():
         ("all-gather", "bf16", 16 * 320 * 2, 8),
         ("reduce-scatter", "f32", 64, 4),
         ("collective-permute", "f32", 40, 2),
+        ("all-gather", "bf16", 16, 12),
     ]
     sent = [one.sent for one in roofline.collectives(PROGRAM)]
-    assert sent == [10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40]
+    assert sent == [10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12]
 
 
 def test_a_roofline_is_held_up_by_the_slowest():

@@ -20,6 +20,7 @@ from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig, cosine_basis
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from emo_jax.sharding import gathered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +45,11 @@ class EMO:
 
     def encode(self, params, images):
         """Latents of unit variance (..., h, w, c) of images (..., H, W, 3): uint8, or floats in [-1, 1]."""
-        return self.vae.apply({"params": params["vae"]}, to_float(images), method="encode")
+        return self.vae.apply(whole(params["vae"]), to_float(images), method="encode")
 
     def decode(self, params, latents):
         """Images uint8 (..., H, W, 3) of latents (..., h, w, c)."""
-        return to_uint8(self.vae.apply({"params": params["vae"]}, latents, method="decode"))
+        return to_uint8(self.vae.apply(whole(params["vae"]), latents, method="decode"))
 
     @property
     def latent_shape(self):
@@ -63,7 +64,7 @@ class EMO:
         """ReferenceNet's features {layer: (B, N, h, w, C)} of N images' latents (B, N, h, w, c), or None."""
         if self.reference_net is None or latents is None or latents.shape[1] == 0:
             return None
-        return reference_net_features(self.reference_net, params["reference_net"], latents)
+        return reference_net_features(self.reference_net, whole(params["reference_net"]), latents)
 
     def audio_features(self, params, sound, frames):
         """A^f of each frame (B, frames, L, D) of sound: waveform (B, W), a window of data.audio.window_bounds.
@@ -82,32 +83,32 @@ class EMO:
 
     def hidden_states(self, params, audio, lengths=None, sketch=None):
         """wav2vec 2.0's hidden states of the config's layers, (B, T, L, D) float32; arguments as models.wav2vec2."""
-        states, _ = self.audio_encoder.apply({"params": params["audio_encoder"]}, audio, lengths, sketch)
+        states, _ = self.audio_encoder.apply(whole(params["audio_encoder"]), audio, lengths, sketch)
         return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
     def audio_tokens(self, params, features):
         """Tokens (B, f, tokens, D) of features (B, f + 2m, L, D), or None where audio-attention is off."""
         if self.audio_projector is None or features is None:
             return None
-        return self.audio_projector.apply({"params": params["audio_projector"]}, features)
+        return self.audio_projector.apply(whole(params["audio_projector"]), features)
 
     def speed_features(self, params, speed):
         """Speed features (B, f, D) of head rotation speeds (B, f + 2m) in degrees per frame, or None."""
         if self.speed_encoder is None or speed is None:
             return None
-        return self.speed_encoder.apply({"params": params["speed_encoder"]}, speed)
+        return self.speed_encoder.apply(whole(params["speed_encoder"]), speed)
 
     def location(self, params, mask):
         """The Face Locator's map (B, 1, h, w, C) of a mask (B, H, W, 1) in {0, 1}, or None."""
         if self.face_locator is None or mask is None:
             return None
-        return self.face_locator.apply({"params": params["face_locator"]}, mask)
+        return self.face_locator.apply(whole(params["face_locator"]), mask)
 
     # -- the denoising network
 
     def denoise(self, params, latents, timesteps, conditions):
         """The Backbone's prediction (B, f, h, w, c) for noisy latents (B, f, h, w, c) at timesteps (B,)."""
-        return self.backbone.apply({"params": params["backbone"]}, latents, timesteps, conditions)[0]
+        return self.backbone.apply(whole(params["backbone"]), latents, timesteps, conditions)[0]
 
     def init(self, key):
         """Fresh params of every part, float32 numpy arrays.
@@ -157,6 +158,16 @@ class EMO:
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
+def whole(params):
+    """The variables of a part as it runs: whole on every device where a mesh splits them; UNets' levels see to it.
+
+    Left to choose, XLA's partitioner splits what is computed in place of what it is computed with.
+    """
+    rest = gathered({name: sub for name, sub in params.items() if not _LEVEL.match(name)})
+    return {"params": {**params, **rest}}
+
+
+_LEVEL = re.compile(r"(down|up)_blocks_\d+$|mid_block$")
 _ADDED = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
 _ZERO = re.compile(r"vae/(quant_conv|decoder/conv_out)/")
 _REFERENCE_KEY = re.compile(r"/attentions_\d+/transformer_blocks_0/attn2/to_k/")

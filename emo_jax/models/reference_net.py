@@ -17,7 +17,7 @@ def reference_net(config: UNetConfig) -> UNet:
     )
 
 
-def features(net: UNet, params, latents):
+def features(net: UNet, variables, latents):
     """Features {layer: (B, N, h, w, C)} of N images' clean latents (B, N, h, w, c), at timestep 0."""
     timesteps = jnp.zeros(latents.shape[0], jnp.int32)
-    return net.apply({"params": params}, latents, timesteps)[1]
+    return net.apply(variables, latents, timesteps)[1]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from emo_jax.diffusion import schedule as diffusion
 from emo_jax.models.attention import Conditions
-from emo_jax.models.emo import EMO, mask_features, switch, to_float
+from emo_jax.models.emo import EMO, mask_features, switch, to_float, whole
 
 
 def vae_loss(emo: EMO, config, params, batch, key):
@@ -14,7 +14,7 @@ def vae_loss(emo: EMO, config, params, batch, key):
     Faces count `face_weight` times as much as the rest; the PSNR is that of the whole picture.
     """
     images = to_float(batch["frames"])
-    variables = {"params": params["vae"]}
+    variables = whole(params["vae"])
     mean, logvar = emo.vae.apply(variables, images, method="moments")
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     error = emo.vae.apply(variables, z, method="decode_unscaled") - images

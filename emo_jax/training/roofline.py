@@ -81,7 +81,10 @@ _TYPES = dict(
 
 
 def _group(rest):
-    """Chips in each group of replica_groups={{0,1},{2,3}} or [2,2]<=[4]; 2 for a permutation's pairs."""
+    """Chips in each group of replica_groups={{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}; 2 for pairs."""
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
         return int(found[2])
     found = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
