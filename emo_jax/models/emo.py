@@ -64,7 +64,7 @@ class EMO:
         """ReferenceNet's features {layer: (B, N, h, w, C)} of N images' latents (B, N, h, w, c), or None."""
         if self.reference_net is None or latents is None or latents.shape[1] == 0:
             return None
-        return reference_net_features(self.reference_net, whole(params["reference_net"]), latents)
+        return reference_net_features(self.reference_net, self._whole(params, "reference_net"), latents)
 
     def audio_features(self, params, sound, frames):
         """A^f of each frame (B, frames, L, D) of sound: waveform (B, W), a window of data.audio.window_bounds.
@@ -90,25 +90,28 @@ class EMO:
         """Tokens (B, f, tokens, D) of features (B, f + 2m, L, D), or None where audio-attention is off."""
         if self.audio_projector is None or features is None:
             return None
-        return self.audio_projector.apply(whole(params["audio_projector"]), features)
+        return self.audio_projector.apply(self._whole(params, "audio_projector"), features)
 
     def speed_features(self, params, speed):
         """Speed features (B, f, D) of head rotation speeds (B, f + 2m) in degrees per frame, or None."""
         if self.speed_encoder is None or speed is None:
             return None
-        return self.speed_encoder.apply(whole(params["speed_encoder"]), speed)
+        return self.speed_encoder.apply(self._whole(params, "speed_encoder"), speed)
 
     def location(self, params, mask):
         """The Face Locator's map (B, 1, h, w, C) of a mask (B, H, W, 1) in {0, 1}, or None."""
         if self.face_locator is None or mask is None:
             return None
-        return self.face_locator.apply(whole(params["face_locator"]), mask)
+        return self.face_locator.apply(self._whole(params, "face_locator"), mask)
 
     # -- the denoising network
 
     def denoise(self, params, latents, timesteps, conditions):
         """The Backbone's prediction (B, f, h, w, c) for noisy latents (B, f, h, w, c) at timesteps (B,)."""
-        return self.backbone.apply(whole(params["backbone"]), latents, timesteps, conditions)[0]
+        return self.backbone.apply(self._whole(params, "backbone"), latents, timesteps, conditions)[0]
+
+    def _whole(self, params, name):
+        return whole(params[name], self.config.model.dtype)
 
     def init(self, key):
         """Fresh params of every part, float32 numpy arrays.
@@ -158,12 +161,14 @@ class EMO:
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
-def whole(params):
+def whole(params, dtype=None):
     """The variables of a part as it runs: whole on every device where a mesh splits them; UNets' levels see to it.
 
-    Left to choose, XLA's partitioner splits what is computed in place of what it is computed with.
+    Left to choose, XLA's partitioner splits what is computed in place of what it is computed with. They travel in the
+    networks' `dtype`, but for the kernel of a last convolution, which computes in float32; None: as they are.
     """
-    rest = gathered({name: sub for name, sub in params.items() if not _LEVEL.match(name)})
+    rest = {name: sub for name, sub in params.items() if not _LEVEL.match(name)}
+    rest = {name: gathered({name: sub}, None if name == "conv_out" else dtype)[name] for name, sub in rest.items()}
     return {"params": {**params, **rest}}
 
 
