@@ -105,7 +105,7 @@ def test_a_plan_is_compiled_once(tmp_path, program):
     if program == "step":
         assert "all-gather" in kinds and "all-reduce" in kinds
         held = found["bytes"]
-        assert held["trained"]["held"] <= 1.1 * held["trained"]["whole"] / 2
+        assert 0.5 < held["trained"]["held"] / held["trained"]["whole"] < 0.7  # over fsdp, but for biases and scales
         assert held["batch"]["held"] == found["input"] / 4
     again, cached = run(tmp_path, *arguments)
     assert "cached" in again and cached == found | {"cached": True}
