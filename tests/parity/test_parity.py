@@ -85,7 +85,7 @@ def test_reference_net(recorded):
     net = rn.reference_net(UNET)
     leave_out = [TEXT_ATTENTION, BEHIND_LAST_FEATURE]
     params = filled(net, recorded("unet/weights"), latents, jnp.zeros(1), leave_out=leave_out)
-    features = compiled(lambda p, x: rn.features(net, p, x))(params, latents)
+    features = compiled(lambda p, x: rn.features(net, {"params": p}, x))(params, latents)
     compare_features(features, {n: a[:1] for n, a in recorded("unet/features").items()})
 
 

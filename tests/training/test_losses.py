@@ -114,7 +114,7 @@ def test_the_vaes_loss_is_its_formula():
     latents = []
 
     def apply(variables, x, method):
-        assert variables == {"params": "weights"}
+        assert variables == {"params": {"conv_in": "weights"}}
         if method == "moments":
             np.testing.assert_allclose(x, images / 127.5 - 1, atol=1e-6)
             return mean, logvar
@@ -125,7 +125,7 @@ def test_the_vaes_loss_is_its_formula():
     config = SimpleNamespace(kl_weight=0.1, face_weight=3.0)
     batch = {"frames": images, "mask": np.zeros((2, 8, 8, 1), np.uint8)}
     batch["mask"][:, 2:4, :4] = 1
-    losses = [vae_loss(emo, config, {"vae": "weights"}, batch, jax.random.key(k)) for k in (0, 1)]
+    losses = [vae_loss(emo, config, {"vae": {"conv_in": "weights"}}, batch, jax.random.key(k)) for k in (0, 1)]
     (loss, told), _ = losses
     error = decoded - (images / 127.5 - 1)
     kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).mean()
