@@ -25,18 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from emo_jax import sharding
+from emo_jax.data.landmarker import cache
 from emo_jax.data.pipeline import element_spec
-from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
+from emo_jax.data.shards import write_text
+from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.models.attention import Conditions
-from emo_jax.models.emo import build, switch
+from emo_jax.models.emo import build
 from emo_jax.ops.attention import traced_for
-from emo_jax.sampling import mesh_for
+from emo_jax.sampling import guided_denoiser, mesh_for
 from emo_jax.training import roofline
 from emo_jax.training.flops import count_flops, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
-CACHE = pathlib.Path(os.environ.get("EMO_CACHE") or pathlib.Path.home() / ".cache" / "emo_jax") / "plans"
 EXECUTION = "O1"  # of XLA's efforts: a third of the time to compile, and the same sizes
 
 
@@ -169,10 +170,9 @@ def _denoise(config, devices):
     scales = config.sampling.reference_scale, config.sampling.audio_scale
     mode = guidance_mode(*scales)
     mesh = mesh_for(mode, f, list(devices)) or sharding.make_mesh(devices=list(devices)[:1])
-    dtype, passes = jnp.dtype(config.model.dtype), len(PASSES[mode])
+    dtype = jnp.dtype(config.model.dtype)
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype if a.shape else a.dtype), emo.abstract_params())
-    clip = config.clip.copy_and_resolve_references()
-    spec = {name: jax.ShapeDtypeStruct(*array) for name, array in element_spec(clip, 1).items()}
+    spec = {name: jax.ShapeDtypeStruct(*array) for name, array in element_spec(config.clip, 1).items()}
 
     def known(params, batch):
         images = jnp.concatenate([batch["reference"][:, None], batch["motion"]], axis=1)
@@ -188,12 +188,7 @@ def _denoise(config, devices):
         )
 
     def step(params, x, t, conditions):
-        tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
-
-        def denoise(x, t, reference_on, audio_on):
-            return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
-
-        return guide(denoise, mode, *scales)(x, t)
+        return guided_denoiser(emo, params, conditions, mode, scales)(x, t)
 
     conditions = jax.eval_shape(known, params, spec)
     latents = jax.ShapeDtypeStruct((1, f, *emo.latent_shape), np.float32)
@@ -228,7 +223,7 @@ def _compiled(lower, topology, platform):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
     key = hashlib.sha256("\n".join([lowered.as_text(), topology, compiler, EXECUTION]).encode()).hexdigest()
-    path = CACHE / f"{key[:32]}.json"
+    path = cache() / "plans" / f"{key[:32]}.json"
     if path.exists():
         return json.loads(path.read_text()) | {"cached": True}
     started = time.monotonic()
@@ -236,9 +231,7 @@ def _compiled(lower, topology, platform):
         told = _compile(lowered, platform)
     told |= dict(seconds=round(time.monotonic() - started, 1), compiler=f"{platform} {compiler}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    partial.write_text(json.dumps(told))
-    os.replace(partial, path)
+    write_text(path, json.dumps(told))
     return told | {"cached": False}
 
 

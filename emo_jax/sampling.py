@@ -160,15 +160,9 @@ class VideoSampler:
         )
         present = [jnp.full(size, name not in self.off) for name in ("reference", "audio")]
         conditions = switch(conditions, *present)
-        passes = len(PASSES[self.mode])
-        tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
-
-        def denoise(x, t, reference_on, audio_on):
-            return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
-
         noise_key, solver_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, (size, emo.config.clip.frames, *emo.latent_shape))
-        guided = guide(denoise, self.mode, *scales)
+        guided = guided_denoiser(emo, params, conditions, self.mode, scales)
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
 
     def _decode_fn(self, params, latents):
@@ -177,6 +171,17 @@ class VideoSampler:
         group = max(1, _DECODED_PIXELS // pixels)
         frames = jax.lax.map(functools.partial(self.emo.decode, params), latents, batch_size=group)
         return jnp.moveaxis(frames, 0, 1)
+
+
+def guided_denoiser(emo, params, conditions, mode, scales):
+    """(x (B, f, h, w, c), t (B,)) -> the Backbone's prediction under the conditions, guided (diffusion.guidance)."""
+    passes = len(PASSES[mode])
+    tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
+
+    def denoise(x, t, reference_on, audio_on):
+        return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
+
+    return guide(denoise, mode, *scales)
 
 
 def mesh_for(mode, frames, devices=None):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from emo_jax import sharding
 from emo_jax.cli import TERMINATED
-from emo_jax.data.pipeline import common_layout, element_spec, make_iterator, open_sources
+from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.latents import check_encoders
 from emo_jax.models import emo as emo_lib
 from emo_jax.training import processes
@@ -94,6 +94,7 @@ def train(config, workdir, profile=0):
     emo = emo_lib.build(config)
     mesh = sharding.make_mesh(**config.train.mesh, clips=stage.video)
     sharding.check(mesh, config)
+    sources = open_sources(config.data)
     iterator = make_iterator(
         config.data,
         clip_of(config, stage),
@@ -102,14 +103,15 @@ def train(config, workdir, profile=0):
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         needs_sound=stage.sound,
+        sources=sources,
     )
+    sources = [source for source, _ in sources]
     checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
     state = _start(config, emo, mesh, checkpoints, iterator)
-    sources = [source for source, _ in open_sources(config.data)]
     check_encoders(sources, emo, mesh, {**state.frozen, **state.trained})
     step_fn = processes.together(make_step(emo, config, mesh, state))
     step_fn = Profiled(step_fn, workdir, profile, left=steps - int(state.step))
-    layout = common_layout(sources, config.data, config.clip)
+    layout = getattr(sources[0], "layout", None)  # the same for all
     writer = MetricsWriter(workdir, int(state.step), steps, _flops(config, stage, emo, state, layout))
     samples, skips = Samples(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
     scaled, ending = _scaler(config, emo, mesh), processes.Ending()

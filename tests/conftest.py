@@ -87,9 +87,6 @@ def pipeline(weights_dir):
 @pytest.fixture(scope="session")
 def talking_records(tmp_path_factory):
     """Five drawn people who talk for 1.2 s, at 80 x 80 pixels and 25 fps."""
-    from emo_jax.data.synthetic import make_record as draw
+    from tests.small import draw_people
 
-    directory = tmp_path_factory.mktemp("talking") / "records"
-    splits = {"train": lambda: (draw(seed, seconds=1.2, size=80) for seed in range(5))}
-    records.write_records(directory, splits, shards=1, progress=False)
-    return directory
+    return draw_people(tmp_path_factory.mktemp("talking") / "records", 5, 1.2)

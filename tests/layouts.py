@@ -1,14 +1,12 @@
 """What one device gives against what eight give in each layout; run in a process of eight CPU devices."""
 
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -166,17 +164,14 @@ def sampling():
 
 def moved(program):
     """{collective: the bytes of each of its results} of a compiled program."""
+    from emo_jax.training.roofline import arrays
+
     found = {kind: [] for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")}
     for line in re.finditer(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)(-start)?\(.*", program):
         if "/fft" in line[0]:  # of mel spectra, which XLA's partitioner cannot split; not of parameters
             continue
-        for name, dims in re.findall(r"(\w+)\[([\d,]*)\]", line[1]):
-            size = math.prod(int(n) for n in dims.split(",") if n)
-            found[line[2]].append(size * jnp.dtype(_TYPES.get(name, "float32")).itemsize)
+        found[line[2]] += [size for _, size in arrays(line[1])]
     return found
-
-
-_TYPES = {"bf16": "bfloat16", "f16": "float16", "u8": "uint8", "pred": "bool", "s8": "int8"}
 
 
 def _share(tree, least):

@@ -24,3 +24,13 @@ def small_config(stage="video", **model):
     config.clip.update(image_size=(64, 64), frames=4, motion_frames=2)
     config.model.update(model)
     return config
+
+
+def draw_people(directory, count, seconds):
+    """Writes `count` drawn people who talk, at 80 x 80 pixels and 25 fps, as records; returns their directory."""
+    from emo_jax.data.records import write_records
+    from emo_jax.data.synthetic import make_record
+
+    splits = {"train": lambda: (make_record(seed, seconds=seconds, size=80) for seed in range(count))}
+    write_records(directory, splits, shards=1, progress=False)
+    return directory

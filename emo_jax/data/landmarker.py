@@ -18,10 +18,14 @@ BROW_TO_CHIN = 468  # landmarks of the face's mesh; those of the irises follow
 MAX_FACES = 3
 
 
+def cache() -> pathlib.Path:
+    """What the package keeps for the user: $EMO_CACHE, else ~/.cache/emo_jax."""
+    return pathlib.Path(os.environ.get("EMO_CACHE") or pathlib.Path.home() / ".cache" / "emo_jax")
+
+
 def cached_model() -> pathlib.Path:
-    """Where the model is looked for if none is given: $EMO_CACHE, else ~/.cache/emo_jax."""
-    cache = os.environ.get("EMO_CACHE") or pathlib.Path.home() / ".cache" / "emo_jax"
-    return pathlib.Path(cache) / MODEL_FILE
+    """Where the model is looked for if none is given."""
+    return cache() / MODEL_FILE
 
 
 class Landmarker:

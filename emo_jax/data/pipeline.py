@@ -150,6 +150,7 @@ def make_dataset(
     process_count: int = 1,
     needs_sound: bool = False,
     epochs: int | None = None,
+    sources: list[tuple[Source, float]] | None = None,
 ) -> elastic.ElasticDataset:
     """Batches of clips, as `element_spec` describes them: shuffled anew in every epoch, one clip a record.
 
@@ -168,6 +169,7 @@ def make_dataset(
       process_count: number of processes.
       needs_sound: leave out the records without sound.
       epochs: passes over the records (of several sources: until the first of them is used up); None for no end.
+      sources: what `open_sources` gave, where it is open already.
 
     Raises:
       ValueError: if a setting is out of range, the records are missing or have another frame rate, or there are fewer
@@ -178,7 +180,7 @@ def make_dataset(
     from emo_jax.data.elastic import ElasticDataset
 
     _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
-    sources, fitting = open_sources(data_config), []
+    sources, fitting = sources or open_sources(data_config), []
     common_layout([source for source, _ in sources], data_config, clip_config)
     for number, (source, weight) in enumerate(sources):
         positions = suitable_records(source, clip_config, needs_sound)

@@ -28,8 +28,13 @@ PEAKS = {
 
 def peak_flops(device_kind):
     """bf16 FLOP/s of one device of a kind such as 'NVIDIA H100 80GB HBM3'; None where PEAKS has none."""
-    fitting = [name for name in PEAKS if f"{device_kind} ".startswith((f"{name} ", f"{name}-"))]
-    return PEAKS[max(fitting, key=len)] if fitting else None
+    return of_kind(PEAKS, device_kind)
+
+
+def of_kind(table, device_kind):
+    """The row of a table {beginning of a device kind: row} with the longest beginning that fits; None without one."""
+    fitting = [name for name in table if f"{device_kind} ".startswith((f"{name} ", f"{name}-"))]
+    return table[max(fitting, key=len)] if fitting else None
 
 
 def step_flops(emo, config, state, batch):

@@ -6,7 +6,7 @@ import re
 
 import jax.numpy as jnp
 
-from emo_jax.training.flops import peak_flops
+from emo_jax.training.flops import of_kind, peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ CHIPS = {
     "TPU v5": Chip(95e9, 2765e9, 600e9),  # cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways
     "TPU v6 lite": Chip(32e9, 1600e9, 400e9),  # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s one way
 }
+CHIPS |= {"TPU v5e": CHIPS["TPU v5 lite"], "TPU v5p": CHIPS["TPU v5"], "TPU v6e": CHIPS["TPU v6 lite"]}
 """By the beginning of what JAX calls the kind of a device; the longest that fits holds."""
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -31,8 +32,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 def chip_of(kind):
     """The Chip of a device kind such as 'TPU v5 lite'; None where CHIPS has none."""
-    fitting = [name for name in CHIPS if kind.startswith(name)]
-    return CHIPS[max(fitting, key=len)] if fitting else None
+    return of_kind(CHIPS, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,22 +56,25 @@ def collectives(program):
     """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once."""
     found = []
     for line in re.finditer(rf" = (\(?.*?) ({'|'.join(KINDS)})(-start)?\((.*)", program):
-        arrays = [(name, _bytes(name, dims)) for name, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", line[1])]
-        arrays = [array for array in arrays if array[1]]
-        if not arrays:
+        results = arrays(line[1])
+        if not results:
             continue
-        # what starts and is waited for later has operand and result side by side
-        name, size = max(arrays, key=lambda a: a[1]) if line[3] else (arrays[0][0], sum(size for _, size in arrays))
-        if line[3] and line[2] == "reduce-scatter":
-            name, size = min(arrays, key=lambda a: a[1])
+        name, size = results[0][0], sum(size for _, size in results)
+        if line[3]:  # what starts and is waited for later has operand and result side by side
+            pick = min if line[2] == "reduce-scatter" else max
+            name, size = pick(results, key=lambda a: a[1])
         found.append(Collective(line[2], name, size, _group(line[4])))
     return found
 
 
-def _bytes(name, dims):
-    if name not in _TYPES:
-        return 0
-    return math.prod(int(n) for n in dims.split(",") if n) * jnp.dtype(_TYPES[name]).itemsize
+def arrays(types):
+    """(dtype, bytes) of each array that a piece of HLO names, such as 'bf16[16,320]{1,0}'; empty ones left out."""
+    found = []
+    for name, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
+        size = math.prod(int(n) for n in dims.split(",") if n)
+        if name in _TYPES and size:
+            found.append((name, size * jnp.dtype(_TYPES[name]).itemsize))
+    return found
 
 
 _TYPES = dict(

@@ -15,9 +15,8 @@ import psutil
 import pytest
 
 from configs import base
-from emo_jax.data import records
-from emo_jax.data.synthetic import make_record
 from emo_jax.training import processes
+from tests.small import draw_people
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
 
@@ -161,10 +160,7 @@ class Run:
 @pytest.fixture(scope="module")
 def eight_people(tmp_path_factory):
     """As many records as there are devices."""
-    directory = tmp_path_factory.mktemp("people") / "records"
-    splits = {"train": lambda: (make_record(seed, seconds=0.4, size=80) for seed in range(8))}
-    records.write_records(directory, splits, shards=1, progress=False)
-    return directory
+    return draw_people(tmp_path_factory.mktemp("people") / "records", 8, 0.4)
 
 
 @pytest.mark.slow
