@@ -173,7 +173,8 @@ class EmoPipeline:
         key = config.solver, config.steps, mode
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames)
-            self._samplers[key] = VideoSampler(self._emo, self.params, config, mesh=mesh)
+            placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
+            self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), config, mesh=mesh)
         return self._samplers[key], scales
 
 
@@ -330,11 +331,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def load_model(args, size=None, **sampling) -> EmoPipeline:
     """The pipeline that --preset or --checkpoint names."""
+    from emo_jax.cache import keep_programs
     from emo_jax.weights.store import BUNDLED
 
     preset = PRESET if args.preset is None else args.preset
     if preset not in BUNDLED:
         raise ValueError(f"preset {preset!r} is unknown; expected {', '.join(BUNDLED)}, or give --checkpoint DIR")
+    keep_programs()
     return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint, size, **sampling)
 
 

@@ -1,6 +1,9 @@
 """Records whose pictures, sound and speed tell which record and frame they are."""
 
 import functools
+import os
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -8,6 +11,13 @@ import pytest
 from emo_jax.data import records
 
 SILENT = (1, 4)
+
+
+def pytest_configure(config):
+    """Programs that several tests or their processes compile are compiled once a session; before JAX is imported."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="emo-tests-")
+        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 @functools.cache  # x264 does not always write the same bytes, so a record is made once

@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 
+from emo_jax import cache
 from emo_jax.data.face_tracking import Face, main_first
 from emo_jax.data.faces import Box
 
@@ -18,14 +19,9 @@ BROW_TO_CHIN = 468  # landmarks of the face's mesh; those of the irises follow
 MAX_FACES = 3
 
 
-def cache() -> pathlib.Path:
-    """What the package keeps for the user: $EMO_CACHE, else ~/.cache/emo_jax."""
-    return pathlib.Path(os.environ.get("EMO_CACHE") or pathlib.Path.home() / ".cache" / "emo_jax")
-
-
 def cached_model() -> pathlib.Path:
     """Where the model is looked for if none is given."""
-    return cache() / MODEL_FILE
+    return cache.folder() / MODEL_FILE
 
 
 class Landmarker:
