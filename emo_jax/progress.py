@@ -1,6 +1,8 @@
 """Progress on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
+import threading
 import time
 
 
@@ -51,3 +53,21 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+@contextlib.contextmanager
+def meanwhile(call, every):
+    """Within it, `call()` is called every so many seconds by a thread of its own, which has ended at its end."""
+    over = threading.Event()
+
+    def repeat():
+        while not over.wait(every):
+            call()
+
+    thread = threading.Thread(target=repeat, name="meanwhile", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE
+from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE, context_samples
 from emo_jax.data.pipeline import ClipSampler, clip_sampler, suitable_records
 from emo_jax.data.records import decode_video, open_records
 from emo_jax.data.video import VideoWriter
@@ -34,17 +34,18 @@ def inspect_records(
         raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
     positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
     sampler = clip_sampler(source, config.data, config.clip)
-    return write_sheet(sampler, positions, folder, seed), write_clips(sampler, positions, folder, seed)
+    clips = {position: sampler(position, np.random.default_rng([seed, position])) for position in positions.tolist()}
+    return write_sheet(sampler, clips, folder), write_clips(sampler, clips.values(), folder)
 
 
-def write_sheet(sampler: ClipSampler, positions, folder: str | os.PathLike, seed: int = 0) -> pathlib.Path:
-    """Writes `contact_sheet.png` of the records at `positions` of the sampler's source into `folder`; returns its path.
+def write_sheet(sampler: ClipSampler, clips: dict[int, dict], folder: str | os.PathLike) -> pathlib.Path:
+    """Writes `contact_sheet.png` into `folder`, of clips by their record's position in the source; returns its path.
 
     Per record: its id, length, speed and flags; frames spread over all of it with the face box in red; the waveform
-    (blue) and the head rotation speed (orange); then one clip as `emo train` draws it: the reference, motion frames and
+    (blue) and the head rotation speed (orange); then its clip as `emo train` draws it: the reference, motion frames and
     frames with the region where the face may be outlined in yellow, and the sound and speed that go with the clip.
     """
-    rows = [_record(sampler, int(position), np.random.default_rng([seed, int(position)])) for position in positions]
+    rows = [_record(sampler, sampler.source[position], clip) for position, clip in clips.items()]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -58,26 +59,31 @@ def write_sheet(sampler: ClipSampler, positions, folder: str | os.PathLike, seed
     return folder / SHEET_FILE
 
 
-def write_clips(sampler: ClipSampler, positions, folder: str | os.PathLike, seed: int = 0) -> pathlib.Path:
-    """Writes `clips.mp4` into `folder`, the clips of the sheet one after the other with their sound; returns its path.
+def write_clips(sampler: ClipSampler, clips: Iterable[dict], folder: str | os.PathLike) -> pathlib.Path:
+    """Writes `clips.mp4` into `folder`, the clips one after the other with their sound; returns its path.
 
     Each frame: the reference, the frame that goes with it, and sound and speed with a line where the video is.
     """
-    path = pathlib.Path(folder) / CLIPS_FILE
-    samples = [sampler(int(position), np.random.default_rng([seed, int(position)])) for position in positions]
+    path, clips = pathlib.Path(folder) / CLIPS_FILE, list(clips)
     per_frame = SAMPLE_RATE / sampler.fps
     first, length = AUDIO_MARGIN + round(sampler.audio_window * per_frame), round(sampler.frames * per_frame)
-    sound = np.concatenate([sample["audio"][first : first + length] for sample in samples])
+    sound = np.concatenate([_heard(sampler, clip)[first : first + length] for clip in clips])
     with VideoWriter(path, (2 * TILE + PLOT + GAP, 4 * TILE), sampler.fps, sound) as writer:
-        for sample in samples:
-            writer.write(np.stack(list(_moments(sampler, sample))))
+        for clip in clips:
+            writer.write(np.stack(list(_moments(sampler, clip))))
     return path
+
+
+def _heard(sampler: ClipSampler, sample: dict) -> np.ndarray:
+    """The sound (W,) over the time of the sample's speed, without the context of it."""
+    context = context_samples(sampler.audio_context)
+    return sample["audio"][context : len(sample["audio"]) - context]
 
 
 def _moments(sampler: ClipSampler, sample: dict) -> Iterator[np.ndarray]:
     """The frames of a clip as uint8 RGB: pictures above, sound and speed of the whole window below."""
     side = 2 * TILE
-    plot = _plot(sample["audio"], sample["speed"], 2 * side)
+    plot = _plot(_heard(sampler, sample), sample["speed"], 2 * side)
     image = Image.new("RGB", (2 * side, side + plot.height), "white")
     for k, frame in enumerate(sample["frames"]):
         for column, picture in enumerate((sample["reference"], _outlined(frame, sample["mask"]))):
@@ -98,8 +104,7 @@ def _outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where((inside & ~core)[..., None], np.uint8(FACE_REGION), picture)
 
 
-def _record(sampler: ClipSampler, position: int, rng: np.random.Generator) -> Image.Image:
-    record, sample = sampler.source[position], sampler(position, rng)
+def _record(sampler: ClipSampler, record: dict, sample: dict) -> Image.Image:
     columns = 1 + sampler.motion_frames + sampler.frames
     width = columns * (TILE + GAP)
     count, fps = len(record["boxes"]), float(record["fps"])
@@ -116,7 +121,7 @@ def _record(sampler: ClipSampler, position: int, rng: np.random.Generator) -> Im
         _plot(record["audio"] / 32768, record["speed"], width),
         _text([_clip_line(sampler, sample)], width),
         _strip(_seen(sampler, sample)),
-        _plot(sample["audio"], sample["speed"], width),
+        _plot(_heard(sampler, sample), sample["speed"], width),
     ]
     row = Image.new("RGB", (width, sum(part.height for part in parts) + 3 * GAP), "white")
     top = 0

@@ -13,12 +13,11 @@ import io
 import pathlib
 import pickle
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from emo_jax.data.shards import Plan
 from emo_jax.data.workers import Shown, make_alone
-from emo_jax.progress import Progress
+from emo_jax.progress import Progress, meanwhile
 
 LOOK_EVERY = 2.0  # seconds between looks at what is finished
 _WHOLE_PLAN = "plan.pickle"
@@ -63,34 +62,17 @@ def _make_on_beam(pipeline, runner: str, plan: Plan, progress: Progress) -> None
     path.write_bytes(pickle.dumps(plan))  # by file: Dataflow takes no large pipelines
     made = pipeline | apache_beam.Create(missing) | apache_beam.Reshuffle()
     made | "MakeShard" >> apache_beam.Map(_make_one, str(path))
+    shown = Shown(progress)
     try:
-        with _watched(plan, progress):
+        with meanwhile(lambda: shown.reach(plan.done()), LOOK_EVERY):
             pipeline.run().wait_until_finish()
     except Exception as error:  # each runner has its own, some without words
         told = str(error) or type(error).__name__
         raise OSError(f"Beam's {runner} failed; the same command goes on from here: {told}") from error
+    shown.reach(plan.done())
     if left := plan.missing():
         raise OSError(f"Beam's {runner} left {len(left)} of {plan.shards} shards; the same command goes on from here")
 
 
 def _make_one(index: int, path: str) -> None:
     make_alone(pickle.loads(pathlib.Path(path).read_bytes()), index, set())
-
-
-@contextlib.contextmanager
-def _watched(plan: Plan, progress: Progress) -> Iterator[None]:
-    over = threading.Event()
-
-    def watch():
-        shown = Shown(progress)
-        while not over.wait(LOOK_EVERY):
-            shown.reach(plan.done())
-        shown.reach(plan.done())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()
