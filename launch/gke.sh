@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Writes the manifest of a training run on GKE, one JobSet of one pod for each host, to stdout.
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/emo CLAIM=emo-files launch/gke.sh tpu \
-#       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data | kubectl apply -f -
+#       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data \
+#       --config.train.batch_size=64 | kubectl apply -f -
 #   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=emo,batch.kubernetes.io/job-completion-index=0
 #   kubectl delete jobset emo
 # The cluster has the JobSet controller (0.6 or newer) and node pools of that kind. The image holds this checkout as its
-# working folder, with `emo` installed (jax[tpu] or jax[cuda12]). CLAIM is a ReadWriteMany volume (Filestore, a mounted
-# bucket), seen as /mnt. Whatever ends a pod, all start again from the newest checkpoint; bad input (status 2) ends the run.
+# working folder, with `emo` installed (pip install -c constraints.txt -e '.[tpu]', for GPUs '.[cuda]'). CLAIM is a
+# ReadWriteMany volume (Filestore, a mounted bucket), seen as /mnt. Whatever ends a pod, all start again from the newest
+# checkpoint; bad input (status 2) ends the run.
 set -euo pipefail
 
 # ---- the environment, all of it here

@@ -14,6 +14,7 @@ set -euo pipefail
 
 # ---- the environment, all of it here
 VENV=${VENV:-$SLURM_SUBMIT_DIR/.venv}
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda} # no GPU is an error, not a slow run
 
 mapfile -t points < <("$VENV/bin/emo" sweep "$@" --list)
 "$VENV/bin/emo" sweep "$@" --points "${points[$SLURM_ARRAY_TASK_ID]}"

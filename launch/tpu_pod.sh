@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Trains on all hosts of a Cloud TPU slice; JAX finds them through the TPU's metadata.
-#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh create     # v5p-128, spot, through a queued resource
+#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh create     # v5p-128 (64 chips), spot, through a queued resource
 #   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh install    # this checkout and its packages, on every host
 #   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh train --config configs/base.py:image --workdir /mnt/runs/image \
-#       --config.data.directory=/mnt/data --config.train.mesh.data=1 --config.train.mesh.fsdp=-1
+#       --config.data.directory=/mnt/data --config.train.batch_size=64 \
+#       --config.train.mesh.data=1 --config.train.mesh.fsdp=-1
 #   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh delete
-# --workdir and the data must be mounted on all hosts alike. After a preemption: create, install and train again.
+# --workdir and the data must be mounted on all hosts alike. After a preemption: delete (until then the suspended queued
+# resource has the name), create, install and train again.
 set -euo pipefail
 
 # ---- the environment, all of it here
@@ -13,6 +15,7 @@ NAME=${NAME:?the name of the TPU}
 ZONE=${ZONE:?its zone}
 TYPE=${TYPE:-v5p-128}
 VERSION=${VERSION:-v2-alpha-tpuv5}
+PYTHON=${PYTHON:-python3.11} # of the hosts; python3 of Ubuntu 22.04 is 3.10
 TRIES=${TRIES:-3}
 
 on_all_hosts() {
@@ -29,8 +32,11 @@ case "$command" in
   install)
     git archive --format=tar.gz --prefix=emo_jax/ -o /tmp/emo_jax.tar.gz HEAD
     gcloud compute tpus tpu-vm scp /tmp/emo_jax.tar.gz "$NAME": --zone "$ZONE" --worker=all
-    on_all_hosts "tar xzf emo_jax.tar.gz && cd emo_jax && python3 -m venv .venv && \
-      .venv/bin/pip install --quiet --constraint constraints.txt -e . 'jax[tpu]'"
+    # not jax[tpu], which asks for libtpu 0.0.42: `emo plan` counts with that of constraints.txt
+    on_all_hosts "$PYTHON -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+      { echo '$PYTHON is not Python 3.11 or newer with venv; set PYTHON, or install python3.11-venv' >&2; exit 2; } && \
+      tar xzf emo_jax.tar.gz && cd emo_jax && $PYTHON -m venv .venv && \
+      .venv/bin/pip install --quiet --constraint constraints.txt -e '.[tpu]'"
     ;;
   train)
     arguments=$(printf '%q ' "$@")

@@ -3,11 +3,17 @@
 import math
 import os
 import pathlib
+import re
+import shlex
 import subprocess
+import sys
+import types
 
+import numpy as np
 import pytest
 import yaml
 
+from emo_jax import cli, config, sharding
 from emo_jax.training import processes
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
@@ -18,6 +24,13 @@ def run(script, *arguments, **variables):
     """The finished process of a script, in an environment of PATH and the variables alone."""
     environment = {"PATH": os.environ["PATH"]} | variables
     return subprocess.run([LAUNCH / script, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+
+
+def stand_in(path, text):
+    """A program at that path: a script of sh."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
 
 
 def manifest(kind, **variables):
@@ -88,13 +101,114 @@ def test_what_a_manifest_lacks_is_one_line(arguments, variables, told):
     assert told in done.stderr and done.stderr.count("\n") == 1
 
 
+TELL = 'env | grep -E "^(JAX|XLA|NCCL)" | sort\nprintf "%s\\n" "$@"\nexit 143'
+
+
 def test_one_host_trains_as_one_process_of_all_its_gpus(tmp_path):
-    (tmp_path / "bin").mkdir()
-    emo = tmp_path / "bin" / "emo"
-    emo.write_text('#!/bin/sh\nenv | grep -E "^(JAX|XLA|NCCL)" | sort\nprintf "%s\\n" "$@"\nexit 143\n')
-    emo.chmod(0o755)
+    stand_in(tmp_path / "bin" / "emo", TELL)
     done = run("gpu_host.sh", *ARGUMENTS, VENV=str(tmp_path), JAX_NUM_PROCESSES="4")
     assert done.returncode == 143  # that of emo train
     assert done.stdout.splitlines() == [
         "JAX_PLATFORMS=cuda", "NCCL_DEBUG=WARN", "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92", "train", *ARGUMENTS
     ]  # fmt: skip
+
+
+def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_path):
+    stand_in(tmp_path / "bin" / "emo", TELL)
+    stand_in(tmp_path / "bin" / "scontrol", """
+        case $1 in
+          show) [ "$*" = "show hostnames node-[07-08]" ] && printf "node-07\\nnode-08\\n" ;;
+          *) echo "scontrol $*" ;;
+        esac
+    """)  # fmt: skip
+    stand_in(tmp_path / "bin" / "srun", """
+        while [ "${1#--}" != "$1" ]; do shift; done
+        for i in 0 1; do SLURM_NTASKS=2 SLURM_PROCID=$i "$@"; done
+    """)  # fmt: skip
+    found = dict(SLURM_SUBMIT_DIR="/", SLURM_JOB_ID="4099", SLURM_JOB_NODELIST="node-[07-08]", SLURM_CPUS_PER_TASK="64")
+    done = run("slurm.sh", *ARGUMENTS, VENV=str(tmp_path), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", **found)
+    assert done.returncode == 143, done.stderr
+    expected = []
+    for i in range(2):
+        expected += [
+            "JAX_COORDINATOR_ADDRESS=node-07:61443", "JAX_NUM_PROCESSES=2", "JAX_PLATFORMS=cuda", f"JAX_PROCESS_ID={i}",
+            "NCCL_DEBUG=WARN", "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92", "train", *ARGUMENTS,
+        ]  # fmt: skip
+    assert done.stdout.splitlines() == [*expected, "scontrol requeue 4099"]
+    assert option("slurm.sh", "--ntasks-per-node") == "1"
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """What tpu_pod.sh is given to work on hosts that are a folder here."""
+    stand_in(tmp_path / "bin" / "git", "")
+    stand_in(tmp_path / "bin" / "gcloud", f"""
+        cd {tmp_path}
+        while [ $# -gt 1 ]; do [ "$1" = --command ] && exec sh -c "$2"; shift; done
+    """)  # fmt: skip
+    stand_in(tmp_path / "bin" / "tar", "mkdir emo_jax")
+    for name, before in [("new", "pass"), ("old", "sys.version_info = (3, 10)")]:
+        stand_in(tmp_path / "bin" / name, f"""
+            [ "$1" = -c ] && exec {sys.executable} -c "import sys; {before}; $2"
+            mkdir -p .venv/bin && ln -s {tmp_path / "bin" / "pip"} .venv/bin/pip
+        """)  # fmt: skip
+    stand_in(tmp_path / "bin" / "pip", 'echo pip "$@"')
+    return dict(NAME="mine", ZONE="here", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+
+def test_hosts_of_a_tpu_install_what_is_pinned(hosts):
+    done = run("tpu_pod.sh", "install", PYTHON="new", **hosts)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "pip install --quiet --constraint constraints.txt -e .[tpu]\n"
+
+
+@pytest.mark.parametrize("python", ["old", "python3.999"])
+def test_hosts_of_a_tpu_whose_python_is_too_old_are_one_line(hosts, python):
+    done = run("tpu_pod.sh", "install", PYTHON=python, **hosts)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{python} is not Python 3.11 or newer" in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---- the commands in the scripts' headers and in README.md
+
+
+def option(script, name):
+    """What a script takes for a variable, or tells sbatch."""
+    return re.search(rf"{name}=(?:\${{{name}:-)?([\w-]+)", (LAUNCH / script).read_text())[1]
+
+
+def devices(words):
+    """On how many devices a command trains."""
+    if "plan" in words:
+        return math.prod(map(int, words[words.index("--topology") + 1].split(":")[1].split("x")))
+    (script,) = (pathlib.Path(word).name for word in words if word.startswith("launch/"))
+    if script == "tpu_pod.sh":
+        return int(option(script, "TYPE").removeprefix("v5p-")) // 2  # it counts cores, JAX chips
+    if script == "gke.sh" and "tpu" in words:
+        return math.prod(map(int, option(script, "TOPOLOGY").split("x")))
+    if script == "slurm.sh":
+        return int(words[words.index("--nodes") + 1]) * int(option(script, "--gpus-per-node"))
+    if script == "two_processes.sh":
+        return int(option(script, "PROCESSES")) * int(option(script, "DEVICES"))
+    return 8  # the GPUs of a host
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize(
+    "file", [f"launch/{name}.sh" for name in ("two_processes", "gpu_host", "slurm", "tpu_pod", "gke")] + ["README.md"]
+)
+def test_the_batches_of_the_commands_shown_divide_over_their_devices(file):
+    lines = re.sub(r" \\\n#?", "", (LAUNCH.parent / file).read_text()).splitlines()
+    shown = [line for line in lines if re.search(r"(launch/\w+\.sh|emo plan) .*--config ", line)]
+    shown = [shlex.split(line.lstrip("# ")) for line in shown if "--program denoise" not in line]
+    assert shown
+    for words in shown:
+        verb = "plan" if "plan" in words else "train"
+        options = words[words.index("--config") : words.index("|") if "|" in words else None]
+        chosen = config.parse(cli._parser(verb).parse_known_args([verb, *options])[1])
+        sizes = {axis: chosen.train.mesh[axis] for axis in sharding.AXES}
+        taken = math.prod(size for size in sizes.values() if size != -1)
+        sizes = {axis: devices(words) // taken if size == -1 else size for axis, size in sizes.items()}
+        made_up = [types.SimpleNamespace(process_index=i // 4) for i in range(devices(words))]  # no host has fewer
+        grid = np.array(made_up).reshape(tuple(sizes.values()))
+        sharding.check(types.SimpleNamespace(shape=sizes, devices=grid), chosen)
