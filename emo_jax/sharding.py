@@ -76,9 +76,19 @@ def make_mesh(data=-1, fsdp=1, frame=1, tensor=1, dcn_data=1, *, clips=True, dev
 
 
 def _grid(shape, dcn_data, devices):
-    """The devices as an array of that shape, neighbours of the network next to each other."""
+    """The devices as an array of that shape, neighbours of the network next to each other.
+
+    But those that share samples, along frame and tensor, lie in one process where they can: it feeds them all.
+    """
     if dcn_data == 1:
-        return mesh_utils.create_device_mesh(shape, devices)
+        try:
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        except (AssertionError, NotImplementedError):  # some of a TPU's chips, which are no box
+            grid = np.array(devices).reshape(shape)
+        if _torn(grid):
+            by_process = sorted(devices, key=lambda device: (device.process_index, device.id))
+            grid = np.array(by_process).reshape(shape)
+        return grid
     slices = {getattr(device, "slice_index", None) for device in devices}
     by_process = None in slices or len(slices) == 1
     groups = len({device.process_index for device in devices}) if by_process else len(slices)
@@ -87,8 +97,15 @@ def _grid(shape, dcn_data, devices):
             f"train.mesh.dcn_data is {dcn_data} and data {shape[0]}, but the devices lie in {groups} "
             f"{'processes' if by_process else 'slices'}; set dcn_data to {groups}, and data to a multiple of it"
         )
-    inner = (shape[0] // dcn_data, *shape[1:])
-    return mesh_utils.create_hybrid_device_mesh(inner, (dcn_data, 1, 1, 1), devices, process_is_granule=by_process)
+    inner, outer = (shape[0] // dcn_data, *shape[1:]), (dcn_data, 1, 1, 1)
+    options = dict(process_is_granule=by_process, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, **options)
+
+
+def _torn(grid):
+    """Whether devices that share samples lie in several processes."""
+    rows = grid.reshape(-1, math.prod(grid.shape[2:]))
+    return any(len({device.process_index for device in row}) > 1 for row in rows)
 
 
 def check(mesh, config):
@@ -113,6 +130,11 @@ def check(mesh, config):
         raise ValueError(
             f"train.batch_size is {train.batch_size}, which does not divide over data x fsdp x train.accumulate = "
             f"{shape['data']} x {shape['fsdp']} x {train.accumulate}; make it a multiple of {parts}"
+        )
+    if _torn(mesh.devices):
+        raise ValueError(
+            f"train.mesh has frame x tensor = {shape['frame'] * shape['tensor']} devices share samples, but they lie "
+            "in several processes, each of which reads its own; choose a divisor of a process' devices"
         )
 
 
@@ -147,6 +169,7 @@ def parameter_spec(path, shape, fsdp, tensor=1):
 
 
 SMALL = 2**10  # elements, below which a parameter is whole on every device
+LARGE = 2**24  # numbers that may lie whole on every device whatever the share of a device is
 
 
 def state_sharding(mesh, state):
@@ -165,10 +188,11 @@ def state_sharding(mesh, state):
         return NamedSharding(mesh, spec)
 
     placed = jax.tree_util.tree_map_with_path(place, state)
-    if fsdp > 1 and sizes[False] > sizes[True]:
+    whole, total = sizes[False], sum(sizes.values())
+    if fsdp > 1 and (whole > total / 2 or whole > max(total / fsdp, LARGE)):
         raise ValueError(
-            f"train.mesh.fsdp is {fsdp}, which divides no axis of parameters that are {sizes[False]} numbers of "
-            f"{sum(sizes.values())} (rule 'largest' of sharding.RULES); choose a divisor of the widths, such as 2 or 8"
+            f"train.mesh.fsdp is {fsdp}, which divides no axis of parameters that are {whole} numbers of {total} (rule "
+            "'largest' of sharding.RULES); choose a divisor of the widths, such as 2, 8 or 64, and give data the rest"
         )
     return placed
 
@@ -297,5 +321,8 @@ def place_batch(mesh, batch):
         raise ValueError(
             f"a batch of {size} does not divide over {devices // sharing} devices; make train.batch_size a multiple"
         )
-    sharding = batch_sharding(mesh)
-    return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+    sharding, whole = batch_sharding(mesh), size * mesh.size // devices
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(part), (whole, *np.shape(part)[1:]))
+        for name, part in batch.items()
+    }

@@ -1,6 +1,7 @@
 """Placement on meshes: eight CPU devices give what one gives, and parameters and activations are really split."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, PartitionSpec
 
+from configs import base
 from emo_jax import sharding
 from emo_jax.diffusion.guidance import PASSES
 from emo_jax.models.emo import build
@@ -116,8 +118,11 @@ def test_every_rule_is_used():
 class _Mesh:
     local_devices = range(8)
 
-    def __init__(self, **shape):
+    def __init__(self, processes=1, **shape):
         self.shape = dict(data=1, fsdp=1, frame=1, tensor=1) | shape
+        sizes = tuple(self.shape.values())
+        count = math.prod(sizes)
+        self.devices = np.array([_Device(i, i * processes // count, None) for i in range(count)]).reshape(sizes)
 
 
 def abstract_mesh(**sizes):
@@ -152,11 +157,14 @@ def test_meshes_that_do_not_fit_are_one_line():
     (dict(tensor=3), "train.mesh.tensor is 3, which does not divide model.unet.heads, 2"),
     (dict(frame=3), "train.mesh.frame is 3, which does not divide clip.frames, 4"),
     (dict(data=2, fsdp=2), r"train.batch_size is 2, .*data x fsdp x train.accumulate = 2 x 2 x 1; .* multiple of 4"),
+    (dict(frame=4, tensor=2, processes=2), "frame x tensor = 8 devices share samples, but they lie in several proc"),
 ])  # fmt: skip
 def test_a_mesh_that_does_not_divide_the_config_is_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         sharding.check(_Mesh(**changes), training_config("video"))
     assert "\n" not in str(caught.value)
+    if "processes" in changes:
+        sharding.check(_Mesh(**changes | dict(processes=1)), training_config("video"))
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_one_line():
@@ -184,6 +192,29 @@ def test_slices_or_processes_are_joined_along_data_alone(slices):
     grid = sharding._grid((4, 2, 1, 1), 2, devices)
     assert grid.shape == (4, 2, 1, 1)
     assert [{d.process_index for d in row.ravel()} for row in grid] == [{0}, {0}, {1}, {1}]
+
+
+def test_devices_that_share_samples_lie_in_one_process(monkeypatch):
+    devices = [_Device(i, i // 4, None) for i in range(8)]
+    along = np.array(devices).reshape(4, 1, 2, 1)[:, :, ::-1]  # neighbours are kept where processes hold them
+    across = np.array(devices).reshape(2, 4).T.reshape(4, 1, 2, 1)
+    for grid in (along, across):
+        monkeypatch.setattr(sharding.mesh_utils, "create_device_mesh", lambda *_, grid=grid, **options: grid)
+        found = sharding._grid((4, 1, 2, 1), 1, devices)
+        assert [len({d.process_index for d in row.ravel()}) for row in found] == [1] * 4
+        assert (found is along) == (grid is along)
+
+
+def test_what_an_axis_leaves_whole_at_full_size_is_one_line():
+    state = {"trained": flat_shapes(base.get_config("video"))}
+    for fsdp in (8, 64):
+        placed = sharding.state_sharding(abstract_mesh(fsdp=fsdp), state)
+        held = sum(
+            math.prod(placed["trained"][path].shard_shape(leaf.shape)) for path, leaf in state["trained"].items()
+        )
+        assert held < 1.1 / fsdp * sum(leaf.size for leaf in state["trained"].values())
+    with pytest.raises(ValueError, match="mesh.fsdp is 256, which divides no axis of parameters .* such as 2, 8 or 64"):
+        sharding.state_sharding(abstract_mesh(fsdp=256), state)
 
 
 # ---- activations
