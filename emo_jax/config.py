@@ -11,7 +11,7 @@ def parse(arguments):
     """The ConfigDict of command line arguments such as ['--config=configs/tiny.py:video', '--config.train.steps=10'].
 
     Raises:
-        ValueError: no such file, an unknown key, or a value of another type.
+        ValueError: no such file, one that raises an error, an unknown key, or a value of another type.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=["emo", *arguments])
@@ -24,11 +24,23 @@ def parse(arguments):
         raise ValueError(f"config file {path!r} does not exist; configs/ holds those of this project")
     try:
         rest = values(["emo", *arguments])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        values.config.lock()  # as it is; what stands for a config that could not open a file tells it only now
+    except Exception as error:  # a config file is a program
+        raise ValueError(f"{files[-1]}: {_told(error)}") from error
     if rest:
         raise ValueError(f"unknown argument {rest[0]!r}; overrides are written --config.key=value")
     return values.config
+
+
+def _told(error):
+    """What went wrong in one line. Around an error of the config file itself, ml_collections puts its traceback."""
+    while (inner := error.__cause__ or error.__context__) and any(text in str(error) for text in _AROUND):
+        error = inner
+    plain = isinstance(error, (flags.Error, ValueError, AttributeError, KeyError, TypeError))
+    return ("" if plain else f"{type(error).__name__}: ") + " ".join(str(error).split())
+
+
+_AROUND = ("Traceback (most recent call last)", "Configuration is not available")
 
 
 def to_json(config):

@@ -37,8 +37,6 @@ def export(workdir: str | os.PathLike, output: str | os.PathLike, dtype: str = "
     """
     output = Path(os.path.abspath(output))
     _check_output(output)
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise ValueError(f"{workdir} holds no checkpoints; expected a --workdir of emo train")
     from emo_jax.training.checkpoint import load_run
     from emo_jax.weights.store import save_weights
 

@@ -20,6 +20,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from emo_jax.training.stages import get_stage
+
 FINISHED = "evaluation/report.json"
 """Of a point: written last, and whole."""
 
@@ -110,13 +112,17 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
     """The commands of a point, each with the checkpoint that it ends with (None for the evaluation).
 
     Raises:
-        ValueError: an override that the config does not take, or networks that do not fit together.
+        ValueError: an override that the config does not take, parts that do not fit together, or a first stage that
+            has nothing to start from.
     """
     overrides, steps, previous = sweep.points[name], [], args.init_from
     changes = [f"--config.{field}={value}" for field, value in overrides.items()]
     for stage in sweep.stages:
         arguments = [f"--config={sweep.config}:{stage}", *changes, *common]
         config, workdir = resolve(arguments, name), folder / stage
+        before = get_stage(config.train.stage).after
+        if before and not (previous or config.train.init_from):  # emo train would begin with fresh networks, and warn
+            raise ValueError(f"stage {stage} comes first and starts from stage {before}; give its run as --init-from")
         command = ["train", *arguments, f"--workdir={workdir}"]
         command += [f"--config.train.init_from={previous}"] if previous else []
         steps.append((command, workdir / "checkpoints" / str(config.train.steps)))
@@ -129,13 +135,25 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
 
 
 def resolve(arguments: list[str], name: str):
-    """The config of `emo train`'s arguments, checked; raises ValueError that names the point."""
+    """The config of `emo train`'s arguments, checked as far as training and sampling check it before they compile.
+
+    Raises:
+        ValueError: it does not fit together; the point is named.
+    """
+    import jax
+
     from emo_jax import config as config_lib
+    from emo_jax.diffusion.schedule import make_schedule, timesteps
+    from emo_jax.diffusion.solvers import make_solver
     from emo_jax.models.emo import build
 
     try:
         config = config_lib.parse(arguments)
         build(config)
+        # As shapes: an array would take hold of the accelerator, which the commands are to have.
+        schedule = jax.eval_shape(lambda: make_schedule(config.diffusion))
+        timesteps(schedule, config.sampling.steps, schedule.spacing)
+        make_solver(config.sampling.solver, schedule, config.sampling.eta)
     except ValueError as error:
         raise ValueError(f"point {name}: {error}") from error
     return config
@@ -179,14 +197,29 @@ def _run_point(folder, title, steps):
     if (folder / FINISHED).exists():
         print(f"{title}: finished", flush=True)
         return 0
-    for command, done in steps:
-        if done is not None and done.exists():
+    for command, checkpoint in steps:
+        if checkpoint is not None and _is_done(checkpoint):
             continue
         print(f"{title}: emo {shlex.join(command)}", flush=True)
         status = _run([sys.executable, "-m", "emo_jax.cli", *command])
         if status:
             return status
     return 0
+
+
+def _is_done(checkpoint):
+    """Whether a stage's last checkpoint is there and whole; a damaged one is told and put aside: it is made again."""
+    if not checkpoint.exists():
+        return False
+    from emo_jax.training.checkpoint import Damaged, check_whole, put_aside
+
+    try:
+        check_whole(checkpoint)
+    except Damaged as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        put_aside(checkpoint)
+        return False
+    return True
 
 
 def _run(command):

@@ -158,12 +158,44 @@ def test_overrides_are_taken():
 @pytest.mark.parametrize("arguments, message", [
     ([], "no config given"),
     (["--config=configs/nowhere.py"], "'configs/nowhere.py' does not exist"),
-    ([f"--config={CONFIGS / 'tiny.py'}:sound"], "no stage 'sound'"),
+    ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
 def test_a_missing_config_is_an_error(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         config_lib.parse(arguments)
     assert "\n" not in str(caught.value)
+
+
+FAULTY = """
+from ml_collections import ConfigDict
+
+
+def get_config(fault="none"):
+    if fault == "value":
+        try:
+            {}["inner"]
+        except KeyError as error:
+            raise ValueError("no stage\\nof that name") from error
+    if fault == "name":
+        return nowhere
+    if fault == "file":
+        return open("nowhere.json")
+    return ConfigDict()
+"""
+
+
+@pytest.mark.parametrize("fault, message", [
+    ("value", "no stage of that name"),
+    ("name", "NameError: name 'nowhere' is not defined"),
+    ("file", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.json'"),
+])  # fmt: skip
+def test_an_error_inside_a_config_file_is_told_as_it_was_raised(tmp_path, fault, message):
+    file = tmp_path / "faulty.py"
+    file.write_text(FAULTY)
+    for arguments in ([f"--config={file}:{fault}"], ["--config", f"{file}:{fault}"]):
+        with pytest.raises(ValueError) as caught:
+            config_lib.parse(arguments)
+        assert str(caught.value) == f"{file}:{fault}: {message}"
 
 
 BAD = {

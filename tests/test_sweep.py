@@ -5,17 +5,21 @@ import csv
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
 import types
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from configs import base
 from emo_jax import cli, evaluate, sweep
 from emo_jax.models.emo import build
+from emo_jax.training.checkpoint import save_weights_as_run
+from tests.small import small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -61,8 +65,16 @@ def file(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint, for its files."""
+    folder = tmp_path_factory.mktemp("run")
+    save_weights_as_run(folder, small_config(), {"vae/a": np.ones(3, np.float32)})
+    return folder / "checkpoints" / "0"
+
+
 @pytest.fixture
-def ran(monkeypatch):
+def ran(monkeypatch, checkpoint):
     """The commands that would have been run: each leaves what the real one leaves; `fails(command)` -> exit status."""
     commands = types.SimpleNamespace(done=[], fails=lambda command: 0)
 
@@ -76,7 +88,8 @@ def ran(monkeypatch):
         if status:
             return status
         if verb == "train":
-            (pathlib.Path(options["--workdir"]) / "checkpoints" / options["--config.train.steps"]).mkdir(parents=True)
+            steps = options["--config.train.steps"]
+            shutil.copytree(checkpoint, pathlib.Path(options["--workdir"]) / "checkpoints" / steps)
         else:
             folder = pathlib.Path(command[command.index("--output") + 1])
             folder.mkdir()
@@ -88,8 +101,8 @@ def ran(monkeypatch):
     return commands
 
 
-def emo(file, output, *more):
-    return cli.main(["sweep", str(file), "--output", str(output), "--config.train.steps=7", *more])
+def emo(file, output, *more, start=("--init-from", "runs/vae")):
+    return cli.main(["sweep", str(file), "--output", str(output), "--config.train.steps=7", *start, *more])
 
 
 POINT = [("train", "image"), ("train", "video"), ("evaluate", "")]
@@ -113,6 +126,18 @@ def test_an_interrupted_sweep_goes_on_and_skips_what_is_finished(file, ran, tmp_
     assert emo(file, tmp_path / "out") == 0 and len(ran.done) == 6  # nothing is left to do
 
 
+def test_a_stage_whose_checkpoint_is_damaged_is_trained_again(file, ran, tmp_path, capsys):
+    ran.fails = lambda command: KeyboardInterrupt() if len(ran.done) == 2 else 0
+    assert emo(file, tmp_path / "out", "--points", "one") == 130 and ran.done == POINT[:2]  # both stages are trained
+    video = tmp_path / "out/one/video"
+    (video / "checkpoints/7/state/_METADATA").write_text("{")
+    ran.fails = lambda command: 0
+    assert emo(file, tmp_path / "out", "--points", "one") == 0 and ran.done == POINT[:2] + POINT[1:]
+    told = capsys.readouterr().err.splitlines()
+    assert any("video/checkpoints/7/state is damaged" in line for line in told), told
+    assert (video / "damaged-7").is_dir() and (video / "checkpoints/7").is_dir()
+
+
 def test_a_point_that_fails_does_not_stop_the_others(file, ran, tmp_path, capsys):
     ran.fails = lambda command: int("one/video" in " ".join(command) and command[3] == "train")
     assert emo(file, tmp_path / "out") == 1
@@ -125,7 +150,7 @@ def test_a_point_that_fails_does_not_stop_the_others(file, ran, tmp_path, capsys
 
 
 def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
-    assert emo(file, tmp_path / "out", "--dry-run", "--init-from", "runs/vae", "--points", "two") == 0
+    assert emo(file, tmp_path / "out", "--dry-run", "--points", "two") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["#", "two"]] + [["emo", verb] for verb, _ in POINT]
     assert lines[1].endswith("--config.train.init_from=runs/vae") and "--config.clip.motion_frames=2" in lines[1]
@@ -139,6 +164,9 @@ def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
 @pytest.mark.parametrize("more, told", [
     (["--config.train.stepz=3"], "point one: .*stepz"),
     (["--config.clip.frames=1"], "point one: clip.motion_frames is 1|point two: clip.motion_frames is 2"),
+    (["--config.diffusion.prediction=eps"], "point one: diffusion.prediction is 'eps' with zero_terminal_snr"),
+    (["--config.sampling.solver=euler"], "point one: solver is 'euler', expected one of ddim, dpm"),
+    (["--config.sampling.steps=0"], "point one: steps is 0, expected 1 to 1000"),
     (["--points", "three"], "--points names 'three'; expected some of one, two"),
     (["extra"], "unknown argument 'extra'"),
 ])  # fmt: skip
@@ -147,6 +175,29 @@ def test_what_no_point_can_take_is_told_before_any_is_run(file, ran, tmp_path, c
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(told, line), line
     assert not ran.done and not (tmp_path / "out").exists()
+
+
+def test_a_first_stage_needs_the_run_of_the_stage_before(file, ran, tmp_path, capsys):
+    assert emo(file, tmp_path / "out", start=()) == 2
+    assert "stage image comes first and starts from stage vae; give its run as --init-from" in capsys.readouterr().err
+    assert not ran.done and not (tmp_path / "out").exists()
+    assert emo(file, tmp_path / "out", "--dry-run", "--config.train.init_from=runs/vae", start=()) == 0
+    file.write_text(file.read_text().replace('"image", "video"', '"vae", "image"'))
+    assert emo(file, tmp_path / "out", "--dry-run", start=()) == 0
+
+
+def test_checks_leave_the_accelerator_to_the_commands(file, checkpoint):
+    """One process alone can have a TPU, and those that train are others."""
+    code = f"""
+import argparse, pathlib
+from jax._src import xla_bridge
+from emo_jax import sweep
+found = sweep.load_sweep({str(file)!r})
+sweep.plan(found, "one", pathlib.Path("out"), argparse.Namespace(init_from="runs/vae", checkpoint=""))
+assert sweep._is_done(pathlib.Path({str(checkpoint)!r})) and not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_other_settings_need_another_folder(file, ran, tmp_path, capsys):

@@ -1,17 +1,21 @@
 """Checkpoints: orbax saves the state, the data iterator and the resolved config together."""
 
 import contextlib
+import importlib
 import itertools
 import json
 import math
+import os
 import pathlib
 import sys
+import uuid
 
 import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from emo_jax.training import processes
@@ -24,6 +28,45 @@ _READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
 
 class Damaged(ValueError):
     """A checkpoint that cannot be read."""
+
+
+def folder_of(workdir):
+    """The epath.Path of a run's directory: absolute, or in a bucket, gs://BUCKET/PATH.
+
+    Raises:
+        ValueError: another scheme, which orbax does not write to, or a bucket whose library is missing.
+    """
+    text = os.fspath(workdir)
+    if "://" not in text:
+        return epath.Path(pathlib.Path(text).absolute())
+    if not text.startswith("gs://"):
+        raise ValueError(f"{text} cannot be opened; expected a folder, or gs://BUCKET/PATH")
+    try:
+        importlib.import_module("gcsfs")  # brings what TensorBoard's writer needs as well
+    except ImportError as error:
+        raise ValueError(f"{text} is in a bucket, whose library is missing: pip install gcsfs ({error})") from error
+    return epath.Path(text)
+
+
+def check_workdir(workdir):
+    """Makes the directory of a run and writes to it once, so that what is wrong with it shows before anything is done.
+
+    Raises:
+        ValueError: it is a file, cannot be written, or is of a scheme that cannot be opened; one line.
+    """
+    folder = folder_of(workdir)
+    probe = folder / f".probe-{uuid.uuid4().hex}"  # of each process its own
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+        if not is_file:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_text("")
+            probe.unlink()
+    except Exception as error:  # OSError here; of a bucket its library's own kinds
+        told = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        raise ValueError(f"--workdir {workdir} cannot be written ({told}); choose another folder") from error
+    if is_file:
+        raise ValueError(f"--workdir {workdir} is a file; give a folder")
 
 
 class Checkpoints:
@@ -39,7 +82,7 @@ class Checkpoints:
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / "checkpoints",
+            folder_of(workdir) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,
@@ -67,9 +110,10 @@ class Checkpoints:
             self._manager.save(step, args=arguments)
 
     def _note_sizes(self):
-        """Puts the sizes of a checkpoint's files beside them, before it gets its name: later losses then show."""
-        for folder in self._manager.directory.glob("*.orbax-checkpoint-tmp*") if processes.first() else ():
-            (folder / _SIZES).write_text(json.dumps(_sizes(folder)))
+        """Puts the sizes of a checkpoint's files beside them, before it counts as whole: later losses then show."""
+        for folder in self._manager.directory.iterdir() if processes.first() else ():
+            if ocp.utils.is_tmp_checkpoint(folder):  # by its name, or in a bucket by a file that is still missing
+                (folder / _SIZES).write_text(json.dumps(_sizes(folder)))
 
     def restore_newest(self, shapes, iterator):
         """As `restore`, of the newest step that can be read; newer ones are told, and moved to workdir/damaged-STEP."""
@@ -93,11 +137,7 @@ class Checkpoints:
         if not steps:
             return
         for step in steps if processes.first() else ():
-            target = self._manager.directory.parent / f"damaged-{step}"
-            if target.exists():
-                target.rmtree()
-            (self._manager.directory / str(step)).rename(target)
-            print(f"warning: step {step} is now in {target}", file=sys.stderr, flush=True)
+            put_aside(self._manager.directory / str(step))
         processes.worst(0)  # all wait for the first
         self._manager.reload()
 
@@ -144,11 +184,39 @@ class Checkpoints:
             ) from error
 
 
+def put_aside(folder):
+    """Moves a damaged checkpoint, workdir/checkpoints/STEP, to workdir/damaged-STEP, and tells it."""
+    folder = epath.Path(folder)
+    target = folder.parent.parent / f"damaged-{folder.name}"
+    target.rmtree(missing_ok=True)
+    folder.rename(target)
+    print(f"warning: step {folder.name} is now in {target}", file=sys.stderr, flush=True)
+
+
+def check_whole(folder):
+    """Checks a checkpoint, workdir/checkpoints/STEP, as far as that goes without its arrays and without a device.
+
+    Raises:
+        Damaged: a file is missing or cut, or there is no checkpoint.
+    """
+    folder = epath.Path(folder)
+    _check_sizes(folder)
+    try:
+        json.loads((folder / "state" / "_METADATA").read_text())  # orbax's own reader would begin JAX's devices
+    except (ValueError, OSError) as error:
+        raise Damaged(f"{folder}/state is damaged ({' '.join(str(error).split())[:200]})") from error
+
+
 def _sizes(folder):
     """{path: bytes} of the files of a checkpoint's items; those beside the items are orbax's own, and may change."""
-    items = [item for item in folder.iterdir() if item.is_dir()]
-    files = [inside / name for item in items for inside, _, names in item.walk() for name in names]
+    files = [path for item in folder.iterdir() if item.is_dir() for path in _files(item)]
     return {str(path.relative_to(folder)): path.stat().length for path in files}
+
+
+def _files(folder):
+    """All files in a folder; epath's own `walk` forgets the scheme of a bucket."""
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else (path,)
 
 
 def _check_sizes(folder):
@@ -235,7 +303,7 @@ def save_weights_as_run(workdir, config, flat):
         "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=in_place),
         "config": ocp.JsonCheckpointHandler(),
     }
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    directory = folder_of(workdir) / "checkpoints"
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
     with (
         _only_errors(),
@@ -259,25 +327,43 @@ def _only_errors():
 
 
 def load_run(workdir, step=None):
-    """The config and averaged weights {path: array} of a run's checkpoint, the newest by default.
+    """The config and averaged weights {path: array} of a run's checkpoint, by default the newest that can be read.
 
     Raises:
-        ValueError: there is no checkpoint.
+        ValueError: there is no checkpoint, or none that can be read.
     """
-    directory = pathlib.Path(workdir).absolute() / "checkpoints"
+    directory = folder_of(workdir) / "checkpoints"
     if not directory.is_dir():
         raise ValueError(f"{workdir} holds no checkpoints; expected a --workdir of emo train")
-    handlers = {
-        "state": ocp.PyTreeCheckpointHandler(),
-        "config": ocp.JsonCheckpointHandler(),
-        "data": grain.checkpoint.CheckpointHandler(),
-    }
-    with ocp.CheckpointManager(directory, item_names=tuple(handlers), item_handlers=handlers) as manager:
-        step = manager.latest_step() if step is None else step
-        if step is None or step not in manager.all_steps():
-            raise ValueError(f"{directory} has no finished checkpoint{'' if step is None else f' {step}'}")
-        config = manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
-    return ConfigDict(config), _read_arrays(directory / str(step) / "state", ("frozen", "ema"))
+    with ocp.CheckpointManager(directory) as manager:
+        steps = [found for found in sorted(manager.all_steps(), reverse=True) if step in (None, found)]
+    if not steps:
+        raise ValueError(f"{directory} has no finished checkpoint{'' if step is None else f' {step}'}")
+    damaged = []
+    for found in steps:
+        try:
+            read = _read_run(directory / str(found))
+        except Damaged as error:
+            damaged.append(str(error))
+            continue
+        if damaged and processes.first():
+            print(f"warning: {_first_of(damaged)}; step {found} is read", file=sys.stderr, flush=True)
+        return read
+    raise ValueError(f"no checkpoint can be read: {_first_of(damaged)}; copy one back, or give another run")
+
+
+def _first_of(messages):
+    return messages[0] + (f" (and {len(messages) - 1} more)" if len(messages) > 1 else "")
+
+
+def _read_run(folder):
+    """What load_run returns of one checkpoint; raises Damaged."""
+    check_whole(folder)
+    try:
+        config = ocp.JsonCheckpointHandler().restore(folder / "config", args=ocp.args.JsonRestore())
+        return ConfigDict(config), _read_arrays(folder / "state", ("frozen", "ema"))
+    except _READ_ERRORS as error:
+        raise Damaged(f"{folder} is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
 def _read_arrays(folder, names):

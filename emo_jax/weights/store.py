@@ -41,13 +41,13 @@ def read_flat(name_or_directory):
     """The same as numpy arrays, in the precision that they are stored in.
 
     Raises:
-        ValueError: an unknown preset, or a folder without weights.
+        ValueError: an unknown preset, a folder without weights, or a run without a checkpoint that can be read.
     """
     directory = BUNDLED.get(str(name_or_directory), pathlib.Path(name_or_directory))
-    if (directory / "checkpoints").is_dir():
+    if "://" in str(name_or_directory) or (directory / "checkpoints").is_dir():  # in a bucket: a run, or nothing
         from emo_jax.training.checkpoint import load_run
 
-        return load_run(directory)
+        return load_run(name_or_directory)
     if str(name_or_directory) in BUNDLED and not (directory / "model.safetensors").is_file():
         raise ValueError(
             f"preset {str(name_or_directory)!r} has no weights in this installation ({directory}); make tiny-weights "

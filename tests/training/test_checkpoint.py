@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
 
-from emo_jax.training.checkpoint import Checkpoints, load_run
+from emo_jax.training.checkpoint import Checkpoints, Damaged, check_whole, check_workdir, load_run
 from emo_jax.training.step import new_state
+from emo_jax.weights.store import read_flat
 from tests.small import small_config
 
 
@@ -129,6 +133,15 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsy
     checkpoints.close()
     DAMAGES[damage](tmp_path / "checkpoints" / "2")
 
+    np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [1.0])
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"warning: .*checkpoints/2.* is damaged .*; step 1 is read", warning), warning
+    with pytest.raises(ValueError, match="checkpoints/2.* is damaged"):
+        load_run(tmp_path, 2)  # asked for
+    check_whole(tmp_path / "checkpoints" / "1")
+    with pytest.raises(Damaged):
+        check_whole(tmp_path / "checkpoints" / "2")
+
     checkpoints, place = Checkpoints(tmp_path), Place(0)
     assert_same(checkpoints.restore_newest(shapes(state), place), toy(1.0)[1])
     assert place.at == 1
@@ -151,6 +164,8 @@ def test_nothing_but_damaged_checkpoints_is_one_line(tmp_path, capsys):
         checkpoints.restore_newest(shapes(state), Place(0))
     assert "\n" not in str(caught.value)
     checkpoints.close()
+    with pytest.raises(ValueError, match="no checkpoint can be read: .*checkpoints/1.* is damaged .*; copy one back"):
+        load_run(tmp_path)
     assert (tmp_path / "checkpoints" / "1").is_dir()  # nothing is moved: the next run must not begin anew
 
 
@@ -211,3 +226,61 @@ def test_killed_during_a_save_the_older_checkpoint_is_whole(tmp_path):
     checkpoints.save(2, toy(2.0)[1], Place(2), config)
     checkpoints.close()
     np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [2.0])
+
+
+def test_a_workdir_that_can_be_written_is_made(tmp_path):
+    for _ in range(2):
+        check_workdir(tmp_path / "runs" / "new")
+    assert list((tmp_path / "runs" / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("path, message", [
+    ("file", "--workdir .*file is a file; give a folder"),
+    ("file/run", r"--workdir .*file/run cannot be written \(Not a directory\); choose another folder"),
+    ("/proc/run", r"--workdir /proc/run cannot be written \(No such file or directory\)"),
+    ("s3://bucket/run", "s3://bucket/run cannot be opened; expected a folder, or gs://BUCKET/PATH"),
+])  # fmt: skip
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, path, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=message) as caught:
+        check_workdir(path)
+    assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("use", [check_workdir, Checkpoints, load_run, read_flat])
+def test_a_bucket_without_its_library_is_one_line_and_no_folder_of_that_name(tmp_path, monkeypatch, use):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # an import fails
+    with pytest.raises(ValueError, match="gs://bucket/run is in a bucket, .*: pip install gcsfs") as caught:
+        use("gs://bucket/run")
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+class Bucket(MemoryFileSystem):
+    """Stands in for gcsfs' file system: in memory, and without the scheme in the names that it gives, as that."""
+
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("gs://"))
+
+
+def test_files_in_a_bucket_are_written_listed_and_checked(tmp_path, monkeypatch):
+    """With orbax the whole was run against an emulator of Google's storage; this is what is ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
+    bucket = Bucket(skip_instance_cache=True)
+    monkeypatch.setattr(epath.backend.fsspec_backend, "fs", lambda path: bucket)
+    check_workdir("gs://bucket/run")
+    assert bucket.find("gs://bucket/run") == []
+    folder = epath.Path("gs://bucket/run/checkpoints/1")
+    for name, text in (("state/_METADATA", "{}"), ("state/d/a", "1234"), ("sizes.json", '{"state/d/a": 4}')):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    check_whole(folder)
+    (folder / "state/d/a").write_text("12")
+    with pytest.raises(Damaged, match=r"gs://bucket/run/checkpoints/1 is damaged \(state/d/a has 2 bytes of 4\)"):
+        check_whole(folder)
+    assert list(tmp_path.iterdir()) == []
