@@ -17,24 +17,23 @@ import math
 import os
 import pathlib
 import sys
-import threading
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax import sharding
-from emo_jax.data.landmarker import cache
+from emo_jax import cache, sharding
 from emo_jax.data.pipeline import element_spec
 from emo_jax.data.shards import write_text
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
 from emo_jax.ops.attention import traced_for
+from emo_jax.progress import meanwhile
 from emo_jax.sampling import guided_denoiser, mesh_for
 from emo_jax.training import roofline
-from emo_jax.training.flops import count_flops, step_flops
+from emo_jax.training.flops import jaxpr_flops, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
@@ -120,25 +119,38 @@ _BOUNDS = {"v4": (2, 2, 1), "v5e": (2, 2), "v5p": (2, 2, 1), "v6e": (2, 2)}
 
 
 def plan(config, devices, topology, program="step"):
-    """What one program needs on the devices, as a dict: bytes, FLOPs and collectives of a chip, and the Roofline."""
+    """What one program needs on the devices, as a dict: bytes, FLOPs and collectives of a chip, and the Roofline.
+
+    `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do.
+    """
     lower, sizes, work = (_step if program == "step" else _denoise)(config, devices)
     kind = devices[0].device_kind
     found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, chips=len(devices)) | work
     found |= {"bytes": sizes} | _compiled(lower, topology, devices[0].platform)
-    chip = roofline.chip_of(kind)
-    found["memory"] = None if chip is None else chip.memory
-    found["fits"] = None if chip is None else found["peak"] is not None and found["peak"] <= chip.memory
+    if found["peak"] is not None:
+        found["peak"] += found.get("unread", 0)
+    memory = found["memory"] = _memory(devices[0])
+    found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
     sent = sum(row["sent"] for row in found["collectives"])
     limits = found["accessed"] and roofline.roofline(kind, len(devices), found["flops"], found["accessed"], sent)
     if limits:
         found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
         for name in ("overlapped", "in_turn"):
             seconds = getattr(limits, name)
-            found["roofline"][name] = dict(
-                seconds=seconds, mfu=limits.utilisation(seconds), clips=found["clips"] / seconds,
-                input=found["input"] / seconds,
-            )  # fmt: skip
+            row = dict(seconds=seconds, mfu=limits.utilisation(seconds), clips=found["clips"] / seconds)
+            if "input" in found:
+                row["input"] = found["input"] / seconds
+            found["roofline"][name] = row
     return found
+
+
+def _memory(device):
+    """Bytes that JAX may take of a device: what it tells itself, else the data sheet's; None where neither is known."""
+    stats = device.memory_stats() if device.platform == "gpu" else None  # a TPU's are descriptions alone
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    chip = roofline.chip_of(device.device_kind)
+    return None if chip is None else chip.memory
 
 
 def _step(config, devices):
@@ -165,7 +177,7 @@ def _step(config, devices):
 
 def _denoise(config, devices):
     """The same of one guided denoising step of one clip, its passes and frames shared over the devices."""
-    emo, size = build(config), tuple(config.clip.image_size)
+    emo = build(config)
     f, n, m = config.clip.frames, config.clip.motion_frames, config.clip.audio_window
     scales = config.sampling.reference_scale, config.sampling.audio_scale
     mode = guidance_mode(*scales)
@@ -195,15 +207,22 @@ def _denoise(config, devices):
     times = jax.ShapeDtypeStruct((1,), np.int32)
     given = params, latents, times, conditions
     with traced_for("cpu"):
-        flops = count_flops(step, *given)
+        jaxpr = jax.make_jaxpr(step)(*given).jaxpr
     whole = sharding.replicated(mesh)
     jitted = jax.jit(sharding.over(mesh, step), in_shardings=whole, out_shardings=whole)
     sizes = {
         name: dict(held=_held(tree), whole=_held(tree))
         for name, tree in (("weights", params), ("conditions", conditions))  # weights of all parts, used here or not
     }
-    work = dict(mesh=dict(mesh.shape), clips=1, flops=flops, input=math.prod(size))
+    work = dict(mesh=dict(mesh.shape), clips=1, flops=jaxpr_flops(jaxpr), unread=_unread(jaxpr, params))
     return functools.partial(jitted.lower, *given), sizes, work
+
+
+def _unread(jaxpr, first):
+    """Bytes of those arrays of a program's first argument that it does not look at."""
+    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    leaves = jax.tree.leaves(first)
+    return _held([leaf for leaf, variable in zip(leaves, jaxpr.invars, strict=False) if id(variable) not in read])
 
 
 def _held(tree, placed=None):
@@ -223,7 +242,7 @@ def _compiled(lower, topology, platform):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
     key = hashlib.sha256("\n".join([lowered.as_text(), topology, compiler, EXECUTION]).encode()).hexdigest()
-    path = cache() / "plans" / f"{key[:32]}.json"
+    path = cache.folder() / "plans" / f"{key[:32]}.json"
     if path.exists():
         return json.loads(path.read_text()) | {"cached": True}
     started = time.monotonic()
@@ -256,22 +275,14 @@ def _compile(lowered, platform):
     )  # fmt: skip
 
 
-@contextlib.contextmanager
 def _told(what):
-    """Says every half minute that it is still at it."""
-    over, started = threading.Event(), time.monotonic()
+    """Within it, every half minute says that it is still at it."""
+    started = time.monotonic()
 
     def tell():
-        while not over.wait(30):
-            print(f"plan: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        print(f"plan: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        over.set()
-        teller.join()
+    return meanwhile(tell, every=30)
 
 
 # ---- the table
@@ -294,6 +305,8 @@ def table(found):
     verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
     lines.append(f"  {'arguments':<14}{found['arguments'] / 1e9:9.3f} GB a chip, of the above: what the program reads")
     lines.append(f"  {'temporaries':<14}{found['temporaries'] / 1e9:9.3f} GB a chip ({found['compiler']}, {source})")
+    if "unread" in found:
+        lines.append(f"  {'unread':<14}{found['unread'] / 1e9:9.3f} GB a chip, of the above: held for other programs")
     lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{room} GB{verdict}")
     lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T, of all chips; counted from the jaxpr")
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
@@ -305,6 +318,8 @@ def table(found):
             row = limits[name]
             lines.append(
                 f"  {words}: {row['seconds']:.4f} s or more, MFU up to {row['mfu']:.0%}, "
-                f"{row['clips']:.1f} clips/s, {row['input'] / 1e6:.1f} MB/s of input"
+                f"{row['clips']:.1f} clips/s"
             )
+            if "input" in row:
+                lines[-1] += f", {row['input'] / 1e6:.1f} MB/s of input"
     return "\n".join(lines)

@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
-from emo_jax import cli
+from emo_jax import cli, plan
+from emo_jax.models.emo import build
 from emo_jax.training import roofline
+from tests.layouts import smallest_config
 
 on_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
@@ -48,6 +51,51 @@ def test_a_roofline_is_held_up_by_the_slowest():
     assert limits.overlapped == 2 and limits.in_turn == 2.5 and limits.utilisation(limits.overlapped) == 0.5
     assert roofline.chip_of("TPU v5p").memory == roofline.chip_of("TPU v5").memory == 95e9
     assert roofline.roofline("cpu", 1, 1, 1, 1) is None
+
+
+@pytest.mark.parametrize("kind, memory, links", [
+    ("NVIDIA H100 80GB HBM3", 80e9, 450e9), ("NVIDIA H100 NVL", 94e9, 300e9), ("NVIDIA H100 PCIe", 80e9, 300e9),
+    ("NVIDIA H200", 141e9, 450e9), ("NVIDIA H200 NVL", 141e9, 450e9),
+])  # fmt: skip
+def test_gpus_have_a_roofline(kind, memory, links):
+    chip, limits = roofline.chip_of(kind), roofline.roofline(kind, 8, flops=8e15, accessed=1e12, sent=1e9)
+    assert (chip.memory, chip.links) == (memory, links)
+    assert limits.compute > 1 and 0.2 < limits.memory <= 0.5 and limits.links < 0.004
+
+
+def test_a_device_that_is_there_tells_its_memory():
+    def device(platform, kind, stats):
+        def memory_stats():
+            assert platform != "tpu"  # a description has none
+            return stats
+
+        return types.SimpleNamespace(platform=platform, device_kind=kind, memory_stats=memory_stats)
+
+    assert plan._memory(device("gpu", "NVIDIA H100 80GB HBM3", {"bytes_limit": 63e9})) == 63e9
+    assert plan._memory(device("gpu", "NVIDIA L4", {"bytes_limit": 17e9})) == 17e9
+    assert plan._memory(device("gpu", "NVIDIA H200", None)) == 141e9
+    assert plan._memory(device("gpu", "NVIDIA L4", {})) is None
+    assert plan._memory(device("tpu", "TPU v5 lite", None)) == 16e9
+    assert plan._memory(jax.devices("cpu")[0]) is None
+
+
+def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
+    config, room = smallest_config("video"), 10**9
+    whole = {name: plan._held(tree) for name, tree in build(config).abstract_params().items()}  # float32, as here
+    others = sum(size for name, size in whole.items() if name != "backbone")
+    told = dict(arguments=5, temporaries=2, accessed=None, collectives=[], compiler="", cached=True)
+    made, found = plan._denoise(config, jax.devices("cpu")[:1]), {}
+    monkeypatch.setattr(plan, "_memory", lambda device: room)
+    monkeypatch.setattr(plan, "_denoise", lambda *_: made)
+    for peak in (room - others, room - others + 1):
+        monkeypatch.setattr(plan, "_compiled", lambda *_, peak=peak: told | {"peak": peak})
+        found[peak] = plan.plan(config, jax.devices("cpu")[:1], "cpu:1", "denoise")
+    (fits, tight) = found.values()
+    assert fits["unread"] == others > 1000 and fits["bytes"]["weights"]["held"] == sum(whole.values())
+    assert fits["peak"] == room and fits["fits"] and tight["peak"] == room + 1 and not tight["fits"]
+    lines = plan.table(tight).splitlines()
+    assert any(line.split()[:2] == ["unread", f"{others / 1e9:.3f}"] for line in lines), lines
+    assert any("peak" in line and "does NOT fit" in line for line in lines), lines
 
 
 @pytest.mark.parametrize("topology, message", [

@@ -22,6 +22,7 @@ PEAKS = {
     "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
 }
 """bf16 FLOP/s of a device, by the beginning of what JAX calls its kind; the longest that fits holds."""
 
@@ -70,10 +71,11 @@ def gradient_flops(function, *arguments):
 
 def count_flops(function, *arguments):
     """FLOPs of a function of arrays or of their shapes, two for each multiplication of a product or convolution."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count(jaxpr):
+def jaxpr_flops(jaxpr):
+    """The same of a function that is traced already."""
     return sum(_equation(equation) for equation in jaxpr.eqns)
 
 
@@ -85,7 +87,7 @@ def _equation(equation):
         return 2 * equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
     if name == "conv_general_dilated":
         return _convolution(equation)
-    inner = [_count(jaxpr) for jaxpr in jaxprs_in_params(params)]
+    inner = [jaxpr_flops(jaxpr) for jaxpr in jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)

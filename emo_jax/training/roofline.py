@@ -11,7 +11,7 @@ from emo_jax.training.flops import of_kind, peak_flops
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU chip: memory in bytes, bandwidth of its memory and of its links to others (one way, all together), B/s."""
+    """A TPU chip or a GPU: memory in bytes, bandwidth of it and of the links to others (one way, all together), B/s."""
 
     memory: float
     bandwidth: float
@@ -23,6 +23,10 @@ CHIPS = {
     "TPU v5 lite": Chip(16e9, 819e9, 200e9),  # cloud.google.com/tpu/docs/v5e: 400 GB/s both ways
     "TPU v5": Chip(95e9, 2765e9, 600e9),  # cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways
     "TPU v6 lite": Chip(32e9, 1600e9, 400e9),  # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s one way
+    "NVIDIA H100": Chip(80e9, 3350e9, 450e9),  # nvidia.com/en-us/data-center/h100: NVLink 900 GB/s both ways
+    "NVIDIA H100 NVL": Chip(94e9, 3900e9, 300e9),  # the same: 600 GB/s both ways
+    "NVIDIA H100 PCIe": Chip(80e9, 2000e9, 300e9),  # product brief PB-11133: 600 GB/s both ways
+    "NVIDIA H200": Chip(141e9, 4800e9, 450e9),  # nvidia.com/en-us/data-center/h200: 900 GB/s both ways, NVL too
 }
 CHIPS |= {"TPU v5e": CHIPS["TPU v5 lite"], "TPU v5p": CHIPS["TPU v5"], "TPU v6e": CHIPS["TPU v6 lite"]}
 """By the beginning of what JAX calls the kind of a device; the longest that fits holds."""

@@ -91,7 +91,7 @@ def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
 @pytest.mark.parametrize("kind, wanted", [
     ("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v5p", 459e12), ("TPU v4", 275e12), ("TPU v6 lite", 918e12),
     ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-40GB", 312e12),
-    ("NVIDIA H200", 989e12), ("cpu", None), ("NVIDIA H1000", None),
+    ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("cpu", None), ("NVIDIA H1000", None),
 ])  # fmt: skip
 def test_peaks_by_device(kind, wanted):
     assert flops.peak_flops(kind) == wanted
