@@ -21,7 +21,7 @@ from emo_jax.models.emo import mask_features, switch
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """What `off` can replace by its null condition, for the controls of an evaluation."""
 _DECODED_PIXELS = 2**20
-"""Decoded at once: four frames of 512x512, which take about 2 GB on their way."""
+"""Decoded at once by a device: four frames of 512x512, which take about 2 GB on their way."""
 _LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """On CPUs: XLA else turns bfloat16 weights to float32 long before their use: 10.5 GiB in place of 1.6 at full size."""
 
@@ -42,7 +42,7 @@ class VideoSampler:
         unknown = set(off) - set(CONTROLS)
         if unknown:
             raise ValueError(f"off names {sorted(unknown)}; expected some of {', '.join(CONTROLS)}")
-        self.emo, self.config, self.off, self._mesh = emo, config, frozenset(off), mesh
+        self.emo, self.config, self.off, self.mesh = emo, config, frozenset(off), mesh
         self.params = self._placed(params)
         self.mode = guidance_mode(config.reference_scale, config.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)
@@ -55,13 +55,13 @@ class VideoSampler:
 
     def _jit(self, function):
         options = _LEAN if jax.default_backend() == "cpu" else None
-        if self._mesh is None:
+        if self.mesh is None:
             return jax.jit(function, compiler_options=options)
-        out = sharding.replicated(self._mesh)
-        return jax.jit(sharding.over(self._mesh, function), out_shardings=out, compiler_options=options)
+        out = sharding.replicated(self.mesh)
+        return jax.jit(sharding.over(self.mesh, function), out_shardings=out, compiler_options=options)
 
     def _placed(self, tree):
-        return tree if self._mesh is None else jax.device_put(tree, sharding.replicated(self._mesh))
+        return tree if self.mesh is None else jax.device_put(tree, sharding.replicated(self.mesh))
 
     @property
     def frames_per_segment(self):
@@ -166,11 +166,14 @@ class VideoSampler:
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
 
     def _decode_fn(self, params, latents):
-        latents = jnp.moveaxis(latents, 1, 2).reshape(-1, latents.shape[1], *latents.shape[3:])  # (K * f, B, h, w, c)
-        pixels = latents.shape[1] * math.prod(self.emo.config.clip.image_size)
-        group = max(1, _DECODED_PIXELS // pixels)
-        frames = jax.lax.map(functools.partial(self.emo.decode, params), latents, batch_size=group)
-        return jnp.moveaxis(frames, 0, 1)
+        """Frames uint8 (B, K * f, H, W, 3) of latents (K, B, f, h, w, c), in equal groups."""
+        clips, size, per = latents.shape[:3]
+        count, pixels = clips * per, size * math.prod(self.emo.config.clip.image_size)
+        most = _DECODED_PIXELS * (1 if self.mesh is None else self.mesh.shape["frame"]) // pixels
+        group = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, most))
+        latents = jnp.moveaxis(latents, 0, 1).reshape(size, count // group, group, *latents.shape[3:])
+        frames = jax.lax.map(functools.partial(self.emo.decode, params), jnp.moveaxis(latents, 1, 0))
+        return jnp.moveaxis(frames, 0, 1).reshape(size, count, *frames.shape[3:])
 
 
 def guided_denoiser(emo, params, conditions, mode, scales):

@@ -3,11 +3,14 @@
 The second is tested by gradients too: test_trap_2_... in training/test_first_steps.py, where the steps are compiled.
 """
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emo_jax import sampling
 from emo_jax.data.audio import frame_count
 from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import build
@@ -140,6 +143,23 @@ def test_trap_5_the_video_is_as_long_as_the_sound():
         frames = np.concatenate(list(stream(sampler, samples)), axis=1)
         assert frames.shape[1] == -(-samples * 25 // 16000) == frame_count(samples, 25)
     assert sampler.compilations() == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 2**10, 5 * 2**10, 2**20])
+def test_trap_6_frames_are_decoded_in_order_however_many_at_once(monkeypatch, at_once):
+    sampler = sampler_of(training_config("speed"), Listener())
+    counts = []
+
+    def decode(params, latents):
+        counts.append(latents.shape[1])
+        return latents + 0.5
+
+    monkeypatch.setattr(sampling, "_DECODED_PIXELS", at_once * 4)
+    sampler.emo = types.SimpleNamespace(config=sampler.emo.config, decode=decode)
+    latents = np.random.default_rng(0).normal(size=(3, 2, 4, 1, 1, 5)).astype(np.float32)  # K, B, f
+    frames = sampler._decode_fn({}, latents)
+    np.testing.assert_array_equal(frames, np.moveaxis(latents, 0, 1).reshape(2, 12, 1, 1, 5) + np.float32(0.5))
+    assert 12 % counts[0] == 0 and counts[0] * 2 * 64 * 64 <= max(at_once * 4, 2 * 64 * 64)
 
 
 def test_trap_6_segments_are_decoded_as_they_are_finished():

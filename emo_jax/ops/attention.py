@@ -2,12 +2,14 @@
 
 import contextlib
 import contextvars
+import math
 
 import jax
 import jax.numpy as jnp
 
 _CHUNK = 256
 _SHORT = 1024
+_SCORES = 2**26  # held at once where memory is large and many small steps are slow: 256 MB
 _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
 _LANES = 128  # of a TPU: its kernel's blocks and, if wider, heads are multiples of that
 _BLOCKS = (512, 256, 128)  # of queries and keys in the TPU's kernel, the largest that divides
@@ -50,11 +52,19 @@ def attention(query, key, value):
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
     scale = query.shape[-1] ** -0.5
-    if query.shape[-2] * key.shape[-2] <= _SHORT * _SHORT // 4:
+    if _at_once(query, key):
         out = _attend(query * scale, key, value)
     else:
         out = _chunked(query * scale, key, value)
     return jnp.moveaxis(out, -3, -2)
+
+
+def _at_once(query, key):
+    """Whether all scores of (..., heads, S, D) may be held: those of a small map on CPUs, with their small caches."""
+    scores = query.shape[-2] * key.shape[-2]
+    if platform() == "cpu":
+        return scores <= _SHORT * _SHORT // 4
+    return scores <= _SHORT * _SHORT and math.prod(query.shape[:-2]) * scores <= _SCORES
 
 
 def _fused(query, key, value):

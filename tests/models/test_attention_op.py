@@ -49,6 +49,19 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("lead, queries, keys, dim, chunked", [
+    ((1,), 12 * 256, 256, 160, True),  # on accelerators that would be a hundred small kernels in a row
+    ((1,), 4096, 4096, 512, True),
+    ((64, 16), 1024, 1024, 160, True),
+    ((1,), 256, 256, 160, False),
+])  # fmt: skip
+def test_what_is_cut_in_chunks(monkeypatch, lead, queries, keys, dim, chunked):
+    inputs = [jax.ShapeDtypeStruct((*lead, length, 8, dim), jnp.bfloat16) for length in (queries, keys, keys)]
+    for platform, expected in (("cpu", chunked), ("gpu", chunked and queries * keys > 10**6)):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert ("scan" in str(jax.make_jaxpr(lambda *a: op.attention(*a))(*inputs))) == expected
+
+
 @pytest.mark.parametrize("dim, fits", [(40, True), (80, True), (160, False), (512, False), (12, False)])
 def test_cudnn_gets_heads_that_it_can_take(monkeypatch, dim, fits):
     called = []
