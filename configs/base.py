@@ -23,6 +23,7 @@ def get_config(stage="image"):
                 frames=12,
                 motion_frames=4,
                 audio_window=2,
+                audio_context=2.0,  # ours: seconds of a record that wav2vec 2.0 hears besides, on both sides of a clip
                 fps=25.0,
                 image_size=(512, 512),
                 face=face(),
@@ -88,7 +89,7 @@ def model():
         speed_layers=True,
         locator_channels=(16, 32, 96),
         audio=audio(),
-        # Ours: how a parameter starts that the weights at hand do not hold.
+        # Ours: how parameters start that no weights hold; `reference` in emo convert alone, elsewhere they start fresh.
         init=dict(
             reference="self",  # keys and values of reference-attention: self (those of self-attention) | fresh
             added="zero",  # outputs of audio-attention, temporal modules, speed layers and locator: zero | fresh
@@ -169,6 +170,7 @@ def train(stage):
         ema=0.9999,
         drop_reference=0.05,
         drop_audio=0.05,
+        drop_both=0.05,  # besides: what guidance steps away from
         motion_noise=0.0,  # standard deviation of the noise put on motion frames' latents
         face_weight=1.0,  # of the face's region in the losses; the rest counts 1
         kl_weight=1e-6,

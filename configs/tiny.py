@@ -35,7 +35,7 @@ def get_config(stage="video"):
         audio=dict(encoder="mel", bands=40, steps=4, tokens=4, features=64, hidden=128),
     )
     config.model.speed.features = 64
-    config.clip.update(frames=8, motion_frames=2, image_size=(128, 128))
+    config.clip.update(frames=8, motion_frames=2, audio_context=0.0, image_size=(128, 128))
     config.diffusion.update(zero_terminal_snr=True, prediction="x0", spacing="trailing", min_snr_gamma=2.0)
     config.sampling.update(solver="dpm++2m", steps=4, reference_scale=2.0, audio_scale=2.0)
     # As often without motion frames as with them: they tell so much that nothing else would teach the reference.
@@ -43,6 +43,7 @@ def get_config(stage="video"):
     config.train.update(
         stage=stage,
         ema=0.995,
+        drop_both=0.0,  # what the bundled weights were trained with
         face_weight=3.0,
         kl_weight=2e-4,
         motion_noise=0.1,

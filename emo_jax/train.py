@@ -22,7 +22,7 @@ from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.latents import check_encoders
 from emo_jax.models import emo as emo_lib
 from emo_jax.training import processes
-from emo_jax.training.checkpoint import Checkpoints
+from emo_jax.training.checkpoint import Checkpoints, check_workdir
 from emo_jax.training.flops import step_flops
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
 from emo_jax.training.samples import Samples
@@ -54,17 +54,22 @@ def main(args, config):
     if args.profile < 0:
         raise ValueError(f"--profile is {args.profile}; expected a number of steps, or 0 for no trace")
     processes.start(args.coordinator, args.processes, args.process)
+    processes.check_devices()
     try:
         state = train(config, args.workdir, args.profile)
+    except ValueError:
+        processes.leave(2)
+        raise
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
+        processes.leave(1)
         told = " ".join(str(error).split())[:300]
         raise OSError(
             f"{processes.name()} cannot go on, perhaps because another has ended; "
             f"see the logs of all, and start all of them again ({told})"
         ) from error
-    except OSError:  # of this process alone
+    except Exception:  # of this process alone, perhaps
         processes.leave(1)
         raise
     if int(state.step) >= config.train.steps:
@@ -89,6 +94,8 @@ def train(config, workdir, profile=0):
     for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
         if config.train[name] < 1:
             raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
+    if config.model.dtype == "float16":
+        raise ValueError("model.dtype is float16, whose small gradients vanish; train in bfloat16 or float32")
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
     emo = emo_lib.build(config)
@@ -106,6 +113,7 @@ def train(config, workdir, profile=0):
         sources=sources,
     )
     sources = [source for source, _ in sources]
+    check_workdir(workdir)
     checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
     state = _start(config, emo, mesh, checkpoints, iterator)
     check_encoders(sources, emo, mesh, {**state.frozen, **state.trained})
@@ -140,7 +148,8 @@ def train(config, workdir, profile=0):
             if told:
                 break
             if config.train.sample_every and done % config.train.sample_every == 0:
-                samples.write(done, state.params(ema=True))
+                with writer.paused():
+                    samples.write(done, state.flat(ema=True))
         skips.check()
     return state
 

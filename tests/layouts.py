@@ -191,3 +191,27 @@ def _distance(one, other, origin=None):
     flat = [np.concatenate([np.ravel(tree[path]) for path in sorted(other)]) for tree in (one, other)]
     change = flat[1] if origin is None else flat[1] - np.concatenate([np.ravel(origin[path]) for path in sorted(other)])
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(change))
+
+
+def at_hand():
+    """How parameters that were split over eight devices reach the sampler of training's sample videos."""
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from emo_jax import sharding
+    from emo_jax.training.samples import Samples
+
+    config, kept = smallest_config("video"), []
+    config.model.dtype = "bfloat16"
+    split = NamedSharding(sharding.make_mesh(data=1, fsdp=8), PartitionSpec(None, "fsdp"))
+    kernel = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
+    names = ("conv_in", "conv_out")
+    samples = Samples(config, None, "", None)
+    samples._write = lambda step, params: kept.append(params["backbone"])
+    samples.write(1, {f"backbone/{name}/kernel": jax.device_put(kernel, split) for name in names})
+    first, last = (kept[0][name]["kernel"] for name in names)
+    return dict(
+        devices=len(first.devices() | last.devices()),
+        kernel=str(first.dtype),
+        last=str(last.dtype),
+        equal=bool((np.asarray(last) == kernel).all() and (np.asarray(first) == kernel.astype(first.dtype)).all()),
+    )

@@ -32,8 +32,8 @@ def training_config(stage):
     config.sampling.update(solver="ddim", steps=2, eta=0.0, clips=2, reference_scale=1.0, audio_scale=1.0)
     config.data.update(crop_scale=(0.8, 0.8), min_reference_gap=1.0, first_clip_prob=0.1, flip_prob=0.0, num_workers=0)
     config.train.update(
-        steps=4, batch_size=2, accumulate=1, seed=0, ema=0.9, drop_reference=0.05, drop_audio=0.05, motion_noise=0.1,
-        kl_weight=1e-3, face_weight=1.0, save_every=2, log_every=2, sample_every=0,
+        steps=4, batch_size=2, accumulate=1, seed=0, ema=0.9, drop_reference=0.05, drop_audio=0.05, drop_both=0.0,
+        motion_noise=0.1, kl_weight=1e-3, face_weight=1.0, save_every=2, log_every=2, sample_every=0,
     )  # fmt: skip
     config.train.optimizer.update(
         name="adamw", learning_rate=1e-3, warmup=1, schedule="cosine", beta1=0.9, beta2=0.99, weight_decay=1e-4,
@@ -92,7 +92,7 @@ class FirstSteps:
 
     emo: EMO
     states: list[TrainState]
-    metrics: list[dict[str, float]]
+    metrics: list[dict]
 
 
 @functools.cache
@@ -106,5 +106,5 @@ def first_steps(stage):
     for k in range(STEPS):
         state, told = step(state, sharding.place_batch(mesh, fixed_batch(config, seed=k)))
         states.append(jax.device_get(state))
-        metrics.append({name: float(value) for name, value in told.items()})
+        metrics.append({name: np.asarray(value).tolist() for name, value in told.items()})
     return FirstSteps(emo, states, metrics)

@@ -32,7 +32,7 @@ def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
         batch: what data.pipeline yields for the stage. config: the `train` config.
 
     Returns:
-        (loss, metrics), the loss also by thirds of the timesteps.
+        (loss, metrics), the loss also by thirds of the timesteps: (sum, count) over the samples there, per sample.
     """
     keys = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
     x0, conditions = _inputs(emo, stage, config, params, batch, keys)
@@ -46,7 +46,7 @@ def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
     error = error.mean(axis=(1, 2, 3, 4))
     weight = diffusion.loss_weight(schedule, t, schedule.prediction, schedule.min_snr_gamma)
     metrics = {
-        f"loss_t{band}": _mean_where(error, 3 * t // schedule.train_steps == band) for band in range(3)
+        f"loss_t{band}": _sum_where(error, 3 * t // schedule.train_steps == band) for band in range(3)
     }
     return (weight * error).mean(), metrics
 
@@ -86,16 +86,15 @@ def _inputs(emo, stage, config, params, batch, keys):
         location=emo.location(params, batch["mask"]),
         temporal=stage.video,
     )
-    keep = (
-        jax.random.bernoulli(keys[name], 1 - rate, (size,))
-        for name, rate in (("reference", config.drop_reference), ("audio", config.drop_audio))
-    )
-    return x0, switch(conditions, *keep)
+    alone = (("reference", config.drop_reference), ("audio", config.drop_audio))
+    keep = [jax.random.bernoulli(keys[name], 1 - rate, (size,)) for name, rate in alone]
+    either = jax.random.bernoulli(jax.random.fold_in(keys["reference"], 1), 1 - config.drop_both, (size,))
+    return x0, switch(conditions, *(kept & either for kept in keep))
 
 
 def _frames(features, which):
     return jax.tree.map(lambda a: a[:, which], features)
 
 
-def _mean_where(values, mask):
-    return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1)
+def _sum_where(values, mask):
+    return jnp.stack([(values * mask).mean(), mask.mean()])

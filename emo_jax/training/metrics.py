@@ -1,5 +1,6 @@
 """What a run tells: lines on stdout, TensorBoard scalars and sample pictures (tensorboardX)."""
 
+import contextlib
 import time
 
 import jax
@@ -22,8 +23,18 @@ class MetricsWriter:
         self._total, self._last, self._since, self._flops = total, first, time.perf_counter(), flops
         self._pending, self._waited = [], 0.0
 
+    @contextlib.contextmanager
+    def paused(self):
+        """Within it, time does not count as that of steps."""
+        before = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - before
+
     def add(self, metrics, waited):
-        """Keeps one step's metrics (not yet computed, perhaps) and the seconds waited for its data."""
+        """Keeps one step's metrics (not yet computed, perhaps) and the seconds waited for its data.
+
+        A metric is a number, or (sum, count) of what only some of the samples have.
+        """
         self._pending.append(metrics)
         self._waited += waited
 
@@ -34,8 +45,9 @@ class MetricsWriter:
         """
         fetched = jax.device_get(self._pending)
         skipped = sum(m.pop("skipped", 0) for m in fetched)
-        whole = [m for m in fetched if all(map(np.isfinite, m.values()))] or fetched
-        means = {name: float(np.mean([m[name] for m in whole])) for name in whole[0]}
+        whole = [m for m in fetched if all(np.isfinite(value).all() for value in m.values())] or fetched
+        means = {name: _mean([m[name] for m in whole]) for name in whole[0]}
+        means = {name: value for name, value in means.items() if value is not None}
         seconds = time.perf_counter() - self._since
         count = step - self._last
         means |= {"step_seconds": seconds / count, "data_wait_seconds": self._waited / count}
@@ -60,6 +72,15 @@ class MetricsWriter:
         """Closes the TensorBoard file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _mean(values):
+    """The mean of numbers, or of samples told as (sum, count); None where there are none."""
+    mean = np.mean(values, axis=0)
+    if not mean.ndim:
+        return float(mean)
+    total, count = mean
+    return float(total / count) if count else None
 
 
 def _speed(flops, seconds):

@@ -88,6 +88,18 @@ def _integer(name, value):
         raise ValueError(f"--{name} (or {_VARIABLES[name]}) is {value!r}; expected a whole number") from None
 
 
+def check_devices():
+    """Raises ValueError where JAX has no devices of the platform that JAX_PLATFORMS asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"JAX finds no devices (JAX_PLATFORMS is {jax.config.jax_platforms or 'not set'}): install its part for "
+            f"them, as by pip install -c constraints.txt -e '.[cuda]' or '.[tpu]' ({told or 'it is missing'})"
+        ) from error
+
+
 def first():
     """Whether this is process 0, which alone prints and writes what all have in common."""
     return jax.process_index() == 0
@@ -110,7 +122,7 @@ def wait(what):
 
 
 def leave(status):
-    """Has this process end with `status`, once it is at its end, without waiting for others, as JAX would.
+    """Has this process end with `status`, once it is at its end, without waiting for others, as JAX would for minutes.
 
     They wait for this one, in the middle of a step; when it is gone they are told that it is dead.
     """

@@ -2,15 +2,20 @@
 
 import functools
 import pathlib
+import sys
+import tempfile
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from emo_jax.data import pipeline, records, transforms
 from emo_jax.data.latents import LatentSource
 from emo_jax.data.video import VideoWriter
 from emo_jax.sampling import VideoSampler
 from emo_jax.training import processes
+from emo_jax.training.checkpoint import folder_of
+from emo_jax.training.step import at_rest
 
 _PEOPLE, _SECONDS = 2, 2.0
 
@@ -20,16 +25,29 @@ class Samples:
 
     def __init__(self, config, emo, workdir, writer):
         self._config, self._emo, self._writer = config, emo, writer
-        self._directory = pathlib.Path(workdir) / "samples"
+        self._directory = folder_of(workdir) / "samples"
 
     def write(self, step, params):
-        """Samples with `params` (nested) and writes; the VAE's stage shows reconstructions alone.
+        """Samples with `params` {path: array} and writes; the VAE's stage shows reconstructions alone.
 
-        All processes call it, as the parameters are spread over them; the first samples and writes.
+        All processes call it, as the parameters are spread over them; the first samples, on one device, and writes,
+        while the others wait. What goes wrong is told, and training goes on.
         """
         params = processes.fetch(params)
-        if not processes.first():
-            return
+        if processes.first():
+            try:
+                self._write(step, self._at_hand(params))
+            except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:  # a full disk, a full device
+                told = " ".join(str(error).split())[:300]
+                print(f"warning: no samples of step {step}: {told}", file=sys.stderr, flush=True)
+        processes.wait(f"samples of step {step}")
+
+    def _at_hand(self, params):
+        """The params tree on one device, in the precision that it is computed in."""
+        device, dtype = jax.local_devices()[0], self._config.model.dtype
+        return unflatten_dict({p: jax.device_put(at_rest(p, a, dtype), device) for p, a in params.items()}, sep="/")
+
+    def _write(self, step, params):
         references, masks, audio = self._people
         if references.dtype != np.uint8:
             references = np.asarray(self._decode(params, references))
@@ -42,11 +60,16 @@ class Samples:
         frames = np.concatenate(list(parts), axis=1)
         self._directory.mkdir(parents=True, exist_ok=True)
         for person, (reference, video, sound) in enumerate(zip(references, frames, audio, strict=True)):
-            path = self._directory / f"{step:07d}_{person}.mp4"
-            with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
-                file.write(video)
+            self._save(f"{step:07d}_{person}.mp4", video, sound)
             strip = np.concatenate([reference, *video[:: max(1, len(video) // 8)]], axis=1)
             self._writer.image(f"sample_{person}", strip, step)
+
+    def _save(self, name, video, sound):
+        with tempfile.TemporaryDirectory() as folder:  # FFmpeg writes to no bucket
+            path = pathlib.Path(folder) / name
+            with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
+                file.write(video)
+            (self._directory / name).write_bytes(path.read_bytes())
 
     @functools.cached_property
     def _sampler(self):

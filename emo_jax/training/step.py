@@ -35,9 +35,13 @@ class TrainState:
     ema: Any
     opt_state: Any
 
+    def flat(self, ema=False):
+        """{path: array} of the whole model, with the averaged weights if `ema`."""
+        return {**self.frozen, **(self.ema if ema else self.trained)}
+
     def params(self, ema=False):
-        """The nested params tree, with the averaged weights if `ema`."""
-        return unflatten_dict({**self.frozen, **(self.ema if ema else self.trained)}, sep="/")
+        """The same as a nested params tree."""
+        return unflatten_dict(self.flat(ema), sep="/")
 
 
 def new_state(config, params):

@@ -1,7 +1,6 @@
 """Watches over the steps of a run: a trace of some of them, and words where the input stalls or breaks."""
 
 import contextlib
-import pathlib
 import re
 import sys
 import threading
@@ -10,6 +9,7 @@ import time
 import jax
 
 from emo_jax.training import processes
+from emo_jax.training.checkpoint import folder_of
 
 _SETTLING = 3
 """Steps before those that are traced, in which things are compiled and buffers filled."""
@@ -24,13 +24,13 @@ class Profiled:
 
     def __init__(self, step_fn, workdir, count, left):
         first = min(_SETTLING, max(left - count, 0))
-        self._step_fn, self._folder = step_fn, pathlib.Path(workdir) / "profile"
+        self._step_fn, self._folder = step_fn, folder_of(workdir) / "profile"
         self._traced, self._calls, self._tracing = range(first, first + count), 0, False
 
     def __call__(self, state, batch):
         if self._calls in self._traced and not self._tracing and processes.first():
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(str(self._folder))
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=self._calls):
             result = self._step_fn(state, batch)
@@ -55,11 +55,13 @@ def next_batch(iterator, step, seconds):
     Where it takes longer than `seconds`, a line on stderr says so, and again after twice as long, four times ...
 
     Raises:
-        OSError: one of the data workers has ended.
+        OSError: a record is damaged, or one of the data workers has ended.
     """
     with _impatient(f"the batch of step {step}", seconds):
         try:
             return next(iterator)
+        except ValueError as error:
+            raise OSError(f"the batch of step {step} cannot be made: {error}") from error
         except RuntimeError as error:  # Grain's word for it
             found = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
             if not found:

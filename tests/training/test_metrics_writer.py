@@ -45,6 +45,31 @@ def test_means_since_the_last_line_are_told_and_written(tmp_path, capsys):
     assert images == [("strip", 13, 6, 4)]
 
 
+def test_what_some_samples_have_is_a_mean_over_those(tmp_path, capsys):
+    writer = MetricsWriter(tmp_path, first=0, total=3)
+    for step, pair in enumerate(((0.5, 0.25), (0.0, 0.0), (0.0, 0.0)), 1):
+        writer.add({"loss_t0": jnp.float32(pair)}, waited=0)
+        if step > 1:
+            writer.write(step)
+    writer.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 2/3 loss_t0 2 step_seconds ") and "loss_t0" not in second
+    assert events(tmp_path)[0]["loss_t0", 2] == 2
+
+
+def test_a_pause_is_no_part_of_the_steps(tmp_path, monkeypatch):
+    clock = iter((0.0, 5.0, 9.0, 12.0, 12.0))
+    monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: next(clock))
+    writer = MetricsWriter(tmp_path, first=0, total=4)
+    with writer.paused():
+        pass
+    for _ in range(4):
+        writer.add({"loss": 1.0}, waited=0)
+    writer.write(4)
+    writer.close()
+    assert events(tmp_path)[0]["step_seconds", 4] == 2
+
+
 class Card:
     """A device that tells what it holds."""
 

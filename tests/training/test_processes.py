@@ -95,6 +95,17 @@ def test_nobody_there_is_one_line(started, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize\nbackend 'cuda'")])
+def test_a_platform_that_is_not_installed_is_one_line(monkeypatch, error):
+    def none():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(ValueError, match=r"JAX finds no devices .*'\.\[cuda\]'") as caught:
+        processes.check_devices()
+    assert "\n" not in str(caught.value)
+
+
 # ---- really several processes, on CPU devices
 
 CONFIG = "from tests.steps import training_config as get_config\n"
@@ -117,8 +128,8 @@ class Run:
         paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
         flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
         environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=paths)
-        if count == 1:  # of several, only one would find its programs there
-            environment |= dict(JAX_COMPILATION_CACHE_DIR=str(folder / "cache"))
+        if count > 1:  # of which only one would find its programs there
+            environment |= dict(JAX_ENABLE_COMPILATION_CACHE="0")
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -182,7 +193,8 @@ def test_two_processes_killed_and_resumed_as_one_or_four_train_as_if_nothing_had
     assert list(whole.losses()) == list(range(1, last + 1))
     parts = [killed]
     for name, count in (("parts", 1), ("copy", 4)):
-        again = Run(tmp_path, name, eight_people, count, 8 // count, steps=last, batch_size=8)
+        more = [f"--config.train.mesh.dcn_data={count}"]  # what lies between processes carries gradients alone
+        again = Run(tmp_path, name, eight_people, count, 8 // count, steps=last, batch_size=8, more=more)
         assert again.wait() == [0] * count, again.log.read_text()
         assert list(again.losses()) == list(range(saved + 1, last + 1))
         parts.append(again)

@@ -4,7 +4,22 @@ import numpy as np
 
 from emo_jax.data import records
 from emo_jax.training.samples import Samples
+from tests.layouts import report
 from tests.small import small_config
+
+
+def test_samples_are_made_on_one_device_in_the_networks_precision():
+    told = report("at_hand()")
+    assert told == dict(devices=1, kernel="bfloat16", last="float32", equal=True)
+
+
+def test_samples_that_cannot_be_made_end_nothing(tmp_path, monkeypatch, capsys):
+    def full(self, step, params):
+        raise OSError("no space left on\ndevice")
+
+    monkeypatch.setattr(Samples, "_write", full)
+    Samples(small_config("video"), None, tmp_path, None).write(5, {})
+    assert capsys.readouterr().err == "warning: no samples of step 5: no space left on device\n"
 
 
 def test_the_people_shown_are_of_all_sources_and_those_with_sound_go_first(tmp_path, record_dir, make_record):

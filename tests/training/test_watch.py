@@ -25,6 +25,15 @@ def test_an_input_that_stalls_is_told_at_growing_intervals(capsys):
     assert "impatient" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_damaged_record_ends_the_run_but_is_no_fault_of_its_options():
+    def damaged():
+        raise ValueError("data/mine: record 3 is damaged")
+        yield
+
+    with pytest.raises(OSError, match="the batch of step 4 cannot be made: data/mine: record 3 is damaged"):
+        next_batch(damaged(), 4, 5)
+
+
 def test_an_input_in_time_is_not_told_and_leaves_nothing_behind(capsys):
     assert next_batch(slow(0), 1, 5) == "batch"
     with pytest.raises(StopIteration):
