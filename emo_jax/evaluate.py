@@ -19,9 +19,8 @@ import numpy as np
 
 from emo_jax.metrics.properties import (
     LONG_PEOPLE,
-    SHIFT_SEGMENTS,
+    MOVED_SECONDS,
     SHIFTS,
-    SPEED_SEGMENTS,
     Row,
     length_row,
     memory_row,
@@ -58,8 +57,8 @@ class Evaluation:
         """Segments of all people to be generated, for the progress: those of a few people count less."""
         wanted, talk = self.wanted, math.ceil(self.people.openings.shape[1] / self.segment)
         runs = bool(wanted & {"lips", "silence", "identity", "seams"}) + len(wanted & {"lips", "identity", "seams"})
-        total = talk * runs + 3 * SPEED_SEGMENTS * ("speed" in wanted)
-        total += 2 * len(SHIFTS) * SHIFT_SEGMENTS * ("place" in wanted)
+        moved = math.ceil(MOVED_SECONDS * self.clip.fps / self.segment)
+        total = talk * runs + moved * (3 * ("speed" in wanted) + 2 * len(SHIFTS) * ("place" in wanted))
         people = len(self.people.references)
         share = min(LONG_PEOPLE, people) / people
         return math.ceil(total + share * self.long * self.clip.fps / self.segment * ("length" in wanted))
@@ -96,11 +95,11 @@ class Evaluation:
             frames = np.stack(small).reshape(*frames.shape[:-3], probe.SIZE, probe.SIZE, 3)
         return probe.measure(self.probe, frames)
 
-    def short(self, segments: int) -> np.ndarray:
-        """The voices, cut to so many segments (repeated where they are shorter)."""
+    def short(self, seconds: float) -> np.ndarray:
+        """The voices, cut to so many seconds (repeated where they are shorter)."""
         from emo_jax.data.audio import SAMPLE_RATE
 
-        wanted = int(segments * self.segment * SAMPLE_RATE / self.clip.fps)
+        wanted = round(seconds * SAMPLE_RATE)
         return np.tile(self.people.voices, (1, math.ceil(wanted / self.people.voices.shape[1])))[:, :wanted]
 
 
@@ -126,6 +125,7 @@ def add_parser(subparsers) -> None:
 
 def main(args) -> None:
     """Runs `emo evaluate`. Whether the bars are reached is told by the table, not by the exit status."""
+    from emo_jax.cache import keep_programs
     from emo_jax.data.espeak import espeak_available
     from emo_jax.metrics.heldout import choose_people
     from emo_jax.metrics.picture import save_picture, side_by_side
@@ -134,6 +134,7 @@ def main(args) -> None:
 
     started, wanted = time.monotonic(), wanted_properties(args)
     output = pathlib.Path(args.output)
+    keep_programs()
     emo, params = load_model(args.checkpoint)
     config, probe = emo.config, load_probe()
     if args.steps is not None:

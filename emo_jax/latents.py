@@ -132,9 +132,9 @@ def _make_shards(encoder, source, work, files, layout, seed):
             writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
             index = {"frames": [], "fps": [], "sound": []}
             for position in positions:
-                record = source[position]
-                for entry in _entries(encoder, record, position, layout, seed):
-                    writer.write(entry)
+                with records.reading(source, position) as record:
+                    for entry in _entries(encoder, record, position, layout, seed):
+                        writer.write(entry)
                 index["frames"].append(len(record["boxes"]))
                 index["fps"].append(float(record["fps"]))
                 index["sound"].append(bool(len(record["audio"])))

@@ -136,7 +136,12 @@ def _add_latents(sources: argparse._SubParsersAction) -> None:
     latents.add_argument("--output", required=True, help="directory to write; a run that was killed goes on")
     latents.add_argument("--checkpoint", required=True, metavar="DIR", help="weights, whose encoders are used")
     latents.add_argument("--split", default="train", help="(default %(default)s)")
-    latents.add_argument("--windows", type=int, default=2, help="crop windows of each record (default %(default)s)")
+    latents.add_argument(
+        "--windows",
+        type=int,
+        default=2,
+        help="crop windows of each record (default %(default)s); with 1 reference and clip are always cut alike",
+    )
     latents.add_argument("--seed", type=int, default=0, help="of the windows (default %(default)s)")
     latents.add_argument("--batch", type=int, default=8, help="frames a device encodes at once (default %(default)s)")
     latents.add_argument("--shards", type=int, default=64, help="files at most (default %(default)s)")

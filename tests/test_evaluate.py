@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from emo_jax import evaluate
 from emo_jax.metrics import properties
 from emo_jax.metrics.heldout import mask_from_box
+from tests.small import small_config
 
 PEOPLE, FRAMES, LEVELS = 3, 60, 4
 RNG = np.random.default_rng(0)
@@ -62,7 +63,8 @@ class Painted:
     def stream(self, what, *, voices, people):
         yield from np.array_split(self.paint(np.zeros((people, 100)), np.arange(people)), 3, axis=1)
 
-    def short(self, segments):
+    def short(self, seconds):
+        assert seconds >= 4
         return self.people.voices
 
     def measure(self, frames):
@@ -81,6 +83,7 @@ def test_a_perfect_model_passes_and_its_controls_fail():
     assert list(rows) == ["lips", "silence", "identity", "seams", "speed", "place"]
     assert rows["lips"].value == pytest.approx(1, abs=1e-3) and rows["lips"].renders == pytest.approx(1, abs=1e-3)
     assert rows["place"].value == pytest.approx(1, abs=0.05)
+    assert rows["place"].detail["seconds"] == rows["speed"].detail["seconds"] == FRAMES / 25
     assert rows["speed"].detail["degrees_per_frame"] == pytest.approx([0.2, 0.8, 2.0], rel=0.02)
     assert all(rows[name].passed for name in ("lips", "silence", "identity", "speed", "place"))
     assert all(rows[name].control_failed for name in ("lips", "identity", "place"))
@@ -102,6 +105,23 @@ def test_a_face_that_stays_where_it_is_fails():
 def test_one_face_for_everybody_fails():
     rows, _ = properties.talk_rows(Painted(lost=True, wanted=["identity"]))
     assert rows[0].value == pytest.approx(1 / PEOPLE) and not rows[0].passed  # that face is somebody's
+
+
+def test_few_people_leave_the_identity_control_room_to_fail():
+    rows, _ = properties.talk_rows(Painted(wanted=["identity"]))
+    assert rows[0].control_bar == 0.5  # of three people, of whom chance finds one in three
+
+
+def test_speed_and_place_are_measured_on_four_seconds():
+    config = small_config()
+    config.sampling.clips = 4  # segments of 16 frames
+    for seconds in (1.0, 5.0):
+        voices = np.arange(2 * 16000 * seconds).reshape(2, -1)
+        people = SimpleNamespace(voices=voices, openings=np.zeros((2, 100)), references=np.zeros(2))
+        ev = evaluate.Evaluation(config, None, people, None, wanted=["speed", "place"])
+        made = ev.short(properties.MOVED_SECONDS)
+        assert made.shape == (2, 64000) and np.array_equal(made[:, :16000], voices[:, :16000])
+        assert ev._segments() == (3 + 2 * 5) * 7
 
 
 def test_speeds_out_of_order_fail(monkeypatch):
@@ -167,7 +187,6 @@ def test_the_whole_command_with_untrained_weights(tmp_path, capsys):
 
     from emo_jax.models.emo import build
     from emo_jax.weights.store import save_weights
-    from tests.small import small_config
 
     config = small_config()
     config.sampling.clips = 2

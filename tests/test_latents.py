@@ -1,7 +1,9 @@
 """Records encoded once: what training reads of them is what it would have computed."""
 
+import dataclasses
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -120,6 +122,35 @@ def test_batches_hold_the_frames_that_they_name(model, encoded, stage):
             assert reference[0] == position and reference[2] == mirrored
             assert not start <= reference[3] < start + clip.frames
     assert 0 < mirrors < 8
+
+
+@pytest.mark.parametrize("windows, probability, least, most", [(3, 0.0, 0, 0), (2, 0.5, 100, 140), (1, 0.0, 240, 240)])
+def test_reference_and_clip_share_a_window_as_often_as_asked(encoded, monkeypatch, windows, probability, least, most):
+    made, seen = latents.LatentSource(encoded, "train"), []
+    made.layout = dataclasses.replace(made.layout, windows=windows)
+    frames = np.zeros((6, *made.layout.latent_shape), np.float16)
+    monkeypatch.setattr(made, "frames", lambda _, window, *rest: seen.append(int(window)) or frames[: rest[-1]])
+    monkeypatch.setattr(made, "features", lambda *_: None)
+    fields = made[0] | {"windows": np.zeros((3, 4)) + (0, 0, 64, 64)}
+    monkeypatch.setattr(latents.LatentSource, "__getitem__", lambda *_: fields)
+    config = hearing_config()
+    config.data.same_window_prob = probability
+    sampler = pipeline.clip_sampler(made, config.data, config.clip)
+    for seed in range(240):
+        sampler(0, np.random.default_rng(seed))
+    clips, references = seen[::2], seen[1::2]
+    assert least <= sum(a == b for a, b in zip(clips, references, strict=True)) <= most
+    assert set(clips) == set(references) == set(range(windows))
+
+
+def test_damaged_latents_are_named(encoded, tmp_path):
+    shutil.copytree(encoded, tmp_path / "copy")
+    path = tmp_path / "copy" / "latents-train.array_record-00000-of-00002"
+    data = bytearray(path.read_bytes())
+    data[1000] ^= 255  # in the fields of its first record
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"copy, split train, record 0: .*hash mismatch.*; take it out"):
+        drawn(hearing_config(directory=str(tmp_path / "copy")), "video", 20)
 
 
 def places(made, frames):

@@ -58,6 +58,16 @@ def window_bounds(start_frame: int, frames: int, fps: float | Fraction) -> tuple
     return round(start_frame * per_frame) - AUDIO_MARGIN, math.ceil(frames * per_frame) + 2 * AUDIO_MARGIN
 
 
+def audio_context(clip) -> float:
+    """`config.clip`'s audio_context, seconds that training hears besides on both sides; older configs have none."""
+    return clip.get("audio_context", 0.0)
+
+
+def context_samples(seconds: float) -> int:
+    """Samples of so much context, on one side."""
+    return round(seconds * SAMPLE_RATE)
+
+
 def cut(audio: np.ndarray, start: int, length: int) -> np.ndarray:
     """Samples [start, start + length) of `audio` (samples,), zeros where that lies outside it; same dtype, a copy."""
     window = np.zeros(length, audio.dtype)

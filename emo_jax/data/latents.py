@@ -122,7 +122,8 @@ class LatentSource:
         return len(self._rows["frames"])
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        with np.load(io.BytesIO(self._entries[int(self._first[position])])) as fields:
+        (entry,) = self._bytes(int(self._first[position]), 1)
+        with np.load(io.BytesIO(entry)) as fields:
             return {"position": int(position), **{name: fields[name] for name in _FIELDS}}
 
     def index(self) -> dict[str, np.ndarray]:
@@ -146,8 +147,13 @@ class LatentSource:
 
     def _read(self, position: int, first: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
         begin = int(self._first[position]) + first
-        data = b"".join(self._entries.__getitems__(range(begin, begin + count)))
-        return np.frombuffer(data, DTYPE).reshape(count, *shape)
+        return np.frombuffer(b"".join(self._bytes(begin, count)), DTYPE).reshape(count, *shape)
+
+    def _bytes(self, begin: int, count: int) -> list[bytes]:
+        try:
+            return self._entries.__getitems__(range(begin, begin + count))
+        except RuntimeError as error:  # ArrayRecord's, where bytes are not those that were written
+            raise ValueError(str(error)) from error
 
 
 def is_latents(directory: str | os.PathLike) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags, logging
 
 from emo_jax.data import latents, records, transforms
-from emo_jax.data.audio import exact_fps
+from emo_jax.data.audio import audio_context, exact_fps
 from emo_jax.data.latents import LatentSource, Layout
 
 if TYPE_CHECKING:
@@ -43,9 +43,13 @@ class ClipSampler:
     first_clip_prob: float
     flip_prob: float
     color_jitter: float
+    audio_context: float = 0.0
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record = self.source[position]
+        with records.reading(self.source, position) as record:
+            return self._clip(record, rng)
+
+    def _clip(self, record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         total = len(record["boxes"])
         has_motion = self.motion_frames > 0 and bool(rng.random() >= self.first_clip_prob)
         before = self.motion_frames if has_motion else 0
@@ -88,16 +92,18 @@ class ClipSampler:
         return pictures if len(pictures) else np.zeros((self.motion_frames, *pictures.shape[1:]), pictures.dtype)
 
     def _sound(self, record, start: int) -> np.ndarray:
-        return transforms.audio_window(record["audio"], start, self.frames, self.audio_window, self.fps)
+        reach, context = self.audio_window, self.audio_context
+        return transforms.audio_window(record["audio"], start, self.frames, reach, self.fps, context)
 
 
 class LatentSampler(ClipSampler):
     """The same from encoded records; color_jitter must be 0, and flip_prob too if none is there mirrored."""
 
     def _pictures(self, record, rng, reference: int, start: int, before: int) -> dict[str, np.ndarray]:
-        window, other = rng.integers(self.source.layout.windows, size=2)
-        if rng.random() < self.same_window_prob:
-            other = window
+        count = self.source.layout.windows
+        window = other = rng.integers(count)
+        if rng.random() >= self.same_window_prob and count > 1:
+            other = (window + rng.integers(1, count)) % count
         mirrored = bool(rng.random() < self.flip_prob)
         position, seen = record["position"], tuple(record["windows"][window])
         pictures = self.source.frames(position, window, mirrored, start - before, before + self.frames)
@@ -162,7 +168,7 @@ def make_dataset(
       data_config: `config.data`: directory and split, or sources; crop_scale, min_reference_gap (seconds),
         same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches made ahead, per
         worker).
-      clip_config: `config.clip`: frames, motion_frames, audio_window, fps, image_size.
+      clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
       batch_size: clips per batch of this process.
       seed: of the order and of every draw; the same in all processes.
       process_index: which of the `process_count` parts of each step's batch this process reads.
@@ -297,6 +303,7 @@ def clip_sampler(source: Source, data_config, clip_config) -> ClipSampler:
         data_config.first_clip_prob,
         data_config.flip_prob,
         data_config.color_jitter,
+        audio_context(clip_config),
     )
 
 
@@ -324,10 +331,12 @@ def suitable_records(source: Source, clip_config, needs_sound: bool = False) -> 
 
 def _check(data, clip, batch_size: int, process_index: int, process_count: int, epochs: int | None) -> None:
     low, high = data.crop_scale
+    context = audio_context(clip)
     checks = {
         "clip.frames": (clip.frames, clip.frames >= 1, "at least 1"),
         "clip.motion_frames": (clip.motion_frames, clip.motion_frames >= 0, "at least 0"),
         "clip.audio_window": (clip.audio_window, clip.audio_window >= 0, "at least 0"),
+        "clip.audio_context": (context, 0 <= context < math.inf, "seconds, at least 0"),
         "clip.image_size": (clip.image_size, len(clip.image_size) == 2 and min(clip.image_size) > 0, "(height, width)"),
         "data.crop_scale": (data.crop_scale, 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1"),
         "data.min_reference_gap": (data.min_reference_gap, data.min_reference_gap >= 0, "seconds, at least 0"),

@@ -6,6 +6,7 @@ length, frame rate and whether it has sound, so that the pipeline can choose rec
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -125,7 +126,7 @@ def record_example(record: Record) -> dict[str, Any]:
 class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder that writes what the given callables yield."""
 
-    VERSION = tfds.core.Version("1.2.0")
+    VERSION = tfds.core.Version("1.3.0")  # since then the sound of videos is levelled
 
     def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
         self._sources = splits
@@ -250,9 +251,12 @@ class RecordSource:
             )
         try:
             self._source = builder.as_data_source(self.split)
+            parts = tfds.core.ReadInstruction.from_spec(self.split).to_absolute(builder.info.splits)
         except Exception as error:
             known = ", ".join(sorted(builder.info.splits)) or "none"
             raise ValueError(f"{path} has no split {self.split!r}; it has: {known}") from error
+        lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
+        self._parts = [(part.splitname, slice(part.from_, part.to), lengths[part.splitname]) for part in parts]
 
     def __getstate__(self):
         return {"directory": self.directory, "split": self.split}
@@ -268,7 +272,10 @@ class RecordSource:
         return len(self._source)
 
     def __getitem__(self, index) -> dict[str, Any]:
-        example = _later_fields() | dict(self._source[int(index)])
+        try:
+            example = _later_fields() | dict(self._source[int(index)])
+        except RuntimeError as error:  # ArrayRecord's, where bytes are not those that were written
+            raise ValueError(str(error)) from error
         for name in _BYTES_FIELDS:
             value = example[name]
             example[name] = value if name == "video" else value.decode()
@@ -279,12 +286,31 @@ class RecordSource:
 
     def index(self) -> dict[str, np.ndarray]:
         """`frames` (int), `fps` (float), `sound` (bool), each (len,); from `index.json`, or by reading every record."""
+        return self._index
+
+    @functools.cached_property
+    def _index(self) -> dict[str, np.ndarray]:
         path = pathlib.Path(self.directory) / INDEX_FILE
-        if path.exists():
-            found = json.loads(path.read_text()).get(self.split)
-            if found and len(found["frames"]) == len(self):
-                return {name: np.asarray(value) for name, value in found.items()}
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        if all(name in stored and len(stored[name]["frames"]) == length for name, _, length in self._parts):
+            parts = [(stored[name], rows) for name, rows, _ in self._parts]
+            return {name: np.concatenate([part[name][rows] for part, rows in parts]) for name in parts[0][0]}
         return {name: np.asarray(value) for name, value in _scan(self).items()}
+
+
+@contextlib.contextmanager
+def reading(source, position: int) -> Iterator[dict[str, Any]]:
+    """The record at a position of a source; a ValueError about it, there or inside, names where it lies and its id."""
+    record: dict[str, Any] = {}
+    try:
+        record = source[position]
+        yield record
+    except ValueError as error:
+        name = f" ({record['id']})" if "id" in record else ""
+        raise ValueError(
+            f"{source.directory}, split {source.split}, record {position}{name}: {' '.join(str(error).split())}; "
+            "take it out or prepare it anew"
+        ) from error
 
 
 def _later_fields() -> dict[str, Any]:
@@ -361,22 +387,32 @@ def decode_video(data: bytes, start: int, count: int) -> np.ndarray:
     around those asked for, only what these are coded from is decoded.
 
     Raises:
-      ValueError: if the video does not have these frames.
+      ValueError: if the video does not have these frames, or is damaged.
     """
     if start < 0 or count < 1:
         raise ValueError(f"start={start}, count={count}; expected start >= 0 and count >= 1")
+    try:
+        frames = _frames(data, start, count)
+    except Exception as error:  # of a damaged file PyAV raises what it likes
+        raise ValueError(f"{len(data)} bytes hold no video that can be read: {error}") from error
+    if len(frames) < count:
+        raise ValueError(f"no frames {start} to {start + count - 1} in a video of {count_frames(data)} frames")
+    return np.stack(frames)
+
+
+def _frames(data: bytes, start: int, count: int) -> list[np.ndarray]:
+    """The frames of `decode_video` up to the first that is missing."""
     # One thread everywhere: the pipeline's workers are the parallelism, and the threaded colour conversion, which is
     # the default, takes three times the processor time on small frames.
-    to_rgb = av.video.reformatter.VideoReformatter()
+    to_rgb, frames = av.video.reformatter.VideoReformatter(), []
     with av.open(io.BytesIO(data), options=_UNPROBED) as container:
-        frames: list[np.ndarray] = []
         for at, frame in _frames_from(container, start, start + count):
             if at != start + len(frames):
                 break  # a gap: never return a wrong frame
             frames.append(to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray())
             if len(frames) == count:
-                return np.stack(frames)
-    raise ValueError(f"no frames {start} to {start + count - 1} in a video of {count_frames(data)} frames")
+                break
+    return frames
 
 
 def _frames_from(container, start: int, stop: int) -> Iterator[tuple[int, av.VideoFrame]]:

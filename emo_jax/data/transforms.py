@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from emo_jax.data.audio import cut, window_bounds
+from emo_jax.data.audio import audio_context, context_samples, cut, window_bounds
 
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 PICTURES = ("reference", "motion", "frames")
@@ -95,17 +95,21 @@ def union_mask(boxes: np.ndarray, window: Window, image_size: tuple[int, int]) -
 
 
 def audio_window_samples(clip) -> int:
-    """Samples of the waveform of one clip: that of frames + 2 * audio_window frames, and the margin on both sides."""
-    return window_bounds(0, clip.frames + 2 * clip.audio_window, clip.fps)[1]
+    """Samples of the waveform of one clip: frames + 2 * audio_window frames, with margin and context on both sides."""
+    length = window_bounds(0, clip.frames + 2 * clip.audio_window, clip.fps)[1]
+    return length + 2 * context_samples(audio_context(clip))
 
 
-def audio_window(audio: np.ndarray, start: int, frames: int, reach: int, fps: float) -> np.ndarray:
+def audio_window(
+    audio: np.ndarray, start: int, frames: int, reach: int, fps: float, context: float = 0.0
+) -> np.ndarray:
     """The waveform of frames [start - reach, start + frames + reach) with margins; (W,) float32 in [-1, 1].
 
-    `audio` is the whole record's, int16; samples outside it are zero.
+    `audio` is the whole record's, int16; samples outside it are zero. `context`: seconds more on both sides.
     """
     begin, length = window_bounds(start - reach, frames + 2 * reach, fps)
-    return cut(audio, begin, length).astype(np.float32) / 32768
+    more = context_samples(context)
+    return cut(audio, begin - more, length + 2 * more).astype(np.float32) / 32768
 
 
 def speed_window(speed: np.ndarray, start: int, frames: int, reach: int) -> np.ndarray:

@@ -17,11 +17,12 @@ from emo_jax.data.head import rotation_speed
 from emo_jax.data.records import Record, encode_video, record_example
 from emo_jax.data.shots import STEADY, Measurements, Meter, Rules, Stretch, choose_stretches, cut_square
 from emo_jax.data.video import read_video
+from emo_jax.data.voices import level_gain
 
 FPS = 25
 SAMPLES = SAMPLE_RATE // FPS  # of a frame
 SOUND_MAY_LACK = 0.5  # seconds at the end of a video without sound, filled with silence
-SILENT = 1e-3  # root mean square below which a sound track says nothing (-60 dBFS)
+SILENT = 1e-3  # root mean square, as recorded, below which a sound track says nothing (-60 dBFS)
 THUMBNAIL = 96
 MEASURED = 0.7  # share of the work that is measuring, for the progress shown
 
@@ -34,6 +35,19 @@ class Settings:
     faces: str = "auto"
     face_model: str | None = None
     licence: str = "unknown"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """The sound track of a video.
+
+    samples: int16 at SAMPLE_RATE from the first frame on, as loud as they were recorded; none where there is no sound.
+    gain: by which the whole track is levelled, as `emo generate` levels its recording. flag: what is wrong; or "".
+    """
+
+    samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int16))
+    gain: float = 1.0
+    flag: str = ""
 
 
 @dataclasses.dataclass
@@ -73,9 +87,9 @@ def _records(path, settings, analyzer, tick, outcome) -> Iterator[tuple[dict, di
     seen, size = _measure(path, analyzer, lambda done: tick(done * MEASURED), stated)
     outcome.frames = len(seen)
     flags = [] if len(seen) / FPS > 0.95 * stated - 0.2 else ["truncated"]
-    sound, fault = _sound(path)
-    flags += [fault] if fault else []
-    end = len(sound) // SAMPLES
+    sound = _sound(path)
+    flags += [sound.flag] if sound.flag else []
+    end = len(sound.samples) // SAMPLES
     borders = (end,) if 0 < end < len(seen) - SOUND_MAY_LACK * FPS else ()
     stretches, outcome.dropped = choose_stretches(seen, settings.rules, FPS, size, borders)
     if not stretches:
@@ -114,16 +128,15 @@ def _stated_seconds(path) -> float:
         return float(stream.duration * stream.time_base)
 
 
-def _sound(path) -> tuple[np.ndarray, str]:
-    """(int16 samples at SAMPLE_RATE from the first frame on, flag); no samples and a flag where there is no sound."""
+def _sound(path) -> Sound:
     with open_media(path) as container:
         if not container.streams.audio:
-            return np.zeros(0, np.int16), "no-sound"
+            return Sound(flag="no-sound")
     try:
         sound = load_audio(path, align_to_video=True)
     except ValueError:
-        return np.zeros(0, np.int16), "bad-sound"
-    return np.round(sound * 32767).astype(np.int16), ""
+        return Sound(flag="bad-sound")
+    return Sound(np.round(sound * 32767).astype(np.int16), level_gain(sound))
 
 
 def _cut_out(path, stretches: list[Stretch], size: int) -> Iterator[tuple[Stretch, np.ndarray]]:
@@ -147,20 +160,21 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
     size = settings.rules.size
     boxes = (_smooth(seen.box[rows]) - (left, top, left, top)) * (size / side)
     rotation, speed, trust = head_motion(seen.rotation[rows])
-    audio = cut(sound, stretch.start * SAMPLES, len(frames) * SAMPLES)
+    audio = cut(sound.samples, stretch.start * SAMPLES, len(frames) * SAMPLES)
     flags = [*flags, *stretch.flags]
-    if stretch.start * SAMPLES >= len(sound):
+    if stretch.start * SAMPLES >= len(sound.samples):
         audio, more = audio[:0], [] if {"no-sound", "bad-sound"} & set(flags) else ["no-sound"]
         flags += more
     elif _loudness(audio) < SILENT:
         audio = audio[:0]
         flags.append("silent")
+    levelled = np.clip(np.round(audio * sound.gain), -32768, 32767).astype(np.int16)
     return Record(
         id=f"{record_id(source)}-{stretch.start:06d}",
         source=source,
         licence=settings.licence,
         video=encode_video(frames, FPS),
-        audio=audio,
+        audio=levelled,
         fps=float(FPS),
         boxes=np.clip(boxes, 0, size).astype(np.float32),
         landmarks=(seen.landmarks[rows] - (left, top)) * (size / side),

@@ -249,15 +249,21 @@ def normalise(audio: np.ndarray) -> np.ndarray:
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
         raise ValueError(f"audio has shape {audio.shape}; give one channel, (samples,)")
+    return (audio * level_gain(audio)).astype(np.float32)
+
+
+def level_gain(audio: np.ndarray) -> float:
+    """The factor by which `normalise` multiplies audio (N,) float32."""
     if not audio.size:
-        return audio
-    frames = np.pad(audio, (0, -len(audio) % 320)).reshape(-1, 320).astype(np.float64)
-    power = (frames**2).mean(1)
+        return 1.0
+    frames = np.pad(audio, (0, -len(audio) % 320)).reshape(-1, 320)
+    blocks = np.array_split(frames, len(frames) // 4096 + 1)  # doubles of hours of sound at once would be gigabytes
+    power = np.concatenate([(block.astype(np.float64) ** 2).mean(1) for block in blocks])
     if power.max() < 10 ** (SILENCE_DB / 10):
-        return audio
+        return 1.0
     active = power[power > power.max() / 1000].mean()
     gain = np.clip(TARGET_DB - 10 * np.log10(active), -MAX_GAIN_DB, MAX_GAIN_DB)
-    return (audio * min(10 ** (gain / 20), 1 / max(np.abs(audio).max(), 1e-9))).astype(np.float32)
+    return min(10 ** (gain / 20), 1 / max(np.abs(audio).max(), 1e-9))
 
 
 def _band_power(audio: np.ndarray, low: float, high: float, centres: np.ndarray, window: np.ndarray) -> np.ndarray:

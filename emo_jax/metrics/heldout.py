@@ -69,7 +69,7 @@ def choose_people(count: int, others: int, seconds: float, clip, scale: float, d
     frames = round(seconds * clip.fps)
     if count < 2 or frames < 2:
         raise ValueError(f"{count} identities of {frames} frames; an evaluation needs two of each at least")
-    records = _stored(data, count + others) if data else _drawn(count, others, seconds, clip, scale)
+    records = _stored(data, count, others) if data else _drawn(count, others, seconds, clip, scale)
     rows, distractors, size = [], [], tuple(clip.image_size)
     for number, record in enumerate(records):
         middle = len(record["boxes"]) // 2
@@ -134,9 +134,11 @@ def _drawn(count: int, others: int, seconds: float, clip, scale: float) -> Itera
         yield dataclasses.asdict(make_record(FIRST_SEED + number, seconds=length, size=size, fps=clip.fps))
 
 
-def _stored(data: str, wanted: int) -> Iterator[dict]:
+def _stored(data: str, count: int, others: int) -> Iterator[dict]:
     source = open_records(data, "validation")
-    for position in range(min(wanted, len(source))):
+    if len(source) < count:
+        raise ValueError(f"{data}, split validation: {len(source)} records, expected {count}: lower --identities")
+    for position in range(min(count + others, len(source))):
         yield source[position]
 
 

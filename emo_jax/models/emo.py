@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.data.audio import AUDIO_MARGIN
+from emo_jax.data.audio import AUDIO_MARGIN, window_bounds
 from emo_jax.models import audio_encoder
 from emo_jax.models.attention import Conditions
 from emo_jax.models.audio_projector import AudioProjector
@@ -69,16 +69,18 @@ class EMO:
     def audio_features(self, params, sound, frames):
         """A^f of each frame (B, frames, L, D) of sound: waveform (B, W), a window of data.audio.window_bounds.
 
-        wav2vec 2.0 hears the window alone, standardised by itself. Features of a Recording pass through.
+        What W is longer than such a window is context, half of it on either side. wav2vec 2.0 hears the whole waveform,
+        standardised by itself; log-mel spectra leave the context out. Features of a Recording pass through.
         """
         audio, fps = self.config.model.audio, self.config.clip.fps
         if sound.ndim == 4:
             return sound
+        context = (sound.shape[1] - window_bounds(0, frames, fps)[1]) // 2
         if self.audio_encoder is None:
-            return audio_encoder.mel_features(sound, frames, fps, bands=audio.bands, steps=audio.steps)
+            return audio_encoder.mel_features(sound[:, context:], frames, fps, bands=audio.bands, steps=audio.steps)
         config = self.audio_encoder.config
         states = self.hidden_states(params, audio_encoder.standardise(sound) if config.do_normalize else sound)
-        positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN, config)
+        positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN - context, config)
         return audio_encoder.interpolate(states, positions)
 
     def hidden_states(self, params, audio, lengths=None, sketch=None):

@@ -93,11 +93,24 @@ def test_batches_match_their_spec(record_dir):
     for changes in (
         {},
         dict(frames=1, motion_frames=0),
+        dict(audio_context=0.3),
         dict(image_size=(64, 32), crop_scale=(0.5, 1.0), flip_prob=0.5),
     ):
         data, clip = configs(record_dir, **changes)
         (batch,) = take(1, data, clip, batch_size=3, seed=0)
         assert {name: (value.shape, value.dtype) for name, value in batch.items()} == pipeline.element_spec(clip, 3)
+
+
+def test_context_is_more_sound_on_both_sides(record_dir):
+    plain, more = (samples(take(2, *configs(record_dir, audio_context=c), batch_size=6, seed=3)) for c in (0.0, 0.3))
+    for a, b in zip(plain, more, strict=True):
+        np.testing.assert_array_equal(a["audio"], b["audio"][4800:-4800])
+        np.testing.assert_array_equal(a["frames"], b["frames"])
+        start = round((frame_numbers(b["frames"])[0] - 2) * 640) - 256 - 4800
+        total = 25600 + 2560 * record_number(b)
+        at = start + np.arange(len(b["audio"]))
+        inside = (at >= 0) & (at < total) & (record_number(b) not in (1, 4))
+        np.testing.assert_array_equal(b["audio"] * 32768, np.where(inside, at - 20000, 0))
 
 
 def test_masks_cover_every_box_of_the_clip(record_dir):
@@ -321,12 +334,48 @@ def test_short_records_are_left_out(record_dir):
         ({"crop_scale": (0.9, 0.8)}, {}, "data.crop_scale is"),
         ({"first_clip_prob": 1.5}, {}, "data.first_clip_prob is 1.5"),
         ({"color_jitter": 1.0}, {}, "data.color_jitter is 1.0"),
+        ({"audio_context": -0.1}, {}, "clip.audio_context is -0.1"),
     ],
 )
 def test_bad_settings_are_one_line(record_dir, changes, options, message):
     data, clip = configs(**{"directory": record_dir} | changes)
     with pytest.raises(ValueError, match=message) as caught:
         pipeline.make_dataset(data, clip, **{"batch_size": 2, "seed": 0} | options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def damaged_dir(tmp_path_factory, make_record):
+    """One record whose video breaks off behind its header, and one that is whole."""
+    whole, directory = make_record(0), tmp_path_factory.mktemp("damaged") / "records"
+    at = whole.video.find(b"mdat") + 4
+    video = whole.video[:at] + bytes(len(whole.video[at:]) // 2) + whole.video[at + len(whole.video[at:]) // 2 :]
+    made = [dataclasses.replace(whole, id="broken", video=video), make_record(2)]
+    records.write_records(directory, {"train": lambda: made}, shards=1, progress=False)
+    return directory
+
+
+def test_a_damaged_video_is_named_in_one_line(damaged_dir):
+    source = records.open_records(damaged_dir, "train")
+    position = [source[i]["id"] for i in range(2)].index("broken")
+    with pytest.raises(ValueError) as caught:
+        take(8, *configs(damaged_dir), batch_size=1, seed=0)
+    told = str(caught.value)
+    assert told.startswith(f"{damaged_dir}, split train, record {position} (broken): ") and "\n" not in told
+    assert told.endswith("; take it out or prepare it anew") and "hold no video that can be read" in told
+    data, clip = configs(damaged_dir, split=f"train[{position}:{position + 1}]")
+    with pytest.raises(ValueError, match=rf"split train\[{position}:{position + 1}\], record 0 \(broken\): "):
+        take(1, data, clip, batch_size=1, seed=0)
+
+
+def test_a_damaged_file_is_named_in_one_line(make_record, tmp_path):
+    records.write_records(tmp_path / "two", {"train": lambda: map(make_record, (0, 2))}, shards=1, progress=False)
+    (path,) = (tmp_path / "two").glob("*array_record*")
+    data = bytearray(path.read_bytes())
+    data[2**16 + 2000] ^= 255  # in the second record, which begins a block of 64 KiB
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="two, split train, record 1: .*hash mismatch.*; take it out") as caught:
+        take(4, *configs(tmp_path / "two"), batch_size=1, seed=0)
     assert "\n" not in str(caught.value)
 
 

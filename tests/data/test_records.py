@@ -78,8 +78,29 @@ def test_index_agrees_with_the_records(record_dir):
     for i in range(len(source)):
         k = int(source[i]["id"][-1])
         assert (index["frames"][i], index["fps"][i], index["sound"][i]) == (40 + 4 * k, 25, k not in (1, 4))
-    part = records.open_records(record_dir, "train[:50%]").index()  # a slice has no index on disk
-    np.testing.assert_array_equal(part["frames"], index["frames"][:3])
+
+
+@pytest.mark.parametrize("split", ["train", "train[:50%]", "train[1:-1]", "train[50%:]+test"])
+def test_the_index_of_a_slice_is_cut_out_of_the_stored_one(record_dir, monkeypatch, split):
+    source = records.open_records(record_dir, split)
+    true = records._scan(source)
+    monkeypatch.setattr(records, "_scan", None)  # which reads every video
+    found = source.index()
+    assert found.keys() == true.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, true[name])
+    monkeypatch.setattr(records, "INDEX_FILE", "away")
+    assert source.index() is found and len(pickle.dumps(source)) < 1000
+
+
+def test_without_an_index_every_record_is_read_once(tmp_path, make_record, monkeypatch):
+    records.write_records(tmp_path / "out", {"train": lambda: [make_record(0), make_record(1)]}, progress=False)
+    (tmp_path / "out" / records.INDEX_FILE).unlink()
+    source, scan, calls = records.open_records(tmp_path / "out", "train[1:]"), records._scan, []
+    monkeypatch.setattr(records, "_scan", lambda source: calls.append(source) or scan(source))
+    for _ in range(2):
+        assert source.index()["frames"].tolist() == [len(source[0]["boxes"])]
+    assert calls == [source]
 
 
 def test_decoding_is_frame_exact_at_every_start(noise):
@@ -121,10 +142,23 @@ def test_frames_outside_the_video_are_an_error(noise):
         records.decode_video(noise[1], 48, 3)
     with pytest.raises(ValueError, match="start=-1"):
         records.decode_video(noise[1], -1, 3)
-    with pytest.raises(ValueError, match="no video"):
-        records.count_frames(b"not a video")
+    for read in (records.count_frames, lambda data: records.decode_video(data, 0, 1)):
+        with pytest.raises(ValueError, match="no video"):
+            read(b"not a video")
     with pytest.raises(ValueError, match="even height"):
         records.encode_video(np.zeros((2, 33, 32, 3), np.uint8), 25)
+
+
+def test_damaged_videos_are_value_errors(noise):
+    rng, failed = np.random.default_rng(0), 0
+    for _ in range(300):
+        data = np.frombuffer(noise[1], np.uint8).copy()
+        data[rng.integers(len(data), size=20)] = rng.integers(256, size=20)
+        try:
+            records.decode_video(data[: rng.integers(len(data) // 2, 2 * len(data))].tobytes(), 20, 5)
+        except ValueError:
+            failed += 1
+    assert failed > 150
 
 
 def test_a_failed_run_leaves_nothing(tmp_path, make_record):

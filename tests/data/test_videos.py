@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emo_jax import cli, prepare
-from emo_jax.data import records, statistics, videos
+from emo_jax.data import audio, records, statistics, videos, voices
 from emo_jax.data.face_tracking import HaarTracker, overlap
 from emo_jax.data.faces import find_faces
 from emo_jax.data.shots import Rules
@@ -209,6 +209,28 @@ def test_sound_that_ends_early_ends_the_record(tmp_path):
     _, found, _ = made(tmp_path / "in", tmp_path / "out")
     assert [(len(record["boxes"]), len(record["audio"])) for record in found] == [(40, 25600), (35, 0)]
     assert ["no-sound" in record["flags"] for record in found] == [False, True]
+
+
+def test_sound_is_levelled_over_the_track_as_in_generation(tmp_path):
+    (tmp_path / "in").mkdir()
+    sound = heads.voice(3.0) * np.float32([0.1, 0.2]).repeat(24000)
+    frames = np.concatenate([heads.heads(40), heads.heads(35, person=4)])
+    path = heads.write(tmp_path / "in" / "a.mp4", frames, 25, sound)
+    _, found, _ = made(tmp_path / "in", tmp_path / "out")
+    assert [len(record["boxes"]) for record in found] == [40, 35]
+    made_of = np.concatenate([record["audio"] for record in found]) / 32767
+    heard = audio.load_audio(path, align_to_video=True)
+    wanted = voices.normalise(heard)[: len(made_of)]
+    assert 3 < np.abs(wanted).max() / np.abs(heard).max() < 10
+    np.testing.assert_allclose(made_of, np.pad(wanted, (0, len(made_of) - len(wanted))), atol=2e-4)
+
+
+@pytest.mark.parametrize("level, silent", [(0.8e-3, True), (1.2e-3, False)])
+def test_silence_is_as_it_was_recorded(tmp_path, level, silent):
+    (tmp_path / "in").mkdir()
+    heads.write(tmp_path / "in" / "a.mp4", heads.heads(50), 25, heads.voice(2) * level / 0.1)
+    _, [record], _ = made(tmp_path / "in", tmp_path / "out")
+    assert ("silent" in record["flags"].split()) == silent == (not len(record["audio"]))
 
 
 def test_a_scene_change_ends_the_record(tmp_path):

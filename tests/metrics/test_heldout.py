@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from emo_jax.data.records import write_records
 from emo_jax.metrics import heldout, picture
 from emo_jax.prepare import _SPLIT_SEEDS
 
@@ -53,6 +54,13 @@ def test_unfit_records_are_refused(tmp_path):
         heldout.choose_people(1, 0, 1.0, CLIP, 0.8)
     with pytest.raises(ValueError, match="not a directory"):
         heldout.choose_people(2, 0, 1.0, CLIP, 0.8, str(tmp_path / "none"))
+
+
+def test_too_few_records_are_one_line(tmp_path, make_record):
+    write_records(tmp_path / "out", {"validation": lambda: map(make_record, (0, 2))}, progress=False)
+    with pytest.raises(ValueError, match="out, split validation: 2 records, expected 3: lower --identities") as caught:
+        heldout.choose_people(3, 64, 1.0, CLIP, 0.8, str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
 
 
 def test_picture_has_a_pair_of_lines_for_each_person(people):

@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from emo_jax import sharding
-from emo_jax.data.audio import AUDIO_MARGIN, cut, window_bounds
+from emo_jax.data.audio import AUDIO_MARGIN, audio_context, cut, window_bounds
+from emo_jax.data.synthetic import make_voice
+from emo_jax.data.transforms import audio_window, audio_window_samples
 from emo_jax.generate import EmoPipeline
 from emo_jax.models.audio_encoder import Recording, frame_positions, interpolate, sketch, standardise
 from emo_jax.models.emo import build
@@ -164,6 +167,33 @@ def test_a_window_in_training_is_standardised_and_heard_at_its_frames(emo):
     config = emo.audio_encoder.config
     np.testing.assert_allclose(found, interpolate(states, frame_positions(3, 6, FPS, start, config)), atol=1e-5)
     assert emo.audio_features(params, found, 6) is found
+
+
+def test_a_clip_with_context_is_heard_nearly_as_in_its_recording(emo, listen):
+    record = np.round(make_voice(np.random.default_rng([5, 2]), 10.0)[0] * 32767).astype(np.int16)
+    recording = Recording(listen, record[None].astype(np.float32) / 32768, FPS, M, emo.audio_encoder.config)
+    clip = ConfigDict(dict(frames=4, audio_window=M, fps=FPS))
+    params = listen.args[0]
+
+    def off(start, **context):
+        clip.update(context)
+        window = audio_window(record, start, 4, M, FPS, audio_context(clip))[None]
+        assert window.shape == (1, audio_window_samples(clip))
+        found, wanted = np.asarray(emo.audio_features(params, window, 4 + 2 * M)), recording(start - M, 4 + 2 * M)
+        return np.sqrt(((found - wanted) ** 2).mean() / (wanted**2).mean())
+
+    starts = (0, 60, 125, 200, 246)
+    alone = np.array([off(start) for start in starts])  # as with the configs of older weights
+    more = np.array([off(start, audio_context=2.0) for start in starts])
+    assert (more < 0.35 * alone).all() and more[1:4].max() < 0.05 and alone.min() > 0.2
+
+
+def test_log_mel_spectra_take_no_context():
+    emo, record = build(small_config()), np.round(sound(2.0)[0] * 32767).astype(np.int16)
+    windows = [audio_window(record, 20, 4, M, FPS, context)[None] for context in (0.0, 0.35)]
+    plain, more = (np.asarray(emo.audio_features({}, window, 4 + 2 * M)) for window in windows)
+    assert windows[1].shape[1] == windows[0].shape[1] + 2 * 5600
+    np.testing.assert_array_equal(plain, more)
 
 
 def test_it_is_frozen_in_every_stage_and_every_parameter_has_a_place(emo):
