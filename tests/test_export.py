@@ -41,6 +41,7 @@ def test_export(run, tmp_path, capsys, dtype, tolerance):
     assert capsys.readouterr().out == f"{output}: {size:.1f} MB, {dtype}\n" * 2
     assert sorted(path.name for path in output.iterdir()) == ["config.json", "model.safetensors"]
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1  # as the user's other files
     config, flat = load_weights(output)
     assert json.loads(config.to_json()) == json.loads(small_config("speed").to_json())
     assert flat.keys() == weights.keys()

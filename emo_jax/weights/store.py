@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,7 @@ def save_weights(directory, config, flat, dtype=np.float16):
     partial = directory / ".model.safetensors.part"
     save_file(tensors, partial)
     (directory / "config.json").write_text(config_lib.to_json(config) + "\n")
+    shutil.copymode(directory / "config.json", partial)  # safetensors lets its owner alone read it
     os.replace(partial, directory / "model.safetensors")
 
 
