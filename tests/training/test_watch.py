@@ -1,5 +1,6 @@
 """What is told of an input that stalls or breaks, and traces of steps."""
 
+import pathlib
 import re
 import threading
 import time
@@ -58,7 +59,7 @@ def test_only_a_data_worker_that_ended_is_called_so():
 def traces(monkeypatch):
     """(what was begun and ended, at which call) of a step function that is traced; nothing is."""
     events = []
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(("start", folder.name)))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(("start", pathlib.Path(folder).name)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(("stop",)))
 
     def go(count, left, calls):
