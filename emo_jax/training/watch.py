@@ -1,6 +1,7 @@
 """Watches over the steps of a run: a trace of some of them, and words where the input stalls or breaks."""
 
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -9,7 +10,6 @@ import time
 import jax
 
 from emo_jax.training import processes
-from emo_jax.training.checkpoint import folder_of
 
 _SETTLING = 3
 """Steps before those that are traced, in which things are compiled and buffers filled."""
@@ -24,13 +24,13 @@ class Profiled:
 
     def __init__(self, step_fn, workdir, count, left):
         first = min(_SETTLING, max(left - count, 0))
-        self._step_fn, self._folder = step_fn, folder_of(workdir) / "profile"
+        self._step_fn, self._folder = step_fn, os.path.join(workdir, "profile")
         self._traced, self._calls, self._tracing = range(first, first + count), 0, False
 
     def __call__(self, state, batch):
         if self._calls in self._traced and not self._tracing and processes.first():
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(self._folder)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=self._calls):
             result = self._step_fn(state, batch)
