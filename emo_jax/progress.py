@@ -57,12 +57,16 @@ class Progress:
 
 @contextlib.contextmanager
 def meanwhile(call, every):
-    """Within it, `call()` is called every so many seconds by a thread of its own, which has ended at its end."""
+    """Within it, `call()` is called every so many seconds by a thread of its own, which has ended at its end.
+
+    What a call returns, if anything, are the seconds until the next.
+    """
     over = threading.Event()
 
     def repeat():
-        while not over.wait(every):
-            call()
+        wait = every
+        while not over.wait(wait):
+            wait = call() or every
 
     thread = threading.Thread(target=repeat, name="meanwhile", daemon=True)
     thread.start()

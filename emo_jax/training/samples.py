@@ -69,7 +69,9 @@ class Samples:
             path = pathlib.Path(folder) / name
             with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
                 file.write(video)
-            (self._directory / name).write_bytes(path.read_bytes())
+            partial = self._directory / f".{name}.part"
+            partial.write_bytes(path.read_bytes())
+            partial.replace(self._directory / name)
 
     @functools.cached_property
     def _sampler(self):

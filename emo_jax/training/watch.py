@@ -1,14 +1,12 @@
 """Watches over the steps of a run: a trace of some of them, and words where the input stalls or breaks."""
 
-import contextlib
 import os
 import re
 import sys
-import threading
-import time
 
 import jax
 
+from emo_jax.progress import meanwhile
 from emo_jax.training import processes
 
 _SETTLING = 3
@@ -73,21 +71,14 @@ def next_batch(iterator, step, seconds):
             ) from error
 
 
-@contextlib.contextmanager
 def _impatient(what, seconds):
-    done = threading.Event()
+    waited = 0
 
-    def watch():
-        since, patience = time.monotonic(), seconds
-        while not done.wait(since + patience - time.monotonic()):
-            text = f"warning: {processes.name()} has waited {patience:g} s for {what}; is its storage slow or away?"
-            print(text, file=sys.stderr, flush=True)
-            patience *= 2
+    def tell():
+        nonlocal waited
+        waited = 2 * waited or seconds
+        text = f"warning: {processes.name()} has waited {waited:g} s for {what}; is its storage slow or away?"
+        print(text, file=sys.stderr, flush=True)
+        return waited
 
-    thread = threading.Thread(target=watch, name="impatient", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return meanwhile(tell, every=seconds)

@@ -23,7 +23,7 @@ def test_an_input_that_stalls_is_told_at_growing_intervals(capsys):
     waited = [re.search(r"has waited (\S+) s for the batch of step 17", line)[1] for line in lines]
     assert waited == ["0.1", "0.2", "0.4"]
     assert lines[0].startswith("warning: process 0 of 1 on ")
-    assert "impatient" not in {thread.name for thread in threading.enumerate()}
+    assert "meanwhile" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_damaged_record_ends_the_run_but_is_no_fault_of_its_options():
@@ -39,7 +39,7 @@ def test_an_input_in_time_is_not_told_and_leaves_nothing_behind(capsys):
     assert next_batch(slow(0), 1, 5) == "batch"
     with pytest.raises(StopIteration):
         next_batch(iter(()), 1, 5)
-    assert "impatient" not in {thread.name for thread in threading.enumerate()}
+    assert "meanwhile" not in {thread.name for thread in threading.enumerate()}
     assert not capsys.readouterr().err
 
 
