@@ -105,8 +105,10 @@ def split(flat, stage):
 
 
 def clip_of(config, stage):
-    """The `clip` config that a stage is fed: single frames without motion frames unless it trains on video."""
+    """The `clip` config that a stage is fed: single frames unless it trains on video; no context unless it listens."""
     clip = config.clip.copy_and_resolve_references()
     if not stage.video:
         clip.update(frames=1, motion_frames=0)
+    if not stage.sound:
+        clip.update(audio_context=0.0)
     return clip

@@ -90,10 +90,11 @@ def test_stages_follow_each_other_and_are_fed_what_they_train():
 
 def test_a_stage_of_images_is_fed_single_frames():
     config = small_config()
+    config.clip.audio_context = 2.0
     clip = clip_of(config, get_stage("image"))
-    assert (clip.frames, clip.motion_frames) == (1, 0) and tuple(clip.image_size) == (64, 64)
+    assert (clip.frames, clip.motion_frames, clip.audio_context) == (1, 0, 0) and tuple(clip.image_size) == (64, 64)
     clip = clip_of(config, get_stage("video"))
-    assert (clip.frames, clip.motion_frames) == (4, 2)
+    assert (clip.frames, clip.motion_frames, clip.audio_context) == (4, 2, 2)
     assert (config.clip.frames, config.clip.motion_frames) == (4, 2)
 
 
