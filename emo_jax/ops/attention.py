@@ -60,11 +60,15 @@ def attention(query, key, value):
 
 
 def _at_once(query, key):
-    """Whether all scores of (..., heads, S, D) may be held: those of a small map on CPUs, with their small caches."""
-    scores = query.shape[-2] * key.shape[-2]
+    """Whether all scores of (..., heads, S, D) may be held.
+
+    On CPUs, with their small caches, those of a small map; elsewhere those to few keys (frames, audio tokens), which
+    take no more room than the queries, and others as long as memory has room for them.
+    """
+    keys, scores = key.shape[-2], query.shape[-2] * key.shape[-2]
     if platform() == "cpu":
         return scores <= _SHORT * _SHORT // 4
-    return scores <= _SHORT * _SHORT and math.prod(query.shape[:-2]) * scores <= _SCORES
+    return keys <= _LANES or scores <= _SHORT * _SHORT and math.prod(query.shape[:-2]) * scores <= _SCORES
 
 
 def _fused(query, key, value):

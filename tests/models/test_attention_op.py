@@ -49,15 +49,17 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("lead, queries, keys, dim, chunked", [
-    ((1,), 12 * 256, 256, 160, True),  # on accelerators that would be a hundred small kernels in a row
-    ((1,), 4096, 4096, 512, True),
-    ((64, 16), 1024, 1024, 160, True),
-    ((1,), 256, 256, 160, False),
+@pytest.mark.parametrize("lead, queries, keys, dim, cpu, gpu", [
+    ((1,), 12 * 256, 256, 160, True, False),  # on accelerators that would be a hundred small kernels in a row
+    ((1,), 4096, 4096, 512, True, True),
+    ((64, 16), 1024, 1024, 160, True, True),
+    ((1,), 256, 256, 160, False, False),
+    ((64, 4096), 16, 16, 160, False, False),  # temporal attention: a small kernel for each of 4096 places
+    ((64, 12), 4096, 128, 160, True, False),
 ])  # fmt: skip
-def test_what_is_cut_in_chunks(monkeypatch, lead, queries, keys, dim, chunked):
+def test_what_is_cut_in_chunks(monkeypatch, lead, queries, keys, dim, cpu, gpu):
     inputs = [jax.ShapeDtypeStruct((*lead, length, 8, dim), jnp.bfloat16) for length in (queries, keys, keys)]
-    for platform, expected in (("cpu", chunked), ("gpu", chunked and queries * keys > 10**6)):
+    for platform, expected in (("cpu", cpu), ("gpu", gpu)):
         monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
         assert ("scan" in str(jax.make_jaxpr(lambda *a: op.attention(*a))(*inputs))) == expected
 
