@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/emo demo --out out/demo.mp4
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

@@ -44,8 +44,19 @@ class EMO:
     # -- images and latents
 
     def encode(self, params, images):
-        """Latents of unit variance (..., h, w, c) of images (..., H, W, 3): uint8, or floats in [-1, 1]."""
-        return self.vae.apply(whole(params["vae"]), to_float(images), method="encode")
+        """Latents of unit variance (..., h, w, c) of images (..., H, W, 3): uint8, or floats in [-1, 1].
+
+        Large frames of clips (B, N, H, W, 3) are encoded one after the other: together they take more memory than all
+        the rest of a training step.
+        """
+        variables = whole(params["vae"])
+
+        def encode(images):
+            return self.vae.apply(variables, to_float(images), method="encode")
+
+        if images.ndim < 5 or math.prod(images.shape[-3:-1]) < _LARGE:
+            return encode(images)
+        return jnp.moveaxis(jax.lax.map(encode, jnp.moveaxis(images, 1, 0)), 0, 1)
 
     def decode(self, params, latents):
         """Images uint8 (..., H, W, 3) of latents (..., h, w, c)."""
@@ -174,6 +185,7 @@ def whole(params, dtype=None):
     return {"params": {**params, **rest}}
 
 
+_LARGE = 256 * 256  # pixels of a frame
 _LEVEL = re.compile(r"(down|up)_blocks_\d+$|mid_block$")
 _ADDED = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
 _ZERO = re.compile(r"vae/(quant_conv|decoder/conv_out)/")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from emo_jax.models import emo as parts
 from emo_jax.models.emo import build, to_float, to_uint8
 from emo_jax.models.layers import fold, unfold
 from emo_jax.models.vae import cosine_basis
@@ -84,3 +85,19 @@ def test_the_scale_of_the_latents_is_undone_by_the_decoder(vae):
     np.testing.assert_allclose(larger, 3 * latents, rtol=1e-4, atol=1e-6)
     assert np.abs(decode(params, latents).astype(int) - decode(scaled, larger).astype(int)).max() <= 1
     assert np.abs(decode(params, latents).astype(int) - decode(params, larger).astype(int)).max() > 1
+
+
+def test_large_frames_of_clips_are_encoded_one_after_the_other(vae, monkeypatch):
+    params, encode, _ = vae
+    config = small_config()
+    config.clip.image_size = (64, 128)
+    emo = build(config)
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 64, 128, 3)).astype(np.float32))
+    expected = np.stack([encode(params, images[:, k]) for k in range(3)], axis=1)
+
+    monkeypatch.setattr(parts, "_LARGE", 64 * 128)
+    compiled = jax.jit(emo.encode).lower(params, images).compile(compiler_options=FAST)
+    assert "while(" in compiled.as_text()
+    np.testing.assert_allclose(compiled(params, images), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(parts, "_LARGE", 64 * 128 + 1)
+    assert "while(" not in jax.jit(lambda *given: emo.encode(*given)).lower(params, images).as_text()
