@@ -6,10 +6,10 @@ make tiny-weights   # prepares the data and trains: tiny.py:vae, tiny.py:image, 
 from configs import base
 
 _STAGES = {
-    "vae": dict(steps=2000, batch_size=16, optimizer="adamw", learning_rate=2e-3),
-    "image": dict(steps=3000, batch_size=32, optimizer="muon", learning_rate=1.8e-3),
-    "video": dict(steps=6000, batch_size=8, optimizer="muon", learning_rate=1.2e-3),
-    "speed": dict(steps=1500, batch_size=8, optimizer="muon", learning_rate=3e-3),
+    "vae": dict(steps=1800, batch_size=16, optimizer="adamw", learning_rate=2e-3),
+    "image": dict(steps=2000, batch_size=32, optimizer="muon", learning_rate=1.8e-3),
+    "video": dict(steps=3500, batch_size=8, optimizer="muon", learning_rate=1.2e-3),
+    "speed": dict(steps=1800, batch_size=8, optimizer="muon", learning_rate=3e-3),
 }
 
 
