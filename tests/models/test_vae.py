@@ -57,7 +57,7 @@ def test_shapes(size, patch, factor):
 
 @pytest.fixture(scope="module")
 def vae():
-    """(params, encode, decode) of a new small VAE on images of 64 x 128 pixels."""
+    """(emo, params, encode, decode), with a new small VAE, on images of 64 x 128 pixels."""
     config = small_config()
     config.clip.image_size = (64, 128)
     emo = build(config)
@@ -65,11 +65,11 @@ def vae():
     images, latents = jnp.zeros((2, 64, 128, 3)), jnp.zeros((2, *emo.latent_shape))
     encode = jax.jit(emo.encode).lower(params, images).compile(compiler_options=FAST)
     decode = jax.jit(emo.decode).lower(params, latents).compile(compiler_options=FAST)
-    return params, encode, decode
+    return emo, params, encode, decode
 
 
 def test_a_new_vae_keeps_the_brightness_of_plain_images(vae):
-    params, encode, decode = vae
+    _, params, encode, decode = vae
     colours = np.array([[10, 120, 230], [255, 0, 90]], np.uint8)  # of four channels, all are brightness
     images = np.broadcast_to(colours[:, None, None], (2, 64, 128, 3))
     seen = decode(params, encode(params, to_float(jnp.asarray(images))))
@@ -77,7 +77,7 @@ def test_a_new_vae_keeps_the_brightness_of_plain_images(vae):
 
 
 def test_the_scale_of_the_latents_is_undone_by_the_decoder(vae):
-    params, encode, decode = vae
+    _, params, encode, decode = vae
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 64, 128, 3)).astype(np.float32))
     flat = flatten_dict(params, sep="/")
     scaled = unflatten_dict({**flat, "vae/scaling_factor": 3 * flat["vae/scaling_factor"]}, sep="/")
@@ -88,10 +88,7 @@ def test_the_scale_of_the_latents_is_undone_by_the_decoder(vae):
 
 
 def test_large_frames_of_clips_are_encoded_one_after_the_other(vae, monkeypatch):
-    params, encode, _ = vae
-    config = small_config()
-    config.clip.image_size = (64, 128)
-    emo = build(config)
+    emo, params, encode, _ = vae
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 64, 128, 3)).astype(np.float32))
     expected = np.stack([encode(params, images[:, k]) for k in range(3)], axis=1)
 
