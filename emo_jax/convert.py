@@ -133,6 +133,7 @@ def to_safetensors(args) -> None:
     """Checkpoint -> OUTPUT/{unet,vae,motion,audio}.safetensors, diffusers' and transformers' names, the same bits."""
     from safetensors.numpy import save_file
 
+    from emo_jax.files import whole
     from emo_jax.weights.assemble import KINDS
     from emo_jax.weights.store import read_flat
 
@@ -145,9 +146,8 @@ def to_safetensors(args) -> None:
     for kind in (*KINDS, "audio"):  # one after the other: memory holds each twice while it is written
         tensors = file_tensors(flat, kind)
         if tensors:
-            partial = output / f".{kind}.part"
-            save_file(tensors, partial)
-            partial.replace(output / f"{kind}.safetensors")
+            with whole(output / f"{kind}.safetensors") as partial:
+                save_file(tensors, partial)
             print(f"{output / kind}.safetensors: {len(tensors)} tensors", flush=True)
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pathlib
 import time
 
 import numpy as np
 
+from emo_jax.files import write_text
 from emo_jax.metrics.properties import (
     LONG_PEOPLE,
     MOVED_SECONDS,
@@ -196,10 +196,7 @@ def wanted_properties(args) -> list[str]:
 
 def write_report(path, rows: list[Row], settings: dict) -> None:
     """report.json: the settings, and each row with what it is made of."""
-    text = json.dumps({"settings": settings, "rows": [row.as_dict() for row in rows]}, indent=1)
-    partial = pathlib.Path(f"{path}.part")
-    partial.write_text(text + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps({"settings": settings, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
 
 
 def table(rows: list[Row]) -> str:

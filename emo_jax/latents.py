@@ -18,7 +18,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from emo_jax import sharding
 from emo_jax.data import latents, records, transforms
-from emo_jax.data.shards import begin, write_text
+from emo_jax.data.shards import begin
+from emo_jax.files import whole, write_text
 from emo_jax.models.audio_encoder import Recording
 from emo_jax.models.emo import build
 from emo_jax.progress import Progress
@@ -128,19 +129,18 @@ def _make_shards(encoder, source, work, files, layout, seed):
     rows = {i: range(i * len(source) // count, (i + 1) * len(source) // count) for i in mine}
     with Progress(sum(map(len, rows.values())), "latents", "record") as progress:
         for i, positions in rows.items():
-            partial = work / f"{files[i]}.tmp"
-            writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
             index = {"frames": [], "fps": [], "sound": []}
-            for position in positions:
-                with records.reading(source, position) as record:
-                    for entry in _entries(encoder, record, position, layout, seed):
-                        writer.write(entry)
-                index["frames"].append(len(record["boxes"]))
-                index["fps"].append(float(record["fps"]))
-                index["sound"].append(bool(len(record["audio"])))
-                progress.add()
-            writer.close()
-            os.replace(partial, work / files[i])
+            with whole(work / files[i]) as partial:
+                writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+                for position in positions:
+                    with records.reading(source, position) as record:
+                        for entry in _entries(encoder, record, position, layout, seed):
+                            writer.write(entry)
+                    index["frames"].append(len(record["boxes"]))
+                    index["fps"].append(float(record["fps"]))
+                    index["sound"].append(bool(len(record["audio"])))
+                    progress.add()
+                writer.close()
             write_text(_summary(work, i), json.dumps(index))
 
 

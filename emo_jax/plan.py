@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 
@@ -25,8 +24,8 @@ import numpy as np
 
 from emo_jax import cache, sharding
 from emo_jax.data.pipeline import element_spec
-from emo_jax.data.shards import write_text
 from emo_jax.diffusion.guidance import guidance_mode
+from emo_jax.files import write_text
 from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
 from emo_jax.ops.attention import traced_for
@@ -61,7 +60,7 @@ def main(args, config):
     found = plan(config, devices, args.topology, args.program)
     print(table(found))
     if args.output:
-        pathlib.Path(args.output).write_text(json.dumps(found, indent=1) + "\n")
+        write_text(args.output, json.dumps(found, indent=1) + "\n")
     return 0 if found["fits"] is not False else 1
 
 
@@ -126,7 +125,7 @@ def plan(config, devices, topology, program="step"):
     lower, sizes, work = (_step if program == "step" else _denoise)(config, devices)
     kind = devices[0].device_kind
     found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, chips=len(devices)) | work
-    found |= {"bytes": sizes} | _compiled(lower, topology, devices[0].platform)
+    found |= {"bytes": sizes} | _compiled(lower, topology, devices[0])
     if found["peak"] is not None:
         found["peak"] += found.get("unread", 0)
     memory = found["memory"] = _memory(devices[0])
@@ -236,12 +235,14 @@ def _held(tree, placed=None):
 # ---- compiling
 
 
-def _compiled(lower, topology, platform):
+def _compiled(lower, topology, device):
     """What the compiler tells of a program: from the cache, or after it was compiled, which takes minutes."""
+    platform = device.platform
     with _told("tracing"), traced_for(platform):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
-    key = hashlib.sha256("\n".join([lowered.as_text(), topology, compiler, EXECUTION]).encode()).hexdigest()
+    target = topology if platform == "tpu" else f"{topology}, {device.device_kind}"
+    key = hashlib.sha256("\n".join([lowered.as_text(), target, compiler, EXECUTION]).encode()).hexdigest()
     path = cache.folder() / "plans" / f"{key[:32]}.json"
     if path.exists():
         return json.loads(path.read_text()) | {"cached": True}

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from emo_jax.files import whole, write_text
 from emo_jax.training.stages import get_stage
 
 FINISHED = "evaluation/report.json"
@@ -187,9 +188,7 @@ def _claim(folder, sweep, steps):
             raise ValueError(f"{folder} was begun with other settings ({file}); choose another --output, or delete it")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".point.json.part"
-    partial.write_text(json.dumps(told, indent=1) + "\n")
-    os.replace(partial, file)
+    write_text(file, json.dumps(told, indent=1) + "\n")
 
 
 def _run_point(folder, title, steps):
@@ -248,10 +247,8 @@ def compare(sweep: Sweep, output: Path) -> str:
     for name, values in found.items():
         lines.append([name, *(str(sweep.points[name].get(field, "")) for field in fields),
                       *(f"{values[m]:.4f}" if m in values else "" for m in measures)])  # fmt: skip
-    partial = output / f".sweep.csv.{os.getpid()}.part"  # points that run side by side end side by side
-    with partial.open("w", newline="") as file:
+    with whole(output / "sweep.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(lines)
-    os.replace(partial, output / "sweep.csv")
     if found:
         save_bars(output / "sweep.png", {m: {name: values.get(m) for name, values in found.items()} for m in measures})
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

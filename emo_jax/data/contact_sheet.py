@@ -13,6 +13,7 @@ from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE, context_samples
 from emo_jax.data.pipeline import ClipSampler, clip_sampler, suitable_records
 from emo_jax.data.records import decode_video, open_records
 from emo_jax.data.video import VideoWriter
+from emo_jax.files import whole
 
 SHEET_FILE, CLIPS_FILE = "contact_sheet.png", "clips.mp4"
 TILE, GAP, TEXT, PLOT = 112, 2, 14, 64
@@ -53,9 +54,8 @@ def write_sheet(sampler: ClipSampler, clips: dict[int, dict], folder: str | os.P
         top += row.height
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{SHEET_FILE}.{os.getpid()}"
-    sheet.save(partial, format="png")
-    os.replace(partial, folder / SHEET_FILE)
+    with whole(folder / SHEET_FILE) as partial:
+        sheet.save(partial, format="png")
     return folder / SHEET_FILE
 
 

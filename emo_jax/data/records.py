@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from emo_jax.data.audio import SAMPLE_RATE, exact_fps
+from emo_jax.files import write_text
 
 GOP = 16  # frames between keyframes: what a seek decodes in vain at most
 INDEX_FILE = "index.json"
@@ -333,9 +334,7 @@ def write_index(directory: str | os.PathLike) -> None:
     path = pathlib.Path(directory)
     splits = tfds.builder_from_directory(path).info.splits
     index = {split: _scan(open_records(path, split)) for split in splits}
-    partial = path / f".{INDEX_FILE}.{os.getpid()}"
-    partial.write_text(json.dumps(index))
-    os.replace(partial, path / INDEX_FILE)
+    write_text(path / INDEX_FILE, json.dumps(index))
 
 
 def _scan(source: RecordSource) -> dict[str, list]:

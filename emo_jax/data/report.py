@@ -9,6 +9,8 @@ import pathlib
 
 import numpy as np
 
+from emo_jax.files import write_text
+
 REPORT_FILE, REJECTED_FILE, PAGE_FILE = "report.json", "rejected.jsonl", "report.html"
 MAX_THUMBNAILS = 200
 BINS = 24
@@ -30,10 +32,10 @@ def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> 
     videos = [video for summary in summaries for video in summary["videos"]]
     rejected = [video for video in videos if video["reason"]]
     lines = "".join(json.dumps(video, ensure_ascii=False) + "\n" for video in rejected)
-    (directory / REJECTED_FILE).write_text(lines)
+    write_text(directory / REJECTED_FILE, lines)
     report = make_report(rows, videos, fps)
-    (directory / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n")
-    (directory / PAGE_FILE).write_text(_page(report, rows, rejected))
+    write_text(directory / REPORT_FILE, json.dumps(report, indent=1) + "\n")
+    write_text(directory / PAGE_FILE, _page(report, rows, rejected))
 
 
 def read_report(directory: pathlib.Path) -> dict:

@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 from collections.abc import Callable, Iterable
 
 import tensorflow_datasets as tfds
@@ -20,11 +19,11 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from emo_jax.data.face_tracking import make_analyzer
 from emo_jax.data.records import INDEX_FILE, EmoRecords, record_features
 from emo_jax.data.videos import Outcome, Settings, video_records
+from emo_jax.files import whole, write_text
 
 SPLIT = "train"
 MAX_SHARDS = 256
 PLAN_FILE = "plan.json"
-_WRITER = f"{socket.gethostname()}-{os.getpid()}"  # of unfinished files: process ids repeat on other hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +108,18 @@ def begin(target: pathlib.Path, work: pathlib.Path, told: str, what: str) -> boo
 
 def make_shard(plan: Plan, index: int, skip: Iterable[str] = (), tick: Callable[[float], None] = lambda _: None):
     """Writes one shard and its summary; `skip` names videos that took their process down before."""
+    with whole(plan.data(index)) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        summary = _write_videos(writer, plan, index, skip, tick)
+        writer.close()
+    write_text(plan.summary(index), json.dumps(summary))
+    plan.current(index).unlink(missing_ok=True)
+
+
+def _write_videos(writer, plan, index, skip, tick):
+    """The shard's summary: what its records hold, and how each video ended."""
     analyzer = make_analyzer(plan.settings.faces, plan.settings.face_model)
     features, rows, outcomes, size = record_features(), [], [], 0
-    partial = plan.data(index).with_suffix(f".{_WRITER}.tmp")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
     for path, name in plan.shard(index):
         if name in skip:
             outcomes.append(Outcome(name, reason="its decoder took the process down, or it needs too much memory"))
@@ -138,11 +145,7 @@ def make_shard(plan: Plan, index: int, skip: Iterable[str] = (), tick: Callable[
             rows.append(row)
             size += len(data)
         tick(1.0 - done)
-    writer.close()
-    os.replace(partial, plan.data(index))
-    summary = dict(bytes=size, records=rows, videos=[dataclasses.asdict(outcome) for outcome in outcomes])
-    write_text(plan.summary(index), json.dumps(summary))
-    plan.current(index).unlink(missing_ok=True)
+    return dict(bytes=size, records=rows, videos=[dataclasses.asdict(outcome) for outcome in outcomes])
 
 
 def finish(plan: Plan, extra: Callable[[pathlib.Path, list[dict]], None]) -> None:
@@ -180,13 +183,6 @@ def finish(plan: Plan, extra: Callable[[pathlib.Path, list[dict]], None]) -> Non
         plan.target.rmdir()  # empty, says `begin`
     os.replace(whole, plan.target)
     shutil.rmtree(plan.work)
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{_WRITER}")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def _same(path: pathlib.Path, text: str) -> bool:

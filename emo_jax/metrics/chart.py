@@ -1,8 +1,8 @@
 """Bar charts with Pillow: one panel for each measure, one bar for each variant."""
 
-import os
-
 from PIL import Image, ImageDraw, ImageFont
+
+from emo_jax.files import whole
 
 _WIDTH, _LABEL, _LINE, _GAP = 760, 220, 24, 16
 _INK, _BAR = (30, 30, 30), (70, 120, 180)
@@ -29,9 +29,8 @@ def save_bars(path, panels):
             draw.text((_LABEL + length + 6, y), f"{value:.3f}" if value is not None else "-", _INK, font)
             y += _LINE
         y += _GAP
-    partial = f"{path}.{os.getpid()}.part"
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def _drawn(value):

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from emo_jax.files import whole
 from emo_jax.metrics.identity import FEATURES, thumbnail
 
 SIZE = 128
@@ -139,9 +140,8 @@ def save_probe(path: str | os.PathLike, params: dict) -> None:
     flat = {f"weights/{name}": a for name, a in flatten_dict(params["weights"], sep="/").items()}
     tensors = {name: np.ascontiguousarray(np.asarray(a), np.float16) for name, a in flat.items()}
     tensors |= {name: np.ascontiguousarray(params[name], np.float32) for name in _STATISTICS}
-    partial = f"{os.fspath(path)}.part"
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        save_file(tensors, partial)
 
 
 @functools.cache

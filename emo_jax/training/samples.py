@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from emo_jax.data import pipeline, records, transforms
 from emo_jax.data.latents import LatentSource
 from emo_jax.data.video import VideoWriter
+from emo_jax.files import whole
 from emo_jax.sampling import VideoSampler
 from emo_jax.training import processes
 from emo_jax.training.checkpoint import folder_of
@@ -69,9 +70,8 @@ class Samples:
             path = pathlib.Path(folder) / name
             with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
                 file.write(video)
-            partial = self._directory / f".{name}.part"
-            partial.write_bytes(path.read_bytes())
-            partial.replace(self._directory / name)
+            with whole(self._directory / name) as partial:
+                partial.write_bytes(path.read_bytes())
 
     @functools.cached_property
     def _sampler(self):

@@ -1,6 +1,5 @@
 """Weights in a folder: config.json and model.safetensors, in half precision for what ships."""
 
-import os
 import pathlib
 import re
 import shutil
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
+from emo_jax.files import whole, write_text
 from emo_jax.training.stages import part_of
 
 BUNDLED = {"tiny": pathlib.Path(__file__).parent / "tiny"}
@@ -23,11 +23,10 @@ def save_weights(directory, config, flat, dtype=np.float16):
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {path: np.asarray(a, dtype, order="C") for path, a in flat.items()}
-    partial = directory / ".model.safetensors.part"
-    save_file(tensors, partial)
-    (directory / "config.json").write_text(config_lib.to_json(config) + "\n")
-    shutil.copymode(directory / "config.json", partial)  # safetensors lets its owner alone read it
-    os.replace(partial, directory / "model.safetensors")
+    write_text(directory / "config.json", config_lib.to_json(config) + "\n")
+    with whole(directory / "model.safetensors") as partial:
+        save_file(tensors, partial)
+        shutil.copymode(directory / "config.json", partial)  # safetensors lets its owner alone read it
 
 
 def load_weights(name_or_directory):

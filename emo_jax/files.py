@@ -1,0 +1,29 @@
+"""Files that appear whole or not at all: a killed run leaves none that is broken."""
+
+import contextlib
+import os
+import pathlib
+import socket
+
+
+@contextlib.contextmanager
+def whole(path):
+    """The path of a hidden file beside `path`, to be written in the block: then it takes that name; on errors it goes.
+
+    Args:
+        path: a str or pathlib.Path, or a path with their methods (epath's, to a bucket).
+    """
+    path = pathlib.Path(path) if isinstance(path, str) else path
+    writer = f"{socket.gethostname()}-{os.getpid()}"  # process ids repeat on other hosts
+    partial = path.with_name(f".{path.name}.{writer}.tmp")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+    """Writes a text file; `path` as `whole` takes it."""
+    with whole(path) as partial:
+        partial.write_text(text)
