@@ -37,6 +37,7 @@ from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
 EXECUTION = "O1"  # of XLA's efforts: a third of the time to compile, and the same sizes
+_READING = "2"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
 
 def add_parser(subparsers):
@@ -242,7 +243,7 @@ def _compiled(lower, topology, device):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
     target = topology if platform == "tpu" else f"{topology}, {device.device_kind}"
-    key = hashlib.sha256("\n".join([lowered.as_text(), target, compiler, EXECUTION]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([lowered.as_text(), target, compiler, EXECUTION, _READING]).encode()).hexdigest()
     path = cache.folder() / "plans" / f"{key[:32]}.json"
     if path.exists():
         return json.loads(path.read_text()) | {"cached": True}

@@ -18,7 +18,12 @@ from tests.layouts import smallest_config
 on_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
 PROGRAM = """
-ENTRY %main {
+%all-reduce-scatter.2 (input: bf16[16,320]) -> bf16[4,320] {
+  %i = bf16[16,320]{1,0} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
+  ROOT %j = bf16[4,320]{1,0} dynamic-slice(%i, %k, %l), dynamic_slice_sizes={4,320}
+}
+
+ENTRY %main (p: bf16[2,320]) -> f32[3] {
   %a = bf16[16,320]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,8]<=[16], dimensions={0}
   %b = (f32[4,4]{1,0}, f32[8]{0}) all-reduce(%x, %y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%sum
   %c = (bf16[2,320]{1,0}, bf16[16,320]{1,0}) all-gather-start(%p), replica_groups=[2,8]<=[16], dimensions={0}
@@ -34,6 +39,7 @@ ENTRY %main {
 def test_collectives_of_a_program():
     found = [(one.kind, one.dtype, one.size, one.group) for one in roofline.collectives(PROGRAM)]
     assert found == [
+        ("reduce-scatter", "bf16", 4 * 320 * 2, 4),
         ("all-gather", "bf16", 16 * 320 * 2, 8),
         ("all-reduce", "f32", (16 + 8) * 4, 4),
         ("all-gather", "bf16", 16 * 320 * 2, 8),
@@ -42,7 +48,7 @@ def test_collectives_of_a_program():
         ("all-gather", "bf16", 16, 12),
     ]
     sent = [one.sent for one in roofline.collectives(PROGRAM)]
-    assert sent == [10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12]
+    assert sent == [2560 * 3, 10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12]
 
 
 def test_a_roofline_is_held_up_by_the_slowest():
@@ -159,6 +165,13 @@ def test_a_plan_is_compiled_once(tmp_path, program):
     assert "cached" in again and cached == found | {"cached": True}
 
 
+def printed(program):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 LONG = """
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
@@ -177,10 +190,36 @@ print(lowered.compile().as_text())
 @on_tpu
 def test_scores_of_long_contexts_stay_on_the_chip():
     """Neither forward nor backward pass holds 4096 x 4096 scores in the chip's memory."""
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", LONG], capture_output=True, text=True, env=environment, timeout=500)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("tpu_custom_call") >= 3 and "bf16[" in done.stdout and "4096,4096" not in done.stdout
+    compiled = printed(LONG)
+    assert compiled.count("tpu_custom_call") >= 3 and "bf16[" in compiled and "4096,4096" not in compiled
+
+
+GRADIENTS = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from emo_jax import sharding
+from emo_jax.plan import find_devices
+from emo_jax.training import roofline
+mesh = sharding.make_mesh(data=2, fsdp=4, devices=list(find_devices("v5e:2x4")))
+kernel, x = jax.ShapeDtypeStruct((1024, 4096), jnp.float32), jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
+split = NamedSharding(mesh, sharding.parameter_spec("dense/kernel", kernel.shape, 4, 1))
+def loss(kernel, x):
+    kernel = sharding.gathered({"dense": {"kernel": kernel}}, jnp.bfloat16)["dense"]["kernel"]
+    return (jax.nn.gelu(x @ kernel).astype(jnp.float32) ** 2).mean()
+given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
+for one in roofline.collectives(step.lower(kernel, x).compile().as_text()):
+    print(one.kind, one.dtype, one.size, one.group)
+"""
+
+
+@pytest.mark.slow
+@on_tpu
+def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up():
+    whole = 1024 * 4096 * 2
+    assert sorted(printed(GRADIENTS).splitlines()) == [
+        f"all-gather bf16 {whole} 4", f"all-reduce bf16 {whole // 4} 2", f"reduce-scatter bf16 {whole // 4} 4",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -57,18 +57,34 @@ class Collective:
 
 
 def collectives(program):
-    """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once."""
-    found = []
-    for line in re.finditer(rf" = (\(?.*?) ({'|'.join(KINDS)})(-start)?\((.*)", program):
-        results = arrays(line[1])
+    """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once.
+
+    An all-reduce and a slice that XLA for TPU has fused, which it calls all-reduce-scatter, are a reduce-scatter.
+    """
+    found, fused = [], False
+    for line in _LINES.finditer(program):
+        if line["computation"]:
+            fused = line["computation"].startswith("all-reduce-scatter")
+            continue
+        results = arrays(line["results"])
         if not results:
             continue
+        kind, group = line["kind"], _group(line["rest"])
         name, size = results[0][0], sum(size for _, size in results)
-        if line[3]:  # what starts and is waited for later has operand and result side by side
-            pick = min if line[2] == "reduce-scatter" else max
+        if line["start"]:  # what starts and is waited for later has operand and result side by side
+            pick = min if kind == "reduce-scatter" else max
             name, size = pick(results, key=lambda a: a[1])
-        found.append(Collective(line[2], name, size, _group(line[4])))
+        if fused and kind == "all-reduce":
+            kind, size = "reduce-scatter", size // group
+        found.append(Collective(kind, name, size, group))
     return found
+
+
+_LINES = re.compile(
+    r"^(?:ENTRY )?%(?P<computation>[\w.-]+) .*\{$"
+    rf"| = (?P<results>\(?.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\((?P<rest>.*)",
+    re.MULTILINE,
+)
 
 
 def arrays(types):
