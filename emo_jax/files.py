@@ -23,6 +23,12 @@ def whole(path):
         partial.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what killed processes left of `whole` in a folder; to be called while none writes there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path, text: str) -> None:
     """Writes a text file; `path` as `whole` takes it."""
     with whole(path) as partial:

@@ -19,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from emo_jax import sharding
 from emo_jax.data import latents, records, transforms
 from emo_jax.data.shards import begin
-from emo_jax.files import whole, write_text
+from emo_jax.files import remove_leftovers, whole, write_text
 from emo_jax.models.audio_encoder import Recording
 from emo_jax.models.emo import build
 from emo_jax.progress import Progress
@@ -129,19 +129,25 @@ def _make_shards(encoder, source, work, files, layout, seed):
     rows = {i: range(i * len(source) // count, (i + 1) * len(source) // count) for i in mine}
     with Progress(sum(map(len, rows.values())), "latents", "record") as progress:
         for i, positions in rows.items():
-            index = {"frames": [], "fps": [], "sound": []}
             with whole(work / files[i]) as partial:
                 writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-                for position in positions:
-                    with records.reading(source, position) as record:
-                        for entry in _entries(encoder, record, position, layout, seed):
-                            writer.write(entry)
-                    index["frames"].append(len(record["boxes"]))
-                    index["fps"].append(float(record["fps"]))
-                    index["sound"].append(bool(len(record["audio"])))
-                    progress.add()
+                index = _write_records(writer, encoder, source, positions, layout, seed, progress)
                 writer.close()
             write_text(_summary(work, i), json.dumps(index))
+
+
+def _write_records(writer, encoder, source, positions, layout, seed, progress):
+    """The shard's summary: frames, fps and sound of each record."""
+    index = {"frames": [], "fps": [], "sound": []}
+    for position in positions:
+        with records.reading(source, position) as record:
+            for entry in _entries(encoder, record, position, layout, seed):
+                writer.write(entry)
+        index["frames"].append(len(record["boxes"]))
+        index["fps"].append(float(record["fps"]))
+        index["sound"].append(bool(len(record["audio"])))
+        progress.add()
+    return index
 
 
 def _entries(encoder, record, position, layout, seed):
@@ -168,6 +174,7 @@ def _finish(work, target, split, files, layout, weights):
     summaries = [json.loads(_summary(work, i).read_text()) for i in range(len(files))]
     index = {name: sum((summary[name] for summary in summaries), []) for name in summaries[0]}
     found = dict(split=split, layout=dataclasses.asdict(layout), files=files, records=index, weights=weights)
+    remove_leftovers(work)
     write_text(work / latents.LATENTS_FILE, json.dumps(found))
     if target.is_dir():
         target.rmdir()  # empty, says `begin`

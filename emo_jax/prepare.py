@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from emo_jax.data.records import Record, write_records
 from emo_jax.data.synthetic import make_record
+from emo_jax.files import write_text
 from emo_jax.progress import Progress
 
 _SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
@@ -363,7 +364,7 @@ def prepare_images(
             raise ValueError(f"none of {len(pictures)} pictures gave a record; {first['source']}: {first['reason']}")
 
     write_records(output, {"train": made}, progress=False)
-    pathlib.Path(output, REJECTED_FILE).write_text("".join(json.dumps(line) + "\n" for line in rejected))
+    write_text(pathlib.Path(output, REJECTED_FILE), "".join(json.dumps(line) + "\n" for line in rejected))
     return count, len(rejected)
 
 

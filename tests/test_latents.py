@@ -209,8 +209,10 @@ def test_killed_and_begun_again(model, encoded, talking_records, tmp_path, monke
     assert not output.exists()
     with pytest.raises(ValueError, match="begun of other records, by another checkpoint or config"):
         maker.encode_records(talking_records, output, model[2], **options | {"windows": 3})
+    (tmp_path / ".out.partial/.latents.host-1.tmp").write_text("half a shard")  # of a process that died at once
     maker.encode_records(talking_records, output, model[2], **options)
     assert len(calls) == 4 + 3  # of the five records the first shard's two were not encoded again
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in encoded.iterdir())
     for path in encoded.iterdir():
         assert (output / path.name).read_bytes() == path.read_bytes(), path.name
     maker.encode_records(talking_records, output, model[2], **options)  # there already

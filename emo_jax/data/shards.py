@@ -19,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from emo_jax.data.face_tracking import make_analyzer
 from emo_jax.data.records import INDEX_FILE, EmoRecords, record_features
 from emo_jax.data.videos import Outcome, Settings, video_records
-from emo_jax.files import whole, write_text
+from emo_jax.files import remove_leftovers, whole, write_text
 
 SPLIT = "train"
 MAX_SHARDS = 256
@@ -84,7 +84,8 @@ class Plan:
         """
         if not begin(self.target, self.work, self.describe(), "with other options or from other videos"):
             return False
-        for path in (*self.work.glob("*.tmp"), *self.work.glob("*.current")):
+        remove_leftovers(self.work)
+        for path in self.work.glob("*.current"):
             path.unlink()  # left by a run that was killed
         return True
 
@@ -154,20 +155,20 @@ def finish(plan: Plan, extra: Callable[[pathlib.Path, list[dict]], None]) -> Non
     extra(directory, summaries) may write more files before the directory gets its name.
     """
     summaries = [json.loads(plan.summary(index).read_text()) for index in range(plan.shards)]
-    whole = plan.work / "whole"
-    shutil.rmtree(whole, ignore_errors=True)
-    whole.mkdir()
+    made = plan.work / "whole"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
     filled = [index for index, summary in enumerate(summaries) if summary["records"]]
     if filled:
         for number, index in enumerate(filled):
             name = f"{EmoRecords.name}-{SPLIT}.array_record-{number:05d}-of-{len(filled):05d}"
-            _link(plan.data(index), whole / name)
+            _link(plan.data(index), made / name)
         lengths = [len(summaries[index]["records"]) for index in filled]
         split = tfds.core.SplitInfo(
             name=SPLIT, shard_lengths=lengths, num_bytes=sum(summaries[index]["bytes"] for index in filled)
         )
         tfds.folder_dataset.write_metadata(
-            data_dir=whole,
+            data_dir=made,
             features=record_features(),
             split_infos=[split],
             version=str(EmoRecords.VERSION),
@@ -176,12 +177,12 @@ def finish(plan: Plan, extra: Callable[[pathlib.Path, list[dict]], None]) -> Non
         )
         rows = [row for summary in summaries for row in summary["records"]]
         index = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound")}
-        write_text(whole / INDEX_FILE, json.dumps({SPLIT: index}))
-    extra(whole, summaries)
-    shutil.copyfile(plan.work / PLAN_FILE, whole / PLAN_FILE)
+        write_text(made / INDEX_FILE, json.dumps({SPLIT: index}))
+    extra(made, summaries)
+    shutil.copyfile(plan.work / PLAN_FILE, made / PLAN_FILE)
     if plan.target.is_dir():
         plan.target.rmdir()  # empty, says `begin`
-    os.replace(whole, plan.target)
+    os.replace(made, plan.target)
     shutil.rmtree(plan.work)
 
 
