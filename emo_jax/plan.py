@@ -36,7 +36,7 @@ from emo_jax.training.flops import jaxpr_flops, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
-EXECUTION = "O1"  # of XLA's efforts: a third of the time to compile, and the same sizes
+EXECUTION = "O1"  # of XLA's efforts for TPUs: a third of the time to compile, and the same sizes
 _READING = "2"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
 
@@ -50,7 +50,7 @@ def add_parser(subparsers):
     )
     parser.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e and its shape, such as v5p:4x4x4; "
                         "cpu:N; gpu:N, where N GPUs are")  # fmt: skip
-    parser.add_argument("--program", choices=("step", "denoise"), default="step", help="(default %(default)s)")
+    parser.add_argument("--program", choices=PROGRAMS, default="step", help="(default %(default)s)")
     parser.add_argument("--output", help="JSON file to write, too")
     parser.set_defaults(main=main, takes_config=True)
 
@@ -123,7 +123,7 @@ def plan(config, devices, topology, program="step"):
 
     `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do.
     """
-    lower, sizes, work = (_step if program == "step" else _denoise)(config, devices)
+    lower, sizes, work = PROGRAMS[program](config, devices)
     kind = devices[0].device_kind
     found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, chips=len(devices)) | work
     found |= {"bytes": sizes} | _compiled(lower, topology, devices[0])
@@ -218,6 +218,10 @@ def _denoise(config, devices):
     return functools.partial(jitted.lower, *given), sizes, work
 
 
+PROGRAMS = {"step": _step, "denoise": _denoise}
+"""{name: function of (config, devices)}."""
+
+
 def _unread(jaxpr, first):
     """Bytes of those arrays of a program's first argument that it does not look at."""
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
@@ -257,7 +261,8 @@ def _compiled(lower, topology, device):
 
 
 def _compile(lowered, platform):
-    jax.config.update("jax_optimization_level", EXECUTION)
+    if platform == "tpu":
+        jax.config.update("jax_optimization_level", EXECUTION)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:

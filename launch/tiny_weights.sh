@@ -10,7 +10,7 @@ OUTPUT=${OUTPUT:-emo_jax/weights/tiny}
 previous=
 for stage in vae image video speed; do
   emo train --config "configs/tiny.py:$stage" --workdir "$RUNS/$stage" \
-    --config.data.directory="$DATA" --config.train.init_from="$previous"
+    --config.data.directory="$DATA" --config.train.init_from="$previous" "$@"
   previous=$RUNS/$stage
 done
 emo export --workdir "$previous" --output "$OUTPUT"

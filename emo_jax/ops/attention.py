@@ -11,6 +11,7 @@ _CHUNK = 256
 _SHORT = 1024
 _SCORES = 2**26  # held at once where memory is large and many small steps are slow: 256 MB
 _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
+_FUSED_LENGTH = 64  # of queries: for 12, cuDNN took 1.7 times XLA's time in float32 on an H100 (tests/on_gpu.py)
 _LANES = 128  # of a TPU: its kernel's blocks and, if wider, heads are multiples of that
 _BLOCKS = (512, 256, 128)  # of queries and keys in the TPU's kernel, the largest that divides
 _PLATFORM = contextvars.ContextVar("platform", default=None)
@@ -47,8 +48,7 @@ def attention(query, key, value):
     """
     if platform() == "tpu" and _tpu_blocks(query, key):
         return _flash(query, key, value)
-    fits = query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] <= _FUSED_WIDTH and query.shape[-1] % 8 == 0
-    if platform() == "gpu" and fits:
+    if platform() == "gpu" and _fits_cudnn(query):
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
     scale = query.shape[-1] ** -0.5
@@ -69,6 +69,12 @@ def _at_once(query, key):
     if platform() == "cpu":
         return scores <= _SHORT * _SHORT // 4
     return keys <= _LANES or scores <= _SHORT * _SHORT and math.prod(query.shape[:-2]) * scores <= _SCORES
+
+
+def _fits_cudnn(query):
+    """Whether cuDNN's flash attention takes these heads and is worth it: for few queries (frames) XLA's is faster."""
+    width, half = query.shape[-1], query.dtype in (jnp.bfloat16, jnp.float16)
+    return half and width <= _FUSED_WIDTH and width % 8 == 0 and query.shape[-3] >= _FUSED_LENGTH
 
 
 def _fused(query, key, value):

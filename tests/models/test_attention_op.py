@@ -64,12 +64,15 @@ def test_what_is_cut_in_chunks(monkeypatch, lead, queries, keys, dim, cpu, gpu):
         assert ("scan" in str(jax.make_jaxpr(lambda *a: op.attention(*a))(*inputs))) == expected
 
 
-@pytest.mark.parametrize("dim, fits", [(40, True), (80, True), (160, False), (512, False), (12, False)])
-def test_cudnn_gets_heads_that_it_can_take(monkeypatch, dim, fits):
+@pytest.mark.parametrize("queries, dim, fits", [
+    (64, 40, True), (64, 80, True), (64, 160, False), (64, 512, False), (64, 12, False),
+    (12, 40, False),  # temporal attention: it can, but is slower
+])  # fmt: skip
+def test_cudnn_gets_what_it_can_take_and_is_faster_at(monkeypatch, queries, dim, fits):
     called = []
     monkeypatch.setattr(op, "_fused", lambda q, k, v: called.append(q.shape) or q)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    op.attention(*(jnp.asarray(a, jnp.bfloat16) for a in arrays((), 4, 4, dim=dim)))
+    op.attention(*(jnp.asarray(a, jnp.bfloat16) for a in arrays((), queries, 4, dim=dim)))
     assert bool(called) == fits
 
 
