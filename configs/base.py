@@ -106,7 +106,8 @@ def model():
 def face():
     """Ours: where faces lie in training's clips, which is where generation puts a portrait's; fit it to the data set.
 
-    Medians over 300 records of `emo prepare synthetic`, of faces at rest with the mouth shut.
+    `emo prepare videos` cuts faces to this height. It is also that of `emo prepare synthetic` as configs/tiny.py cuts
+    it (data.crop_scale 0.8): medians over 300 records, of faces at rest with the mouth shut.
     """
     return dict(
         height=0.54,  # of the frame

@@ -22,6 +22,12 @@ VERBS = {
 TERMINATED = 143
 """Exit status after a SIGTERM, which schedulers take for "to be started again"; a verb's main may return it itself."""
 
+_NO_MEMORY = (
+    "the device's memory is not enough ({}); take less at a time: smaller --clips or --size in emo generate, "
+    "--identities in emo evaluate, --batch in emo prepare latents; smaller train.batch_size, larger train.accumulate "
+    "or model.unet.remat=blocks in emo train"
+)
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
@@ -58,6 +64,10 @@ def _run(argv):
         return _fail(name, error, 2)
     except (OSError, FloatingPointError) as error:  # a full disk, a run that diverged
         return _fail(name, error, 1)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it
+            raise
+        return _fail(name, _NO_MEMORY.format(" ".join(str(error).split())[:200]), 1)
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
     except _Terminated:

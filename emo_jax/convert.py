@@ -10,7 +10,9 @@ emo convert --describe --config configs/base.py
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import shutil
 import sys
 from collections import Counter
 
@@ -23,7 +25,7 @@ def add_parser(subparsers) -> None:
         "convert",
         help="weights of Stable Diffusion, AnimateDiff and wav2vec 2.0 to a checkpoint, and back",
         description=__doc__,
-        epilog="also takes --config FILE[:arg] and --config.key=value (default: configs/base.py)",
+        epilog="also takes --config FILE[:arg], which --to checkpoint needs, and --config.key=value",
     )
     parser.add_argument("--sd", help="Stable Diffusion 1.5: folder of diffusers, hub id, .safetensors or .ckpt")
     parser.add_argument("--vae", help="its autoencoder, where another than that of --sd is wanted")
@@ -50,27 +52,50 @@ def main(args, config) -> None:
 
 
 def to_checkpoint(args, config) -> None:
-    """Files -> checkpoint, with a report of every tensor that is not used and every parameter that is new."""
+    """Files -> checkpoint, with a report of every tensor that is not used and every parameter that is new.
+
+    Raises:
+        ValueError: files that do not fit the config, or an output that is there already.
+        OSError: the checkpoint cannot be written; nothing is left of it.
+    """
     import jax
 
     from emo_jax.models.emo import build
-    from emo_jax.training.checkpoint import save_weights_as_run
     from emo_jax.weights.assemble import assemble
 
     if config is None:
         raise ValueError("no config given; add --config configs/base.py")
-    output = pathlib.Path(args.output)
+    output = pathlib.Path(args.output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is there already; give a new folder")
+    if os.path.ismount(output):
+        raise ValueError(f"{output} is a mount point, which cannot be put in place whole; give a new folder in it")
     found, scale, rest = read_sources(args, config)
     emo, key = build(config), jax.random.key(args.seed)
     flat, report = assemble(emo, found, key, scale or 0.18215, read_hearing(args.audio, emo))
     if "unet" in report.unused:
         report.unused["unet"] |= rest
     print_report(report)
-    save_weights_as_run(output, config, flat)
+    _write_run(output, config, flat)
     size = sum(np.asarray(a).nbytes for a in flat.values())
-    print(f"{output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
+    print(f"{args.output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
+
+
+def _write_run(output, config, flat) -> None:
+    """The folder appears whole or not at all; an empty one of that name is replaced."""
+    from emo_jax.training.checkpoint import save_weights_as_run
+
+    partial = output.with_name(f".{output.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        save_weights_as_run(partial, config, flat)
+        os.replace(partial, output)
+    except (OSError, ValueError, RuntimeError) as error:  # a full disk is tensorstore's ValueError
+        told = " ".join(str(error).split())[:300]
+        raise OSError(f"{output} cannot be written ({told}); make room, or choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_sources(args, config):
@@ -107,7 +132,7 @@ def read_hearing(path, emo):
         return None
     if emo.audio_encoder is None:
         raise ValueError("--audio is given, but the config hears without wav2vec 2.0; set model.audio.encoder=wav2vec2")
-    found, flat, unused = load_wav2vec2(locate(path, ["*"]))
+    found, flat, unused = load_wav2vec2(locate(path, [""]))
     for field in dataclasses.fields(found):
         there, here = (getattr(config, field.name) for config in (found, emo.audio_encoder.config))
         if field.name != "dtype" and there != here:

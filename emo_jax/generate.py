@@ -330,14 +330,20 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def load_model(args, size=None, **sampling) -> EmoPipeline:
-    """The pipeline that --preset or --checkpoint names."""
+    """The pipeline that --preset or --checkpoint names.
+
+    Raises:
+        ValueError: no such weights, an unknown field of `sampling`, or no device.
+    """
     from emo_jax.cache import keep_programs
+    from emo_jax.training.processes import check_devices
     from emo_jax.weights.store import BUNDLED
 
     preset = PRESET if args.preset is None else args.preset
     if preset not in BUNDLED:
         raise ValueError(f"preset {preset!r} is unknown; expected {', '.join(BUNDLED)}, or give --checkpoint DIR")
     keep_programs()
+    check_devices()
     return EmoPipeline.from_pretrained(preset if args.checkpoint is None else args.checkpoint, size, **sampling)
 
 

@@ -45,13 +45,15 @@ def encode_records(
         windows: crop windows of each record, drawn by `seed`. batch: frames a device encodes at once. shards: files.
 
     Raises:
-        ValueError: arguments that make no sense, weights of another config, or an output that is of something else.
+        ValueError: arguments that make no sense, no device, weights of another config, or an output that is of
+            something else.
         OSError: the files cannot be written; the same call goes on from there.
     """
     processes.start()
     for name, value, least in (("windows", windows, 1), ("batch", batch, 1), ("shards", shards, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"--{name} is {value}; expected at least {least}")
+    processes.check_devices()
     found, flat = read_flat(checkpoint)
     emo = build(config or found)
     params = nest(emo, flat, checkpoint, ENCODERS)

@@ -125,14 +125,16 @@ def plan(config, devices, topology, program="step"):
     """
     lower, sizes, work = PROGRAMS[program](config, devices)
     kind = devices[0].device_kind
-    found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, chips=len(devices)) | work
+    found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind) | work
+    found["chips"] = math.prod(found["mesh"].values())
+    found["idle"] = len(devices) - found["chips"]
     found |= {"bytes": sizes} | _compiled(lower, topology, devices[0])
     if found["peak"] is not None:
         found["peak"] += found.get("unread", 0)
     memory = found["memory"] = _memory(devices[0])
     found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
     sent = sum(row["sent"] for row in found["collectives"])
-    limits = found["accessed"] and roofline.roofline(kind, len(devices), found["flops"], found["accessed"], sent)
+    limits = found["accessed"] and roofline.roofline(kind, found["chips"], found["flops"], found["accessed"], sent)
     if limits:
         found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
         for name in ("overlapped", "in_turn"):
@@ -299,11 +301,14 @@ def table(found):
     """The plan as text."""
     mesh = ", ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1) or "one device"
     what = f"step of stage {found['stage']}" if found["program"] == "step" else "guided denoising step"
-    lines = [f"{what} on {found['topology']} ({found['chips']} x {found['kind']}; {mesh}; clips: {found['clips']})"]
+    chips = f"{found['chips'] + found['idle']} x {found['kind']}"
+    lines = [f"{what} on {found['topology']} ({chips}; {mesh}; clips: {found['clips']})"]
     lines += [
         f"  {name:<14}{size['held'] / 1e9:9.3f} GB a chip, of {size['whole'] / 1e9:.3f} in all"
         for name, size in found["bytes"].items()
     ]
+    if found["idle"]:
+        lines.append(f"  idle: {found['idle']} chips, over which guidance's passes and a clip's frames do not divide")
     source = "cached" if found["cached"] else f"compiled in {found['seconds']:.0f} s"
     if found["peak"] is None:
         lines.append(f"does not fit: {found['why']}")

@@ -7,7 +7,6 @@ import functools
 import glob
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import shlex
@@ -196,7 +195,7 @@ def _main_inspect(args: argparse.Namespace, config) -> None:
 
 
 def _main_stats(args: argparse.Namespace, config) -> None:
-    """Run `emo prepare stats`: prints options for `emo train`; --config FILE says how long a clip is."""
+    """Run `emo prepare stats`: prints options for `emo train`; --config FILE says what a clip is."""
     from emo_jax.data.statistics import config_lines, fit_buckets, fit_face, head_tracks
 
     speeds, trusted, boxes = head_tracks(args.directory, args.split)
@@ -207,7 +206,8 @@ def _main_stats(args: argparse.Namespace, config) -> None:
             file=sys.stderr,
         )
     centres, radii = fit_buckets(speeds, args.buckets)
-    face = fit_face(boxes, (config or _base_config()).clip.frames)
+    config = config or _base_config()
+    face = fit_face(boxes, config.clip.frames, sum(config.data.crop_scale) / 2)
     found = {"model.speed.centres": centres, "model.speed.radii": radii}
     print(config_lines(found | {f"clip.face.{name}": value for name, value in face.items()}))
 
@@ -246,6 +246,8 @@ def prepare_synthetic(
         raise ValueError(f"--seconds {seconds} at --fps {fps} is less than two frames; make the records longer")
     make = functools.partial(make_record, seconds=seconds, size=size, fps=fps)
     first = 2 * seed * _SPLIT_SEEDS
+
+    from emo_jax.data.workers import ordered
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:
         return report(ordered(make, range(start, start + count), workers), count, name)
@@ -390,15 +392,6 @@ def _base_config():
     from configs.base import get_config
 
     return get_config("video")
-
-
-def ordered(make, seeds: Iterable[int], workers: int) -> Iterator[Record]:
-    """make(seed) for each seed, in order, in `workers` fresh processes (in this one if 1)."""
-    if workers == 1:
-        yield from map(make, seeds)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(make, seeds, chunksize=1)
 
 
 def report(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:

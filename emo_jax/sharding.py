@@ -112,9 +112,12 @@ def check(mesh, config):
     """Checks that a mesh divides what the config's model and batches have.
 
     Raises:
-        ValueError: it does not, with the field to change.
+        ValueError: it does not, or batches have nothing, with the field to change.
     """
     shape, unet, train = mesh.shape, config.model.unet, config.train
+    for name in ("batch_size", "accumulate"):
+        if train[name] < 1:
+            raise ValueError(f"train.{name} is {train[name]}; expected 1 or more")
     if unet.heads % shape["tensor"]:
         raise ValueError(
             f"train.mesh.tensor is {shape['tensor']}, which does not divide model.unet.heads, {unet.heads}; "
@@ -285,6 +288,21 @@ def per_device(attention, query, key, value):
     q_spec, k_spec = PartitionSpec(*q_axes), PartitionSpec(*k_axes)
     mapped = jax.shard_map(attention, in_specs=(q_spec, k_spec, k_spec), out_specs=q_spec, check_vma=False)
     return mapped(query, key, value)
+
+
+def per_frame(function, x, *params):
+    """function(x, *params) of x (B, F, H, W, C) that folds B and F into one axis, each device on its own frames.
+
+    Were the whole of B and F folded, no device would hold a part of it: the compiler would gather all frames.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["frame"] == 1 or x.ndim != 5 or x.shape[1] % mesh.shape["frame"]:
+        return function(x, *params)
+    frames, whole = PartitionSpec(None, "frame"), PartitionSpec()
+    mapped = jax.shard_map(
+        function, in_specs=(frames, *(whole for _ in params)), out_specs=frames, axis_names={"frame"}, check_vma=False
+    )
+    return mapped(x, *params)
 
 
 def _samples(mesh, size):

@@ -16,7 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from emo_jax import sharding
+from emo_jax import cache, sharding
 from emo_jax.cli import TERMINATED
 from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.latents import check_encoders
@@ -55,6 +55,7 @@ def main(args, config):
         raise ValueError(f"--profile is {args.profile}; expected a number of steps, or 0 for no trace")
     processes.start(args.coordinator, args.processes, args.process)
     processes.check_devices()
+    cache.keep_programs()
     try:
         state = train(config, args.workdir, args.profile)
     except ValueError:

@@ -4,7 +4,7 @@
 set -euo pipefail
 RUNS=${RUNS:-runs/tiny}
 DATA=${DATA:-data/synthetic}
-OUTPUT=${OUTPUT:-emo_jax/weights/tiny}
+OUTPUT=${OUTPUT:-$RUNS/weights} # emo_jax/weights/tiny replaces the bundled ones
 
 [ -d "$DATA" ] || emo prepare synthetic --output "$DATA" --records 1600 --held-out 64
 previous=

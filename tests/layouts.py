@@ -16,6 +16,7 @@ LAYOUTS = {
     "data 2 fsdp 4": dict(data=2, fsdp=4),
     "data 2 fsdp 2 frame 2": dict(data=2, fsdp=2, frame=2),
     "data 4 tensor 2": dict(data=4, tensor=2),
+    "data 2 frame 4": dict(data=2, frame=4),
     "fsdp 2 frame 2 tensor 2": dict(data=1, fsdp=2, frame=2, tensor=2),
 }
 
@@ -215,3 +216,26 @@ def at_hand():
         last=str(last.dtype),
         equal=bool((np.asarray(last) == kernel).all() and (np.asarray(first) == kernel.astype(first.dtype)).all()),
     )
+
+
+def resnet(clips, names):
+    """{layout: a device's share of the FLOPs of a resnet's gradient, how far that is from one device's}."""
+    from emo_jax import sharding
+    from emo_jax.models.layers import ResnetBlock
+
+    block, rng = ResnetBlock(32, groups=4), np.random.default_rng(0)
+    x = rng.normal(size=(clips, 4, 16, 16, 32)).astype(np.float32)
+    params = block.init(jax.random.key(0), x)
+
+    def gradient(params, x):
+        return jax.grad(lambda params: (block.apply(params, sharding.constrain(x, "spatial")) ** 2).sum())(params)
+
+    alone, told = jax.jit(gradient).lower(params, x).compile(), {}
+    for name in names:
+        mesh = sharding.make_mesh(**LAYOUTS[name])
+        placed = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        split = jax.jit(sharding.over(mesh, gradient), in_shardings=placed).lower(params, x).compile()
+        pairs = zip(jax.tree.leaves(alone(params, x)), jax.tree.leaves(split(params, x)), strict=True)
+        error = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
+        told[name] = dict(share=split.cost_analysis()["flops"] / alone.cost_analysis()["flops"], error=error)
+    return told

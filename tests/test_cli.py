@@ -253,6 +253,52 @@ def test_bad_command_lines_are_one_line(arguments, capsys):
     check_refused(cli.main(arguments), capsys, "--help tells more", "emo")
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["generate", "--portrait", "good.png", "--audio", "good.wav", "--out", "out.mp4"],
+        ["demo"],
+        ["evaluate", "--output", "out"],
+        ["prepare", "latents", "records", "--output", "out"],
+    ],
+)
+def test_absent_devices_are_told_before_weights_are_read(inputs, monkeypatch, tmp_path, capsys, verb):
+    import jax
+
+    def none():
+        raise AssertionError  # what JAX says without its part for CUDA
+
+    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.chdir(tmp_path)
+    for name in ("good.png", "good.wav"):
+        shutil.copy(inputs / name, tmp_path)
+    status = cli.main([*verb, "--checkpoint", "nowhere"])
+    check_refused(status, capsys, "JAX finds no devices", f"emo {verb[0]}: ")
+
+
+def test_a_device_without_enough_memory_is_one_line(inputs, loaded, monkeypatch, tmp_path, capsys):
+    def stream(self, *inputs, **options):
+        yield np.zeros((8, 64, 64, 3), np.uint8)
+        jax.numpy.zeros(2**50, np.uint8).block_until_ready()
+
+    import jax
+
+    monkeypatch.setattr(EmoPipeline, "stream", stream)
+    assert generate(inputs, tmp_path / "out.mp4") == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("emo generate: the device's memory is not enough (RESOURCE_EXHAUSTED: Out of memory")
+    assert "--clips" in told and list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_program_keep_their_traceback(inputs, loaded, monkeypatch, tmp_path):
+    def stream(self, *inputs, **options):
+        raise RuntimeError("INTERNAL: odd")
+
+    monkeypatch.setattr(EmoPipeline, "stream", stream)
+    with pytest.raises(RuntimeError, match="INTERNAL: odd"):
+        generate(inputs, tmp_path / "out.mp4")
+
+
 def test_help_names_every_verb_and_each_has_its_own(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--help"])

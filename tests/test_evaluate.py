@@ -181,6 +181,21 @@ def test_unknown_weights_leave_no_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_sampling_that_makes_no_video_is_one_line(weights_dir, tmp_path):
+    options = ["--checkpoint", str(weights_dir), "--output", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="^sampling.clips is 0; expected 1 or more$"):
+        evaluate.main(_args(*options, "--sampling", "clips=0"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_steps_that_training_did_not_have_are_one_line(steps):
+    config = small_config()
+    evaluate.set_sampling(config.sampling, [f"steps={steps}"])
+    with pytest.raises(ValueError, match=f"^sampling.steps is {steps}; expected 1 to 1000, the number of .*timesteps$"):
+        evaluate.check_sampling(config)
+
+
 @pytest.mark.slow
 def test_the_whole_command_with_untrained_weights(tmp_path, capsys):
     import jax

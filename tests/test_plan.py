@@ -92,7 +92,7 @@ def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
     told = dict(arguments=5, temporaries=2, accessed=None, collectives=[], compiler="", cached=True)
     made, found = plan._denoise(config, jax.devices("cpu")[:1]), {}
     monkeypatch.setattr(plan, "_memory", lambda device: room)
-    monkeypatch.setattr(plan, "_denoise", lambda *_: made)
+    monkeypatch.setitem(plan.PROGRAMS, "denoise", lambda *_: made)
     for peak in (room - others, room - others + 1):
         monkeypatch.setattr(plan, "_compiled", lambda *_, peak=peak: told | {"peak": peak})
         found[peak] = plan.plan(config, jax.devices("cpu")[:1], "cpu:1", "denoise")
@@ -102,6 +102,9 @@ def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
     lines = plan.table(tight).splitlines()
     assert any(line.split()[:2] == ["unread", f"{others / 1e9:.3f}"] for line in lines), lines
     assert any("peak" in line and "does NOT fit" in line for line in lines), lines
+    spare = plan.plan(config, jax.devices("cpu")[:1] * 3, "cpu:3", "denoise")
+    assert (fits["chips"], fits["idle"], spare["chips"], spare["idle"]) == (1, 0, 1, 2)
+    assert "idle: 2 chips" in plan.table(spare) and "idle" not in plan.table(tight)
 
 
 @pytest.mark.parametrize("topology, message", [

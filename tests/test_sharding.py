@@ -57,6 +57,13 @@ def test_a_level_over_all_axes_equals_one_device():
         check_collectives(name, found[name])
 
 
+def test_a_device_convolves_its_own_frames_of_several_clips():
+    found = report("resnet(4, ['data 2 frame 4', 'data 2 fsdp 2 frame 2'])")
+    assert len(found) == 2
+    for name, told in found.items():
+        assert told["share"] < 0.15 and told["error"] < 1e-5, (name, told)  # an eighth, and what is small
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vae", "image", "video", "speed"])
 def test_eight_devices_equal_one_device(stage):
@@ -157,11 +164,15 @@ def test_meshes_that_do_not_fit_are_one_line():
     (dict(tensor=3), "train.mesh.tensor is 3, which does not divide model.unet.heads, 2"),
     (dict(frame=3), "train.mesh.frame is 3, which does not divide clip.frames, 4"),
     (dict(data=2, fsdp=2), r"train.batch_size is 2, .*data x fsdp x train.accumulate = 2 x 2 x 1; .* multiple of 4"),
+    (dict(train=dict(accumulate=0)), "train.accumulate is 0; expected 1 or more"),
+    (dict(train=dict(batch_size=0)), "train.batch_size is 0; expected 1 or more"),
     (dict(frame=4, tensor=2, processes=2), "frame x tensor = 8 devices share samples, but they lie in several proc"),
 ])  # fmt: skip
 def test_a_mesh_that_does_not_divide_the_config_is_one_line(changes, message):
+    config = training_config("video")
+    config.train.update(changes.pop("train", {}))
     with pytest.raises(ValueError, match=message) as caught:
-        sharding.check(_Mesh(**changes), training_config("video"))
+        sharding.check(_Mesh(**changes), config)
     assert "\n" not in str(caught.value)
     if "processes" in changes:
         sharding.check(_Mesh(**changes | dict(processes=1)), training_config("video"))

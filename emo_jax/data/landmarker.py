@@ -49,7 +49,7 @@ class Landmarker:
             from mediapipe.tasks.python import BaseOptions, vision
         except ImportError as error:
             raise ValueError(
-                "mediapipe is not installed: pip install 'emo_jax[faces]', or choose --faces haar"
+                "mediapipe is not installed: pip install -c constraints.txt -e '.[faces]', or choose --faces haar"
             ) from error
         options = vision.FaceLandmarkerOptions(
             base_options=BaseOptions(model_asset_path=str(path)),

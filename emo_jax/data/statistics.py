@@ -51,12 +51,14 @@ def fit_buckets(speeds: np.ndarray, count: int) -> tuple[list[float], list[float
     return _rounded(centres), _rounded(radii)
 
 
-def fit_face(boxes: list[np.ndarray], frames: int) -> dict[str, float | list[float]]:
-    """`config.clip.face`: height and centre of the faces in the frame, and by how much a clip's union of boxes exceeds
-    the usual box (left, top, right, bottom, in its width and height); medians over all clips of `frames` frames.
+def fit_face(boxes: list[np.ndarray], frames: int, view: float = 1.0) -> dict[str, float | list[float]]:
+    """`config.clip.face`: height and centre of the faces as training sees them, and by how much a clip's union of boxes
+    exceeds the usual box (left, top, right, bottom, in its width and height); medians over clips of `frames` frames.
 
-    boxes: for each record (N, 4), as shares of the frame's width and height.
+    boxes: for each record (N, 4), as shares of the frame's width and height. view: the share of a frame that training
+    cuts out, the mean of `data.crop_scale`.
     """
+    boxes = [(track - 0.5) / view + 0.5 for track in boxes]
     clips = [track[start : start + frames] for track in boxes for start in range(0, len(track) - frames + 1, frames)]
     if not clips:
         raise ValueError(f"no record is as long as a clip of {frames} frames; see --config")

@@ -347,5 +347,5 @@ def _check_sizes(unet, vae):
         ("model.unet.groups", unet.groups, unet.channels),
         ("model.vae.groups", vae.groups, (*vae.channels, *vae.decoder_channels)),
     ):
-        if any(width % divisor for width in widths):
+        if divisor < 1 or any(width % divisor for width in widths):
             raise ValueError(f"{name} is {divisor}; expected a divisor of every width, {', '.join(map(str, widths))}")

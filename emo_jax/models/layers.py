@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from emo_jax.ops.conv import convolve
+from emo_jax.sharding import per_frame
 
 
 class GroupNorm(nn.Module):
@@ -37,10 +38,36 @@ class GroupNorm(nn.Module):
         return jnp.broadcast_to(mean, grouped.shape).reshape(a.shape)
 
 
+class Conv(nn.Module):
+    """A square convolution over (..., H, W, C), with the parameters of flax.linen.Conv.
+
+    That one would fold samples and frames into one axis before the mesh can split them.
+    """
+
+    features: int
+    kernel: int
+    stride: int
+    padding: tuple
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+        def apply(x, kernel):
+            flat = x.reshape(-1, *x.shape[-3:])
+            y = convolve(flat, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return y.reshape(*x.shape[:-3], *y.shape[1:])
+
+        return per_frame(apply, x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
 def conv(features, kernel=3, stride=1, padding=None, *, dtype=jnp.float32, name=None):
-    """A square convolution over (..., H, W, C)."""
-    pad = kernel // 2 if padding is None else padding
-    return nn.Conv(features, (kernel, kernel), stride, pad, dtype=dtype, conv_general_dilated=convolve, name=name)
+    """A Conv whose padding, where none is given, keeps H and W."""
+    padding = ((kernel // 2, kernel // 2),) * 2 if padding is None else padding
+    return Conv(features, kernel, stride, padding, dtype, name=name)
 
 
 class ResnetBlock(nn.Module):
@@ -77,7 +104,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        padding = ((0, 1), (0, 1)) if self.asymmetric else 1
+        padding = ((0, 1), (0, 1)) if self.asymmetric else None
         return conv(self.features, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
 
 

@@ -23,7 +23,7 @@ def make_optimizer(config, steps):
 
     `adamw` (Loshchilov & Hutter 2019), or `muon` (Jordan 2024) with the update's RMS matched to AdamW's (Liu et al.
     2025, arXiv 2502.16982), so that one learning rate serves both. Muon takes the kernels between hidden features;
-    biases, norms, embeddings and the layers at the model's ends stay with AdamW.
+    biases, norms, embeddings and the layers at the model's ends take Adam with Nesterov momentum and without decay.
 
     Raises:
         ValueError: an unknown name.

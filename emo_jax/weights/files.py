@@ -7,7 +7,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
-_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+SUFFIXES = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+"""What weight files of diffusers and transformers are called, the first that is there is taken."""
 
 
 def read_tensors(path):
@@ -41,7 +43,8 @@ def _read_pickle(path):
         import torch
     except ImportError:
         raise ValueError(
-            f"{path} is a pickle, which takes torch to read: pip install 'emo_jax[torch]', or give the .safetensors"
+            f"{path} is a pickle, which takes torch to read: pip install -c constraints.txt -e '.[torch]', or give the "
+            ".safetensors"
         ) from None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -62,11 +65,11 @@ def find_weights(folder):
         ValueError: there is none, or only a sharded one.
     """
     folder = pathlib.Path(folder)
-    for suffix in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin"):
-        for stem in _STEMS:
+    for suffix in SUFFIXES:
+        for stem in STEMS:
             if (folder / (stem + suffix)).is_file():
                 return folder / (stem + suffix)
-    raise ValueError(f"{folder} holds no weights; expected {_STEMS[0]}.safetensors, {_STEMS[1]}.safetensors or a .bin")
+    raise ValueError(f"{folder} holds no weights; expected {STEMS[0]}.safetensors, {STEMS[1]}.safetensors or a .bin")
 
 
 def read_config(folder):

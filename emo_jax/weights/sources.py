@@ -4,7 +4,7 @@ import pathlib
 import re
 
 from emo_jax.weights import names
-from emo_jax.weights.files import find_weights, read_config, read_tensors
+from emo_jax.weights.files import STEMS, SUFFIXES, find_weights, read_config, read_tensors
 
 _SINGLE = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _NOT_OURS = {
@@ -27,7 +27,7 @@ def stable_diffusion(path, layers, levels):
     Raises:
         ValueError: nothing there, or not such a file.
     """
-    path = locate(path, ["unet/*", "vae/*"])
+    path = locate(path, ["unet", "vae"])
     if path.is_dir():
         found = {"unet": _folder(path / "unet")}
         if (path / "vae").is_dir():
@@ -49,7 +49,7 @@ def stable_diffusion(path, layers, levels):
 
 def autoencoder(path, levels):
     """The VAE alone: (origin, tensors) by diffusers' names and its scaling factor, or None. Raises ValueError."""
-    path = locate(path, ["*"])
+    path = locate(path, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
     scale = read_config(path).get("scaling_factor") if path.is_dir() else None
     return (origin, {names.ldm_vae(names.old_vae(n), levels): a for n, a in tensors.items()}), scale
@@ -57,7 +57,7 @@ def autoencoder(path, levels):
 
 def motion_module(path):
     """AnimateDiff's motion module: (origin, tensors) by diffusers' names. Raises ValueError."""
-    path = locate(path, ["*"])
+    path = locate(path, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
     return origin, {names.animatediff(n): a for n, a in tensors.items()}
 
@@ -69,8 +69,8 @@ def _folder(folder):
     return str(file), {names.old_vae(n): a for n, a in read_tensors(file).items()}
 
 
-def locate(path, patterns):
-    """A local path, or the local copy of a hub id 'owner/name', fetched with progress.
+def locate(path, folders):
+    """A local path, or the local copy of a hub id 'owner/name': of its folders' weight files the one that is needed.
 
     Raises:
         ValueError: neither is there, or the hub cannot be reached.
@@ -80,14 +80,26 @@ def locate(path, patterns):
         return local
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise ValueError(f"{path} does not exist; give a file, a folder or a hub id such as owner/name")
-    from huggingface_hub import snapshot_download
-
-    wanted = [f"{p}{s}" for p in patterns for s in (".safetensors", ".bin", ".ckpt", "config.json")]
     try:
-        return pathlib.Path(snapshot_download(str(path), allow_patterns=wanted))
+        for folder in folders:
+            copy = _fetch(str(path), folder)
+        return copy
     except Exception as error:  # httpx's, huggingface_hub's own, OSError
         reason = " ".join(str(error).split())[:100]
         raise ValueError(
             f"{path} is no local path and the hub does not give it ({type(error).__name__}: {reason}); "
             "check name and network, or fetch the files by hand and give their folder"
         ) from error
+
+
+def _fetch(hub_id, folder):
+    """The local copy of a hub id with a folder's configs and the one weight file that `find_weights` takes."""
+    from huggingface_hub import snapshot_download
+
+    for suffix in SUFFIXES:
+        files = [pathlib.PurePosixPath(folder, stem + suffix) for stem in STEMS]
+        configs = [pathlib.PurePosixPath(folder, name) for name in ("config.json", "preprocessor_config.json")]
+        copy = pathlib.Path(snapshot_download(hub_id, allow_patterns=[str(file) for file in configs + files]))
+        if any((copy / file).is_file() for file in files):
+            break
+    return copy

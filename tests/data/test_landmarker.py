@@ -104,7 +104,7 @@ def test_what_is_missing_is_one_line(tmp_path, model, monkeypatch):
     with pytest.raises(ValueError, match=r"cache.face_landmarker.task does not exist"):
         Landmarker()
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(ValueError, match=r"mediapipe is not installed: pip install 'emo_jax\[faces\]'"):
+    with pytest.raises(ValueError, match=r"mediapipe is not installed: pip install .* -e '\.\[faces\]'"):
         Landmarker(model)
 
 

@@ -71,6 +71,13 @@ def test_stats_of_records(record_dir, capsys):
     assert len(face) == 3
 
 
+def test_faces_are_told_as_training_sees_them():
+    boxes = [np.tile([0.4, 0.5, 0.6, 0.8], (24, 1))]
+    whole, view = fit_face(boxes, 12), fit_face(boxes, 12, 0.8)
+    assert whole["height"] == 0.3 and view["height"] == 0.375
+    assert whole["centre"] == [0.5, 0.65] and view["centre"] == [0.5, 0.688]
+
+
 def test_speeds_of_roll_alone_do_not_count(tmp_path, make_record, capsys):
     sure, unsure = np.full(40, 0.9, np.float32), np.full(44, 0.2, np.float32)
     made = [dataclasses.replace(make_record(k), speed_confidence=c) for k, c in enumerate((sure, unsure))]

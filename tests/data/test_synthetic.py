@@ -1,13 +1,17 @@
 """The procedural talking-head world: people, motion, drawings, records."""
 
 import argparse
+import itertools
+import multiprocessing
+import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
 
 from emo_jax import prepare
-from emo_jax.data import records, synthetic
+from emo_jax.data import records, synthetic, workers
 from emo_jax.data.head import rotation_matrices, rotation_speed
 from emo_jax.data.synthetic import APPEARANCE_NAMES, Identity, State, Track, face_box, mouth_box, nose_tip, render
 
@@ -149,7 +153,30 @@ def test_prepare_writes_two_splits_with_other_people(tmp_path):
 
 
 def test_workers_keep_the_order():
-    assert list(prepare.ordered(abs, range(-6, 0), 2)) == list(prepare.ordered(abs, range(-6, 0), 1))
+    assert list(workers.ordered(abs, range(-6, 0), 2)) == list(workers.ordered(abs, range(-6, 0), 1))
+
+
+def negative_or_killed(seed):
+    if seed == 5:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is short
+    return -seed
+
+
+def test_a_worker_that_is_killed_is_one_line():
+    made = workers.ordered(negative_or_killed, range(8), 2)
+    assert next(made) == 0
+    with pytest.raises(OSError, match="worker process ended, .*fewer --workers") as caught:
+        list(made)
+    assert "\n" not in str(caught.value) and not multiprocessing.active_children()
+
+
+def test_records_are_not_made_long_before_they_are_wanted_and_no_worker_stays():
+    seeds = itertools.count()
+    made = workers.ordered(abs, seeds, 2)
+    assert [next(made) for _ in range(3)] == [0, 1, 2]
+    assert multiprocessing.active_children() and next(seeds) <= 3 + 2 * 2
+    made.close()  # as an interruption does
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

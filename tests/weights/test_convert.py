@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import re
 
 import jax
@@ -320,6 +321,51 @@ def test_an_output_that_is_there_is_not_overwritten(files, capsys):
     (files / "out/mine.txt").write_text("keep")
     assert convert(files) == 2 and "is there already" in capsys.readouterr().err
     assert (files / "out/mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("disk full"), ValueError("RESOURCE_EXHAUSTED:\nNo space left on device"), KeyboardInterrupt()]
+)
+def test_a_run_that_fails_while_it_writes_leaves_nothing(files, monkeypatch, capsys, error):
+    from emo_jax.training import checkpoint
+
+    def broken(workdir, config, flat):
+        folder = workdir / "checkpoints/0.orbax-checkpoint-tmp"
+        folder.mkdir(parents=True)
+        (folder / "array").write_bytes(b"half")
+        raise error
+
+    before = sorted(files.rglob("*"))
+    monkeypatch.setattr(checkpoint, "save_weights_as_run", broken)
+    assert convert(files) == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert isinstance(error, KeyboardInterrupt) or f"{files}/out cannot be written" in told
+    assert sorted(files.rglob("*")) == before
+
+
+def test_what_a_killed_run_left_and_an_empty_folder_do_not_disturb(files):
+    left = files / ".out.part/checkpoints/0.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (left / "array").write_bytes(b"half")
+    (files / "out").mkdir()
+    assert convert(files) == 0
+    assert load_weights(files / "out")[1] and not (files / ".out.part").exists()
+    assert [path.name for path in (files / "out/checkpoints").iterdir()] == ["0"]
+
+
+def test_a_mount_point_is_told_at_once(files, monkeypatch, capsys):
+    """It could not be replaced by the folder that was written."""
+    (files / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == f"{files}/out")
+    assert convert(files) == 2 and "out is a mount point" in capsys.readouterr().err
+    assert list((files / "out").iterdir()) == []
+
+
+def test_help_tells_when_a_config_is_needed(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["convert", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--config FILE[:arg], which --to checkpoint needs" in told and "default: configs" not in told
 
 
 def test_describe(files, capsys):

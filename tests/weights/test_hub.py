@@ -45,9 +45,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    """A server with two files that are wanted and two that are not."""
+    """A server with three files that are wanted, and others: further copies of the weights, and what is no weights."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    names = ("unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/model.onnx", "README.md")
+    names = ["unet/config.json", "unet/preprocessor_config.json", "unet/model.onnx", "README.md"]
+    endings = ("safetensors", "fp16.safetensors", "non_ema.safetensors", "bin")
+    names += [f"unet/diffusion_pytorch_model.{ending}" for ending in endings]
     server.asked, server.files = [], {name: f"content of {name}" for name in names}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -59,7 +61,7 @@ def locate(hub, home, offline="0"):
     """The files that `locate` finds for the hub id, or its error, in a process of its own: the hub's address is read
     when huggingface_hub is imported."""
     code = (
-        "import pathlib; from emo_jax.weights.sources import locate; p = locate('owner/sd', ['unet/*'])\n"
+        "import pathlib; from emo_jax.weights.sources import locate; p = locate('owner/sd', ['unet'])\n"
         "print(*sorted(f.relative_to(p).as_posix() for f in p.rglob('*') if f.is_file()))"
     )
     settings = dict(HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}", HF_HOME=str(home), HF_HUB_OFFLINE=offline)
@@ -68,7 +70,7 @@ def locate(hub, home, offline="0"):
 
 
 def test_a_hub_id_is_fetched_once_and_kept(hub, tmp_path):
-    wanted = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+    wanted = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/preprocessor_config.json"]
     assert locate(hub, tmp_path / "home") == wanted
     fetched = [line.rsplit("/", 2)[1:] for line in hub.asked if line.startswith("GET /owner")]
     assert sorted("/".join(parts) for parts in fetched) == wanted
