@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the bundled weights from nothing: data, VAE, then EMO's three stages in order (make tiny-weights).
-# Killed and started again, it goes on where it was. About three and a half hours on two slow CPU cores.
+# Killed and started again, it goes on where it was. About four hours on two slow CPU cores. Takes options of emo train.
 set -euo pipefail
 RUNS=${RUNS:-runs/tiny}
 DATA=${DATA:-data/synthetic}

@@ -51,8 +51,8 @@ def read_flat(name_or_directory):
         return load_run(name_or_directory)
     if str(name_or_directory) in BUNDLED and not (directory / "model.safetensors").is_file():
         raise ValueError(
-            f"preset {str(name_or_directory)!r} has no weights in this installation ({directory}); make tiny-weights "
-            "trains them, or give a folder of weights"
+            f"preset {str(name_or_directory)!r} has no weights in this installation; OUTPUT={directory} make "
+            "tiny-weights trains them, or give a folder of weights"
         )
     if not (directory / "model.safetensors").is_file() or not (directory / "config.json").is_file():
         raise ValueError(
