@@ -142,7 +142,7 @@ def test_damaged_and_missing_files_are_one_line(folder, monkeypatch):
     refuses(directory, "holds no weights")
     (directory / "pytorch_model.bin").write_bytes(b"not a pickle")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refuses(directory, "pip install 'emo_jax[torch]'")
+    refuses(directory, "pip install -c constraints.txt -e '.[torch]'")
     (directory / "config.json").write_text("{")
     refuses(directory, "config.json is damaged")
     (directory / "config.json").unlink()
