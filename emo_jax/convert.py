@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import shutil
 import sys
 from collections import Counter
 
 import numpy as np
+
+from emo_jax.files import whole_folder
 
 
 def add_parser(subparsers) -> None:
@@ -82,20 +83,14 @@ def to_checkpoint(args, config) -> None:
 
 
 def _write_run(output, config, flat) -> None:
-    """The folder appears whole or not at all; an empty one of that name is replaced."""
     from emo_jax.training.checkpoint import save_weights_as_run
 
-    partial = output.with_name(f".{output.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        save_weights_as_run(partial, config, flat)
-        os.replace(partial, output)
+        with whole_folder(output) as partial:
+            save_weights_as_run(partial, config, flat)
     except (OSError, ValueError, RuntimeError) as error:  # a full disk is tensorstore's ValueError
         told = " ".join(str(error).split())[:300]
         raise OSError(f"{output} cannot be written ({told}); make room, or choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_sources(args, config):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
+
+from emo_jax.files import whole_folder
 
 DTYPES = ("float16", "float32")
 _FILES = {"config.json", "model.safetensors"}
@@ -42,29 +43,13 @@ def export(workdir: str | os.PathLike, output: str | os.PathLike, dtype: str = "
 
     config, flat = load_run(workdir)
     _check_range(flat, dtype)
-    partial = output.with_name(f".{output.name}.part")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        save_weights(partial, config, flat, np.dtype(dtype).type)
-        size = sum(file.stat().st_size for file in partial.iterdir())
-        _put(partial, output)
+        with whole_folder(output) as partial:
+            save_weights(partial, config, flat, np.dtype(dtype).type)
+            size = sum(file.stat().st_size for file in partial.iterdir())
     except OSError as error:
         raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return size
-
-
-def _put(partial: Path, output: Path) -> None:
-    """Renames; an earlier export is moved away first, as a folder cannot take a full one's name."""
-    if output.is_dir():
-        old = output.with_name(f".{output.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(output, old)
-        os.replace(partial, output)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, output)
 
 
 def _check_output(output: Path) -> None:

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all: a killed run leaves none that is broken."""
+"""Files and folders that appear whole or not at all: a killed run leaves none that is broken."""
 
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 
 
@@ -33,3 +34,26 @@ def write_text(path, text: str) -> None:
     """Writes a text file; `path` as `whole` takes it."""
     with whole(path) as partial:
         partial.write_text(text)
+
+
+@contextlib.contextmanager
+def whole_folder(folder):
+    """The path of a folder to fill, which takes its name, in place of one that is there, when the block ends well.
+
+    What an error or a killed run leaves goes.
+    """
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if folder.is_dir():  # a folder cannot take a full one's name
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+            os.replace(partial, folder)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

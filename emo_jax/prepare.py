@@ -232,6 +232,8 @@ def prepare_synthetic(
     workers: int = 2,
 ) -> None:
     """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records."""
+    from emo_jax.data.workers import ordered
+
     for name, value, least in (
         ("--records", records, 1),
         ("--held-out", held_out, 1),
@@ -246,8 +248,6 @@ def prepare_synthetic(
         raise ValueError(f"--seconds {seconds} at --fps {fps} is less than two frames; make the records longer")
     make = functools.partial(make_record, seconds=seconds, size=size, fps=fps)
     first = 2 * seed * _SPLIT_SEEDS
-
-    from emo_jax.data.workers import ordered
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:
         return report(ordered(make, range(start, start + count), workers), count, name)

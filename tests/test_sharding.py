@@ -170,7 +170,8 @@ def test_meshes_that_do_not_fit_are_one_line():
 ])  # fmt: skip
 def test_a_mesh_that_does_not_divide_the_config_is_one_line(changes, message):
     config = training_config("video")
-    config.train.update(changes.pop("train", {}))
+    config.train.update(changes.get("train", {}))
+    changes = {name: value for name, value in changes.items() if name != "train"}
     with pytest.raises(ValueError, match=message) as caught:
         sharding.check(_Mesh(**changes), config)
     assert "\n" not in str(caught.value)

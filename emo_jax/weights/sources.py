@@ -96,9 +96,9 @@ def _fetch(hub_id, folder):
     """The local copy of a hub id with a folder's configs and the one weight file that `find_weights` takes."""
     from huggingface_hub import snapshot_download
 
+    configs = [pathlib.PurePosixPath(folder, name) for name in ("config.json", "preprocessor_config.json")]
     for suffix in SUFFIXES:
         files = [pathlib.PurePosixPath(folder, stem + suffix) for stem in STEMS]
-        configs = [pathlib.PurePosixPath(folder, name) for name in ("config.json", "preprocessor_config.json")]
         copy = pathlib.Path(snapshot_download(hub_id, allow_patterns=[str(file) for file in configs + files]))
         if any((copy / file).is_file() for file in files):
             break
