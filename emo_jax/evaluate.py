@@ -130,6 +130,7 @@ def main(args) -> None:
     from emo_jax.metrics.heldout import choose_people
     from emo_jax.metrics.picture import save_picture, side_by_side
     from emo_jax.metrics.probe import load_probe
+    from emo_jax.sampling import check_sampling
     from emo_jax.training.processes import check_devices
     from emo_jax.weights.store import load_model
 
@@ -179,15 +180,6 @@ def set_sampling(config, changes: list[str]) -> None:
             config[field] = kind(value)
         except ValueError:
             raise ValueError(f"--sampling got {change!r}; {field} is of type {kind.__name__}") from None
-
-
-def check_sampling(config) -> None:
-    """Raises ValueError where the config's `sampling` makes no video, or has steps that training did not have."""
-    steps, clips, limit = config.sampling.steps, config.sampling.clips, config.diffusion.train_steps
-    if not 1 <= steps <= limit:
-        raise ValueError(f"sampling.steps is {steps}; expected 1 to {limit}, the number of training timesteps")
-    if clips < 1:
-        raise ValueError(f"sampling.clips is {clips}; expected 1 or more")
 
 
 def wanted_properties(args) -> list[str]:

@@ -78,8 +78,9 @@ class EmoPipeline:
         keyword arguments override fields of the config's `sampling`: solver, steps, clips (per segment), ...
 
         Raises:
-            ValueError: no such weights, weights of another config, or an unknown field.
+            ValueError: no such weights, weights of another config, an unknown field, or one that makes no video.
         """
+        from emo_jax.sampling import check_sampling
         from emo_jax.weights.store import load_model
 
         emo, params = load_model(name_or_dir, size)
@@ -91,6 +92,7 @@ class EmoPipeline:
             known.update(sampling)
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
+        check_sampling(emo.config)
         return cls(emo, params)
 
     @property

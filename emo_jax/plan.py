@@ -5,7 +5,8 @@ emo plan --config configs/base.py:video --topology v5e:4x4 --config.train.mesh.f
 
 compiles the training step of the config's stage for that slice, by the compiler of its chips (extra: tpu), without a
 chip and without a number of the model in memory; `--program denoise` one guided denoising step of `emo generate`.
-What was compiled once is read from the cache. Exit status 1: it does not fit.
+What shapes alone tell is printed within a minute, and is all with `--no-compile`. What was compiled once is read from
+the cache. Exit status 1: it does not fit.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from emo_jax.ops.attention import traced_for
 from emo_jax.progress import meanwhile
 from emo_jax.sampling import guided_denoiser, mesh_for
 from emo_jax.training import roofline
-from emo_jax.training.flops import jaxpr_flops, step_flops
+from emo_jax.training.flops import jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
@@ -51,6 +52,7 @@ def add_parser(subparsers):
     parser.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e and its shape, such as v5p:4x4x4; "
                         "cpu:N; gpu:N, where N GPUs are")  # fmt: skip
     parser.add_argument("--program", choices=PROGRAMS, default="step", help="(default %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="only what is counted from shapes")
     parser.add_argument("--output", help="JSON file to write, too")
     parser.set_defaults(main=main, takes_config=True)
 
@@ -58,8 +60,11 @@ def add_parser(subparsers):
 def main(args, config):
     """Runs `emo plan`; returns the exit status."""
     devices = find_devices(args.topology)
-    found = plan(config, devices, args.topology, args.program)
-    print(table(found))
+    found, lower = count(config, devices, args.topology, args.program)
+    print("\n".join(counted_lines(found)), flush=True)
+    if not args.no_compile:
+        found = compiled(found, lower, devices[0])
+        print("\n".join(compiled_lines(found)))
     if args.output:
         write_text(args.output, json.dumps(found, indent=1) + "\n")
     return 0 if found["fits"] is not False else 1
@@ -118,20 +123,37 @@ _BOUNDS = {"v4": (2, 2, 1), "v5e": (2, 2), "v5p": (2, 2, 1), "v6e": (2, 2)}
 # ---- programs
 
 
-def plan(config, devices, topology, program="step"):
-    """What one program needs on the devices, as a dict: bytes, FLOPs and collectives of a chip, and the Roofline.
+def count(config, devices, topology, program="step"):
+    """What shapes tell of one program on the devices, and the function that lowers it.
+
+    Returns:
+        (dict, lower). Its `bytes` are those that a chip holds, by part, `flops` the useful ones of all chips,
+        `activations` the bytes that a chip keeps for the backward pass. `fits` is False where the parts alone are
+        too much for a chip, else None.
+    """
+    with _told("tracing"):
+        lower, sizes, work = PROGRAMS[program](config, devices)
+    kind, memory = devices[0].device_kind, _memory(devices[0])
+    found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory) | work
+    found["chips"] = math.prod(found["mesh"].values())
+    found["idle"] = len(devices) - found["chips"]
+    found["bytes"] = sizes
+    held = sum(size["held"] for size in sizes.values())
+    found["fits"] = False if memory is not None and held > memory else None
+    if limits := roofline.roofline(kind, found["chips"], found["flops"], 0, 0):
+        found["roofline"] = dict(compute=limits.compute)
+    return found, lower
+
+
+def compiled(found, lower, device):
+    """The same with what the compiler tells: the `peak` of a chip's memory, collectives, and the Roofline.
 
     `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do.
     """
-    lower, sizes, work = PROGRAMS[program](config, devices)
-    kind = devices[0].device_kind
-    found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind) | work
-    found["chips"] = math.prod(found["mesh"].values())
-    found["idle"] = len(devices) - found["chips"]
-    found |= {"bytes": sizes} | _compiled(lower, topology, devices[0])
+    found = found | _compiled(lower, found["topology"], device)
     if found["peak"] is not None:
         found["peak"] += found.get("unread", 0)
-    memory = found["memory"] = _memory(devices[0])
+    memory, kind = found["memory"], found["kind"]
     found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
     sent = sum(row["sent"] for row in found["collectives"])
     limits = found["accessed"] and roofline.roofline(kind, found["chips"], found["flops"], found["accessed"], sent)
@@ -170,9 +192,11 @@ def _step(config, devices):
     for name in ("trained", "frozen", "ema", "opt_state"):
         parts[name] = getattr(state, name), getattr(placed, name)
     sizes = {name: dict(held=_held(*part), whole=_held(part[0])) for name, part in parts.items()}
-    work = dict(
-        mesh=dict(mesh.shape), clips=train.batch_size, flops=step_flops(emo, config, state, batch), input=_held(batch)
-    )
+    shares = math.prod(mesh.shape[name] for name in ("data", "fsdp", "frame")) * train.accumulate
+    with traced_for(devices[0].platform):
+        kept = step_activations(emo, config, state, batch) * train.batch_size / shares
+    work = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_held(batch), activations=kept)
+    work["flops"] = step_flops(emo, config, state, batch)
     lower = functools.partial(make_step(emo, config, mesh, state).lower, state, batch)
     return lower, sizes, work
 
@@ -297,41 +321,61 @@ def _told(what):
 # ---- the table
 
 
-def table(found):
-    """The plan as text."""
+def counted_lines(found):
+    """What `count` found, as text."""
     mesh = ", ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1) or "one device"
     what = f"step of stage {found['stage']}" if found["program"] == "step" else "guided denoising step"
     chips = f"{found['chips'] + found['idle']} x {found['kind']}"
-    lines = [f"{what} on {found['topology']} ({chips}; {mesh}; clips: {found['clips']})"]
-    lines += [
-        f"  {name:<14}{size['held'] / 1e9:9.3f} GB a chip, of {size['whole'] / 1e9:.3f} in all"
-        for name, size in found["bytes"].items()
-    ]
+    lines = [f"{what} on {found['topology']} ({chips}; {mesh}; clips: {found['clips']})", "counted from shapes:"]
+    for name, size in found["bytes"].items():
+        lines.append(_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in all"))
+    if "activations" in found:
+        lines.append(_row("activations", found["activations"], ", kept for the backward pass"))
     if found["idle"]:
         lines.append(f"  idle: {found['idle']} chips, over which guidance's passes and a clip's frames do not divide")
-    source = "cached" if found["cached"] else f"compiled in {found['seconds']:.0f} s"
+    held, memory = sum(size["held"] for size in found["bytes"].values()), found["memory"]
+    total, verdict = held + found.get("activations", 0), ""
+    if memory is not None and total > memory:
+        verdict = ": does NOT fit" if held > memory else ": too much, unless the compiler computes some of it anew"
+    lines.append(f"  {'together':<14}{total / 1e9:9.3f}{_room(memory)} GB{verdict}")
+    least = f"; {found['roofline']['compute']:.4f} s at their peak" if "roofline" in found else ""
+    lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T, of all chips{least}")
+    return lines
+
+
+def _row(name, size, more):
+    return f"  {name:<14}{size / 1e9:9.3f} GB a chip{more}"
+
+
+def _room(memory):
+    return "" if memory is None else f" of {memory / 1e9:.1f}"
+
+
+def compiled_lines(found):
+    """What `compiled` found beside, as text."""
+    source = "from the cache" if found["cached"] else f"in {found['seconds']:.0f} s"
     if found["peak"] is None:
-        lines.append(f"does not fit: {found['why']}")
-        return "\n".join(lines)
-    room = "" if found["memory"] is None else f" of {found['memory'] / 1e9:.1f}"
+        return [f"does not fit: {found['why']}"]
     verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
-    lines.append(f"  {'arguments':<14}{found['arguments'] / 1e9:9.3f} GB a chip, of the above: what the program reads")
-    lines.append(f"  {'temporaries':<14}{found['temporaries'] / 1e9:9.3f} GB a chip ({found['compiler']}, {source})")
+    lines = [f"compiled by {found['compiler']}, {source}:"]
+    lines.append(_row("arguments", found["arguments"], ", of the above: what the program reads"))
+    lines.append(_row("temporaries", found["temporaries"], ", with the activations"))
     if "unread" in found:
-        lines.append(f"  {'unread':<14}{found['unread'] / 1e9:9.3f} GB a chip, of the above: held for other programs")
-    lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{room} GB{verdict}")
-    lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T, of all chips; counted from the jaxpr")
+        lines.append(_row("unread", found["unread"], ", of the above: held for other programs"))
+    lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
         lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
-    if limits := found.get("roofline"):
-        times = ", ".join(f"{name} {limits[name]:.4f} s" for name in ("compute", "memory", "links"))
-        lines.append(f"roofline: {times}")
-        for name, words in (("overlapped", "collectives behind compute"), ("in_turn", "collectives in turn")):
-            row = limits[name]
-            lines.append(
-                f"  {words}: {row['seconds']:.4f} s or more, MFU up to {row['mfu']:.0%}, "
-                f"{row['clips']:.1f} clips/s"
-            )
-            if "input" in row:
-                lines[-1] += f", {row['input'] / 1e6:.1f} MB/s of input"
-    return "\n".join(lines)
+    return lines + (_roofline_lines(found["roofline"]) if "overlapped" in found.get("roofline", ()) else [])
+
+
+def _roofline_lines(limits):
+    times = ", ".join(f"{name} {limits[name]:.4f} s" for name in ("compute", "memory", "links"))
+    lines = [f"roofline: {times}"]
+    for name, words in (("overlapped", "collectives behind compute"), ("in_turn", "collectives in turn")):
+        row = limits[name]
+        lines.append(
+            f"  {words}: {row['seconds']:.4f} s or more, MFU up to {row['mfu']:.0%}, {row['clips']:.1f} clips/s"
+        )
+        if "input" in row:
+            lines[-1] += f", {row['input'] / 1e6:.1f} MB/s of input"
+    return lines

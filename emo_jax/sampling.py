@@ -26,6 +26,15 @@ _LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """On CPUs: XLA else turns bfloat16 weights to float32 long before their use: 10.5 GiB in place of 1.6 at full size."""
 
 
+def check_sampling(config) -> None:
+    """Raises ValueError where the config's `sampling` makes no video, or has steps that training did not have."""
+    steps, clips, limit = config.sampling.steps, config.sampling.clips, config.diffusion.train_steps
+    if not 1 <= steps <= limit:
+        raise ValueError(f"sampling.steps is {steps}; expected 1 to {limit}, the number of training timesteps")
+    if clips < 1:
+        raise ValueError(f"sampling.clips is {clips}; expected 1 or more")
+
+
 class VideoSampler:
     """Samples a batch of B videos of equal length, K clips of f frames at a time.
 

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from emo_jax import evaluate
+from emo_jax import evaluate, sampling
 from emo_jax.metrics import properties
 from emo_jax.metrics.heldout import mask_from_box
 from tests.small import small_config
@@ -193,7 +193,7 @@ def test_steps_that_training_did_not_have_are_one_line(steps):
     config = small_config()
     evaluate.set_sampling(config.sampling, [f"steps={steps}"])
     with pytest.raises(ValueError, match=f"^sampling.steps is {steps}; expected 1 to 1000, the number of .*timesteps$"):
-        evaluate.check_sampling(config)
+        sampling.check_sampling(config)
 
 
 @pytest.mark.slow

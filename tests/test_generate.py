@@ -131,9 +131,11 @@ def test_sampling_can_be_overridden_when_loading(weights_dir):
         EmoPipeline.from_pretrained(weights_dir, stepz=3)
     with pytest.raises(ValueError, match="width 40; expected a multiple of 32"):
         EmoPipeline.from_pretrained(weights_dir, size=(64, 40))
-
     with pytest.raises(ValueError, match="sampling: .*many"):
         EmoPipeline.from_pretrained(weights_dir, steps="many")
+    for field in ("clips", "steps"):
+        with pytest.raises(ValueError, match=f"^sampling.{field} is 0; expected 1 "):
+            EmoPipeline.from_pretrained(weights_dir, **{field: 0})
 
 
 def test_a_size_is_width_and_height():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -90,21 +91,39 @@ def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
     whole = {name: plan._held(tree) for name, tree in build(config).abstract_params().items()}  # float32, as here
     others = sum(size for name, size in whole.items() if name != "backbone")
     told = dict(arguments=5, temporaries=2, accessed=None, collectives=[], compiler="", cached=True)
-    made, found = plan._denoise(config, jax.devices("cpu")[:1]), {}
+    device = jax.devices("cpu")[0]
+    made, found = plan._denoise(config, [device]), {}
     monkeypatch.setattr(plan, "_memory", lambda device: room)
     monkeypatch.setitem(plan.PROGRAMS, "denoise", lambda *_: made)
+    counted, lower = plan.count(config, [device], "cpu:1", "denoise")
     for peak in (room - others, room - others + 1):
         monkeypatch.setattr(plan, "_compiled", lambda *_, peak=peak: told | {"peak": peak})
-        found[peak] = plan.plan(config, jax.devices("cpu")[:1], "cpu:1", "denoise")
+        found[peak] = plan.compiled(counted, lower, device)
     (fits, tight) = found.values()
     assert fits["unread"] == others > 1000 and fits["bytes"]["weights"]["held"] == sum(whole.values())
     assert fits["peak"] == room and fits["fits"] and tight["peak"] == room + 1 and not tight["fits"]
-    lines = plan.table(tight).splitlines()
+    lines = plan.compiled_lines(tight)
     assert any(line.split()[:2] == ["unread", f"{others / 1e9:.3f}"] for line in lines), lines
     assert any("peak" in line and "does NOT fit" in line for line in lines), lines
-    spare = plan.plan(config, jax.devices("cpu")[:1] * 3, "cpu:3", "denoise")
+    spare, _ = plan.count(config, [device] * 3, "cpu:3", "denoise")
     assert (fits["chips"], fits["idle"], spare["chips"], spare["idle"]) == (1, 0, 1, 2)
-    assert "idle: 2 chips" in plan.table(spare) and "idle" not in plan.table(tight)
+    assert any("idle: 2 chips" in line for line in plan.counted_lines(spare))
+    assert not any("idle" in line for line in plan.counted_lines(counted))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_shapes_alone_tell_what_cannot_fit(monkeypatch, capsys, tmp_path):
+    (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))
+    command = ["plan", f"--config={tmp_path}/small.py:video", "--topology=cpu:1", "--no-compile"]
+    monkeypatch.setattr(plan, "_compile", None)
+    found = {}
+    for memory in (10**12, 10**6):
+        monkeypatch.setattr(plan, "_memory", lambda device, memory=memory: memory)
+        found[memory] = cli.main([*command, f"--output={tmp_path}/plan.json"]), capsys.readouterr().out
+    assert [status for status, _ in found.values()] == [0, 1]
+    assert "activations" in found[10**12][1] and "fit" not in found[10**12][1] and "does NOT fit" in found[10**6][1]
+    told = json.loads((tmp_path / "plan.json").read_text())
+    assert told["activations"] > 0 and "peak" not in told and told["fits"] is False
 
 
 @pytest.mark.parametrize("topology, message", [
@@ -203,11 +222,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from emo_jax import sharding
 from emo_jax.plan import find_devices
 from emo_jax.training import roofline
-mesh = sharding.make_mesh(data=2, fsdp=4, devices=list(find_devices("v5e:2x4")))
-kernel, x = jax.ShapeDtypeStruct((1024, 4096), jnp.float32), jax.ShapeDtypeStruct((2048, 1024), jnp.bfloat16)
-split = NamedSharding(mesh, sharding.parameter_spec("dense/kernel", kernel.shape, 4, 1))
+path, shape, data, fsdp, topology = GIVEN
+mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=list(find_devices(topology)))
+kernel, x = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((16384, shape[0]), jnp.bfloat16)
+split = NamedSharding(mesh, sharding.parameter_spec(path, shape, fsdp, 1))
 def loss(kernel, x):
-    kernel = sharding.gathered({"dense": {"kernel": kernel}}, jnp.bfloat16)["dense"]["kernel"]
+    kernel = sharding.gathered({path: kernel}, jnp.bfloat16)[path]
     return (jax.nn.gelu(x @ kernel).astype(jnp.float32) ** 2).mean()
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
@@ -218,10 +238,16 @@ for one in roofline.collectives(step.lower(kernel, x).compile().as_text()):
 
 @pytest.mark.slow
 @on_tpu
-def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up():
-    whole = 1024 * 4096 * 2
-    assert sorted(printed(GRADIENTS).splitlines()) == [
-        f"all-gather bf16 {whole} 4", f"all-reduce bf16 {whole // 4} 2", f"reduce-scatter bf16 {whole // 4} 4",
+@pytest.mark.parametrize("path, shape, data, fsdp, topology", [
+    ("dense/kernel", (1024, 4096), 2, 4, "v5e:2x4"),
+    ("ff/net_0/proj/kernel", (1280, 10240), 16, 16, "v5e:16x16"),
+])  # fmt: skip
+def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape, data, fsdp, topology):
+    whole = math.prod(shape) * 2
+    told = printed(GRADIENTS.replace("GIVEN", repr((path, shape, data, fsdp, topology))))
+    assert sorted(told.splitlines()) == [
+        f"all-gather bf16 {whole} {fsdp}", f"all-reduce bf16 {whole // fsdp} {data}",
+        f"reduce-scatter bf16 {whole // fsdp} {fsdp}",
     ]  # fmt: skip
 
 

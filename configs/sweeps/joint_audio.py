@@ -3,16 +3,16 @@
 emo sweep configs/sweeps/joint_audio.py --output runs/joint --init-from runs/video \
     --config.data.directory=data/synthetic
 
-Two seeds of each tell what chance does.
+Three seeds of each tell what chance does.
 """
 
 CONFIG = "configs/tiny.py"
 STAGES = ("speed",)
-EVALUATE = ("--only", "lips", "silence", "speed")
+EVALUATE = ("--only", "lips", "silence", "speed", "--identities", "16")
 
 
 def get_sweep():
     """Points (name, overrides)."""
-    for name, also in (("frozen", ()), ("together", ("audio_layers",))):
-        for seed in (0, 1):
+    for seed in (0, 1, 2):
+        for name, also in (("frozen", ()), ("together", ("audio_layers",))):
             yield f"{name}-{seed}", {"train.also": also, "train.seed": seed}

@@ -1,6 +1,8 @@
 """Solvers and their numbers of steps; trains nothing.
 
 emo sweep configs/sweeps/sampling_steps.py --output runs/steps --checkpoint tiny
+
+Up to two steps the solvers are one: from pure noise, and to the end, DPM-Solver++(2M) steps as DDIM does.
 """
 
 CONFIG = "configs/tiny.py"
@@ -10,6 +12,6 @@ EVALUATE = ("--only", "lips", "identity", "seams", "--identities", "8")
 
 def get_sweep():
     """Points (name, overrides)."""
-    for solver in ("ddim", "dpm++2m"):
-        for steps in (1, 2, 4):
+    for solver, counts in (("ddim", (1, 2, 3, 4)), ("dpm++2m", (3, 4))):
+        for steps in counts:
             yield f"{solver}-{steps}", {"sampling.solver": solver, "sampling.steps": steps}

@@ -22,7 +22,6 @@ from emo_jax.data.videos import Outcome, Settings, video_records
 from emo_jax.files import remove_leftovers, whole, write_text
 
 SPLIT = "train"
-MAX_SHARDS = 256
 PLAN_FILE = "plan.json"
 
 
@@ -36,7 +35,7 @@ class Plan:
     target: pathlib.Path
     videos: tuple[tuple[pathlib.Path, str], ...]
     settings: Settings
-    limit: int = MAX_SHARDS
+    limit: int
 
     @property
     def work(self) -> pathlib.Path:
@@ -72,9 +71,8 @@ class Plan:
     def describe(self) -> str:
         """What the result depends on, as JSON."""
         videos = [(name, path.stat().st_size) for path, name in self.videos]
-        told = dict(settings=dataclasses.asdict(self.settings), videos=videos)
-        if self.limit != MAX_SHARDS:
-            told["shards"] = self.limit
+        version = str(EmoRecords.VERSION)
+        told = dict(version=version, settings=dataclasses.asdict(self.settings), videos=videos, shards=self.limit)
         return json.dumps(told, indent=1)
 
     def begin(self) -> bool:

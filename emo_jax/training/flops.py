@@ -1,4 +1,4 @@
-"""The FLOPs that a training step needs, counted from its jaxpr, and those that the devices could do."""
+"""The FLOPs and activations that a training step needs, counted from shapes; the FLOPs that devices could do."""
 
 import math
 
@@ -47,13 +47,43 @@ def step_flops(emo, config, state, batch):
     Args:
         state: the TrainState, or its shapes. batch: {name: array or shape} of a step's whole batch.
     """
-    loss, key = make_loss(emo, config), jax.eval_shape(lambda: jax.random.key(0))
+    loss_of, key = _loss_of(emo, config)
+    with traced_for("cpu"):
+        return gradient_flops(loss_of, state.trained, state.frozen, batch, key)
+
+
+def step_activations(emo, config, state, batch):
+    """Bytes that one clip (or frame) keeps from the forward for the backward pass. Arguments as those of step_flops.
+
+    What a batch of two keeps, less what one does: the weights' own are in both.
+    """
+    loss_of, key = _loss_of(emo, config)
+
+    def kept(size):
+        some = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in batch.items()}
+        return kept_bytes(loss_of, state.trained, state.frozen, some, key)
+
+    return kept(2) - kept(1)
+
+
+def kept_bytes(function, *arguments):
+    """Bytes that a function keeps for its gradient with respect to the first argument, those of arguments included."""
+
+    def backward(first, *rest):
+        return jax.vjp(lambda first: function(first, *rest), first)[1]
+
+    kept = jax.tree.leaves(jax.eval_shape(backward, *arguments))
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in kept)
+
+
+def _loss_of(emo, config):
+    """(loss(trained, frozen, batch, key), shape of a key) of the config's stage."""
+    loss = make_loss(emo, config)
 
     def loss_of(trained, frozen, batch, key):
         return loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)[0]
 
-    with traced_for("cpu"):
-        return gradient_flops(loss_of, state.trained, state.frozen, batch, key)
+    return loss_of, jax.eval_shape(lambda: jax.random.key(0))
 
 
 def gradient_flops(function, *arguments):

@@ -48,15 +48,6 @@ def from_path(path, array):
     return ".".join([*module, "bias" if leaf == "bias" else "weight"]), array
 
 
-def rename(weights, leave_out=()):
-    """Our flat params {path: array} of diffusers' {name: array}, without the names that match `leave_out`."""
-    kept = {n: a for n, a in weights.items() if not any(re.search(pattern, n) for pattern in leave_out)}
-    flat = dict(to_path(name, array) for name, array in kept.items())
-    if len(flat) != len(kept):
-        raise ValueError(f"{len(kept) - len(flat)} of {len(kept)} torch parameters share a path with another")
-    return flat
-
-
 # ---- other people's names -> diffusers'
 
 _LDM_RESNET = {

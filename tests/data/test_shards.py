@@ -58,7 +58,7 @@ def same(first, second):
 
 def plan_of(videos, output):
     settings = Settings(Rules(10.0, 1.0, 40.0, 64), "haar", None, "unknown")
-    return shards.Plan(output, prepare.find_videos([str(videos)]), settings)
+    return shards.Plan(output, prepare.find_videos([str(videos)]), settings, 256)
 
 
 def test_the_index_and_the_ids(whole):
@@ -154,7 +154,7 @@ def test_no_record_at_all_is_one_line(tmp_path):
 
 def test_many_videos_share_shards(tmp_path):
     paths = tuple((tmp_path / f"{k:04d}", f"{k:04d}") for k in range(600))
-    plan = shards.Plan(tmp_path, paths, Settings())
+    plan = shards.Plan(tmp_path, paths, Settings(), 256)
     parts = [plan.shard(index) for index in range(plan.shards)]
     assert plan.shards == 256 and sum(parts, ()) == paths and {len(part) for part in parts} == {2, 3}
     assert shards.Plan(tmp_path, paths, Settings(), 400).shards == 400
@@ -168,6 +168,14 @@ def test_the_most_shards_are_a_choice(videos, whole, tmp_path):
     assert ids[0] == ids[1] and len(ids[0]) == 3
     with pytest.raises(ValueError, match="made with other options"):
         prepare.prepare_videos([str(videos)], str(tmp_path / "out"), **OPTIONS)
+
+
+def test_unfinished_work_of_older_records_is_not_gone_on_with(videos, tmp_path, monkeypatch):
+    plan = plan_of(videos, tmp_path / "out")
+    assert plan.begin() and plan.begin()
+    monkeypatch.setattr(records.EmoRecords, "VERSION", "0.0.1")
+    with pytest.raises(ValueError, match="holds a run that was begun with other options"):
+        plan.begin()
 
 
 def test_an_error_ends_its_own_processes_alone(videos, tmp_path):
@@ -192,7 +200,7 @@ class Fatal(str):
 def test_a_video_that_takes_its_process_down_is_rejected(videos, tmp_path):
     plan = plan_of(videos, tmp_path / "out")
     names = tuple((path, Fatal(name) if name == "1.mp4" else name) for path, name in plan.videos)
-    plan = shards.Plan(plan.target, names, plan.settings)
+    plan = shards.Plan(plan.target, names, plan.settings, 256)
     assert plan.begin()
     make_shards(plan, 2, Progress(4, "videos", "video"))
     summaries = [json.loads(plan.summary(index).read_text()) for index in range(4)]

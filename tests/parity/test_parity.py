@@ -1,6 +1,7 @@
 """Our networks and solvers against diffusers' torch implementations, as recorded by record.py."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from emo_jax.models.attention import Conditions
 from emo_jax.models.temporal import MotionModule
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig
-from emo_jax.weights.names import POSITIONS, TEXT_ATTENTION, rename
+from emo_jax.weights.names import POSITIONS, TEXT_ATTENTION, to_path
 from tests.parity import cases
 
 TOLERANCE = 3e-5  # small enough to tell an epsilon of 1e-6 from 1e-5 in any norm
@@ -55,7 +56,10 @@ def close(ours, theirs, tolerance=TOLERANCE):
 
 def filled(module, weights, *inputs, leave_out=(), extra=()):
     """The params of the module from torch weights: every one of both sides is used, but for those named."""
-    flat = rename(weights, leave_out) | dict(extra)
+    kept = {name: a for name, a in weights.items() if not any(re.search(pattern, name) for pattern in leave_out)}
+    flat = dict(to_path(name, a) for name, a in kept.items())
+    assert len(flat) == len(kept)  # no two share a path
+    flat |= dict(extra)
     abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
     assert {path: a.shape for path, a in flat.items()} == shapes

@@ -79,6 +79,27 @@ def test_a_step_costs_what_its_compiled_program_does():
     assert counted("image") == counted("image", remat="blocks")
 
 
+def test_what_is_kept_for_the_backward_pass():
+    x, w = shape(4, 3), shape(3, 5)
+    product = flops.kept_bytes(lambda w, x: (x @ w).sum(), w, x)
+    assert product == 4 * 4 * 3  # the inputs of the one product whose gradient is asked for
+    hidden = flops.kept_bytes(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum(), w, x)
+    assert hidden == product + 2 * 4 * 4 * 5
+    assert flops.kept_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
+
+
+def test_blocks_that_are_computed_anew_keep_little():
+    kept = {}
+    for remat in ("none", "blocks"):
+        config = training_config("image")
+        config.model.unet.remat = remat
+        emo = build(config)
+        state = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
+        shapes = jax.eval_shape(lambda config=config: fixed_batch(config))
+        kept[remat] = flops.step_activations(emo, config, state, shapes)
+    assert 0 < kept["blocks"] < 0.4 * kept["none"]
+
+
 def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
     """A frame of 512x512: 1.117 TFLOP to encode it, by XLA's count of the compiled program."""
     config = base.get_config()
