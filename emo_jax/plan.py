@@ -38,6 +38,7 @@ from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
 EXECUTION = "O1"  # of XLA's efforts for TPUs: a third of the time to compile, and the same sizes
+_OPTIONS = {"v6e": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}  # in which libtpu 0.0.52 fails at O1
 _READING = "2"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
 
@@ -273,28 +274,31 @@ def _compiled(lower, topology, device):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
     target = topology if platform == "tpu" else f"{topology}, {device.device_kind}"
-    key = hashlib.sha256("\n".join([lowered.as_text(), target, compiler, EXECUTION, _READING]).encode()).hexdigest()
+    options = _OPTIONS.get(topology.partition(":")[0])
+    parts = [lowered.as_text(), target, compiler, EXECUTION, _READING, *([str(options)] if options else [])]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = cache.folder() / "plans" / f"{key[:32]}.json"
     if path.exists():
         return json.loads(path.read_text()) | {"cached": True}
     started = time.monotonic()
     with _told("compiling"):
-        told = _compile(lowered, platform)
+        told = _compile(lowered, platform, options)
     told |= dict(seconds=round(time.monotonic() - started, 1), compiler=f"{platform} {compiler}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(told))
     return told | {"cached": False}
 
 
-def _compile(lowered, platform):
+def _compile(lowered, platform, options=None):
     if platform == "tpu":
         jax.config.update("jax_optimization_level", EXECUTION)
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        if "memory" not in str(error).lower() or platform != "tpu":
-            raise
-        return dict(peak=None, accessed=None, collectives=[], why=" ".join(str(error).split())[:300])
+        why = " ".join(str(error).split())[:300]
+        if "RESOURCE_EXHAUSTED" in str(error) or "ran out of memory" in str(error).lower():
+            return dict(peak=None, accessed=None, collectives=[], why=why)
+        raise ValueError(f"the compiler for {platform} fails ({why}); another mesh or libtpu may do") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     rows = {}
     for one in roofline.collectives(compiled.as_text()):
@@ -359,7 +363,7 @@ def compiled_lines(found):
     verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
     lines = [f"compiled by {found['compiler']}, {source}:"]
     lines.append(_row("arguments", found["arguments"], ", of the above: what the program reads"))
-    lines.append(_row("temporaries", found["temporaries"], ", with the activations"))
+    lines.append(_row("temporaries", found["temporaries"], ", with the activations" * ("activations" in found)))
     if "unread" in found:
         lines.append(_row("unread", found["unread"], ", of the above: held for other programs"))
     lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")

@@ -111,6 +111,19 @@ def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
     assert not any("idle" in line for line in plan.counted_lines(counted))
 
 
+def test_a_compiler_that_fails_is_no_verdict_on_memory():
+    def lowered(message):
+        def compile(compiler_options):
+            raise jax.errors.JaxRuntimeError(message)
+
+        return types.SimpleNamespace(compile=compile)
+
+    told = plan._compile(lowered("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm"), "gpu")
+    assert told["peak"] is None and "hbm" in told["why"]
+    with pytest.raises(ValueError, match="the compiler for gpu fails .INVALID_ARGUMENT: a memory space.; another mesh"):
+        plan._compile(lowered("INVALID_ARGUMENT:\na memory space"), "gpu")
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_shapes_alone_tell_what_cannot_fit(monkeypatch, capsys, tmp_path):
     (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))
