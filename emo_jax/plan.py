@@ -128,9 +128,9 @@ def count(config, devices, topology, program="step"):
     """What shapes tell of one program on the devices, and the function that lowers it.
 
     Returns:
-        (dict, lower). Its `bytes` are those that a chip holds, by part, `flops` the useful ones of all chips,
-        `activations` the bytes that a chip keeps for the backward pass. `fits` is False where the parts alone are
-        too much for a chip, else None.
+        (dict, lower). Its `bytes` are those that a chip holds, by part, `held` their sum, `flops` the useful ones of
+        all chips, `activations` the bytes that a chip keeps for the backward pass. `fits` is False where the parts
+        alone are too much for a chip, else None.
     """
     with _told("tracing"):
         lower, sizes, work = PROGRAMS[program](config, devices)
@@ -139,8 +139,8 @@ def count(config, devices, topology, program="step"):
     found["chips"] = math.prod(found["mesh"].values())
     found["idle"] = len(devices) - found["chips"]
     found["bytes"] = sizes
-    held = sum(size["held"] for size in sizes.values())
-    found["fits"] = False if memory is not None and held > memory else None
+    found["held"] = sum(size["held"] for size in sizes.values())
+    found["fits"] = False if memory is not None and found["held"] > memory else None
     if limits := roofline.roofline(kind, found["chips"], found["flops"], 0, 0):
         found["roofline"] = dict(compute=limits.compute)
     return found, lower
@@ -337,7 +337,7 @@ def counted_lines(found):
         lines.append(_row("activations", found["activations"], ", kept for the backward pass"))
     if found["idle"]:
         lines.append(f"  idle: {found['idle']} chips, over which guidance's passes and a clip's frames do not divide")
-    held, memory = sum(size["held"] for size in found["bytes"].values()), found["memory"]
+    held, memory = found["held"], found["memory"]
     total, verdict = held + found.get("activations", 0), ""
     if memory is not None and total > memory:
         verdict = ": does NOT fit" if held > memory else ": too much, unless the compiler computes some of it anew"

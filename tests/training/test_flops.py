@@ -65,12 +65,16 @@ def test_a_convolutions_gradient_costs_two_more_however_it_strides():
         assert told == pytest.approx(3 * one, rel=0.01)
 
 
-def counted(stage, remat="none"):
+def of_a_step(count, stage, remat="none"):
+    """count(emo, config, state, batch) of the small model's step."""
     config = training_config(stage)
     config.model.unet.remat = remat
     emo = build(config)
     state = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
-    return flops.step_flops(emo, config, state, fixed_batch(config))
+    return count(emo, config, state, fixed_batch(config))
+
+
+counted = functools.partial(of_a_step, flops.step_flops)
 
 
 def test_a_step_costs_what_its_compiled_program_does():
@@ -89,14 +93,7 @@ def test_what_is_kept_for_the_backward_pass():
 
 
 def test_blocks_that_are_computed_anew_keep_little():
-    kept = {}
-    for remat in ("none", "blocks"):
-        config = training_config("image")
-        config.model.unet.remat = remat
-        emo = build(config)
-        state = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
-        shapes = jax.eval_shape(lambda config=config: fixed_batch(config))
-        kept[remat] = flops.step_activations(emo, config, state, shapes)
+    kept = {remat: of_a_step(flops.step_activations, "image", remat) for remat in ("none", "blocks")}
     assert 0 < kept["blocks"] < 0.4 * kept["none"]
 
 
