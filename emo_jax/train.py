@@ -106,10 +106,9 @@ def train(config, workdir, profile=0):
     iterator = make_iterator(
         config.data,
         clip_of(config, stage),
-        batch_size=_per_process(config.train.batch_size),
+        batch_size=config.train.batch_size,
         seed=config.train.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.rows(mesh, config.train.batch_size),
         needs_sound=stage.sound,
         sources=sources,
     )
@@ -199,14 +198,6 @@ def _initial_params(config, emo):
 def _warn(text):
     if processes.first():
         print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def _per_process(batch_size):
-    if batch_size % jax.process_count():
-        raise ValueError(
-            f"train.batch_size is {batch_size}; expected a multiple of the number of processes, {jax.process_count()}"
-        )
-    return batch_size // jax.process_count()
 
 
 def _scaler(config, emo, mesh):

@@ -13,6 +13,13 @@ CONFIG = "from tests.steps import training_config as get_config\n"
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
+def free_port():
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 class Run:
     """A run of `training_config(stage)` from records, as `count` processes of `devices` CPU devices each."""
 
@@ -31,11 +38,9 @@ class Run:
         environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=paths)
         if count > 1:  # of which only one would find its programs there
             environment |= dict(JAX_ENABLE_COMPILATION_CACHE="0")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        joined = [["--coordinator", f"localhost:{port}", "--processes", str(count), "--process", str(i)]
-                  for i in range(count)] if count > 1 else [[]]  # fmt: skip
+        places, joined = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count), "--process"], [[]]
+        if count > 1:
+            joined = [[*places, str(process)] for process in range(count)]
         with self.log.open("w") as log:
             self.processes = [
                 subprocess.Popen(command + place, stdout=log, stderr=subprocess.STDOUT, env=environment)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -198,6 +199,18 @@ class _Device:
     slice_index: int | None
     platform: str = "other"
     device_kind: str = "other"
+
+
+@pytest.mark.parametrize("sizes", [(4, 2, 1, 1), (2, 2, 2, 1)])
+def test_each_process_makes_the_samples_of_its_own_places(monkeypatch, sizes):
+    lie = [0, 0, 1, 1, 1, 1, 0, 0]  # the processes of neighbours, as create_device_mesh lays some slices of TPUs
+    grid = np.array([_Device(i, process, None) for i, process in enumerate(lie)]).reshape(sizes)
+    mesh = types.SimpleNamespace(devices=grid, shape=dict(zip(sharding.AXES, sizes, strict=True)))
+    shares = []
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        shares.append(sharding.rows(mesh, 16))
+    assert shares == [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]]
 
 
 @pytest.mark.parametrize("slices", [True, False])

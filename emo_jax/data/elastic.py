@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grain
 
 
 class ElasticDataset(grain.IterDataset):
-    """The share of one process of batches of `batch_size * process_count` samples, one batch behind the other.
+    """The share of one process of batches of `batch_size` samples, one batch behind the other.
 
     An iterator's state is the number of samples that all processes have taken so far, the same in all of them. So any
     one's state serves all, and other numbers of processes, workers or clips a batch go on where these stopped. Grain's
@@ -16,42 +17,24 @@ class ElasticDataset(grain.IterDataset):
 
     Args:
         samples: not batched; sample i depends on i only.
-        batch_size: samples per batch of this process.
-        whole: end all processes at the same step; to be left out where `samples` has no end.
+        batch_size: samples per batch of all processes together.
+        rows: which of them this process makes, in this order.
         workers: processes that make the batches; 0: threads of this one.
         ahead: batches made ahead, per worker.
     """
 
-    def __init__(
-        self,
-        samples: grain.MapDataset,
-        batch_size: int,
-        process_index: int,
-        process_count: int,
-        *,
-        whole: bool,
-        workers: int,
-        ahead: int,
-    ):
+    def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int], *, workers: int, ahead: int):
         super().__init__()
-        self._samples, self._batch_size, self._whole = samples, batch_size, whole
-        self._process, self._processes = process_index, process_count
+        self._samples, self.batch_size, self._rows = samples, batch_size, rows
         self._workers, self._ahead = workers, ahead
-
-    @property
-    def step_size(self) -> int:
-        """Samples that all processes take in one step."""
-        return self._batch_size * self._processes
 
     def starting_at(self, sample: int) -> grain.IterDataset:
         """This process's batches from that sample on."""
         # The share is cut last: draws then depend on the place in the epoch, and no two processes draw alike.
-        batches = self._samples[sample:].batch(self._batch_size, drop_remainder=True)
-        if self._whole:
-            batches = batches[: len(batches) // self._processes * self._processes]
-        batches = batches[self._process :: self._processes]
+        share = _Rows(self._samples[sample:], self.batch_size, self._rows)
         threads = 1 if self._workers else min(4, self._ahead)
-        result = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead)
+        result = share.batch(len(self._rows), drop_remainder=True).to_iter_dataset(options)
         if self._workers:
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._ahead)
             result = result.mp_prefetch(options)
@@ -59,6 +42,23 @@ class ElasticDataset(grain.IterDataset):
 
     def __iter__(self) -> ElasticIterator:
         return ElasticIterator(self)
+
+
+class _Rows(grain.MapDataset):
+    """The samples at some rows of each whole batch, one batch's behind the other's."""
+
+    def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        super().__init__(samples)
+        self._batch_size, self._rows = batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, row = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 class ElasticIterator(grain.DatasetIterator):
@@ -72,7 +72,7 @@ class ElasticIterator(grain.DatasetIterator):
         if self._closed:
             raise ValueError("this iterator over the data is closed; make another")
         batch = next(self._started())
-        self._taken += self._dataset.step_size
+        self._taken += self._dataset.batch_size
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class ElasticIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to where the iterator was, perhaps one of other processes and workers, whose state this is."""
         self._stop()
-        self._taken = state["samples"] if "samples" in state else _steps(state) * self._dataset.step_size
+        self._taken = state["samples"] if "samples" in state else _steps(state) * self._dataset.batch_size
 
     def start_prefetch(self) -> None:
         self._started().start_prefetch()

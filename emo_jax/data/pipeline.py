@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -152,8 +153,7 @@ def make_dataset(
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     needs_sound: bool = False,
     epochs: int | None = None,
     sources: list[tuple[Source, float]] | None = None,
@@ -169,23 +169,23 @@ def make_dataset(
         same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches made ahead, per
         worker).
       clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
-      batch_size: clips per batch of this process.
+      batch_size: clips per batch, of all processes together.
       seed: of the order and of every draw; the same in all processes.
-      process_index: which of the `process_count` parts of each step's batch this process reads.
-      process_count: number of processes.
+      rows: which clips of each batch this process makes, from 0 and in this order (`sharding.rows`); None: all.
       needs_sound: leave out the records without sound.
       epochs: passes over the records (of several sources: until the first of them is used up); None for no end.
       sources: what `open_sources` gave, where it is open already.
 
     Raises:
       ValueError: if a setting is out of range, the records are missing or have another frame rate, or there are fewer
-        suitable records than `batch_size * process_count`.
+        suitable records than `batch_size`.
     """
     import grain
 
     from emo_jax.data.elastic import ElasticDataset
 
-    _check(data_config, clip_config, batch_size, process_index, process_count, epochs)
+    rows = range(batch_size) if rows is None else rows
+    _check(data_config, clip_config, batch_size, rows, epochs)
     sources, fitting = sources or open_sources(data_config), []
     common_layout([source for source, _ in sources], data_config, clip_config)
     for number, (source, weight) in enumerate(sources):
@@ -193,11 +193,11 @@ def make_dataset(
         if len(positions):
             fitting.append((source, positions, weight, number))
     count = sum(len(positions) for _, positions, _, _ in fitting)
-    if count < batch_size * process_count:
+    if count < batch_size:
         names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in sources)
         raise ValueError(
-            f"{names}: {count} records fit this config, expected at least {batch_size * process_count} (batch "
-            f"{batch_size} x {process_count} processes): lower the batch size or add records"
+            f"{names}: {count} records fit this config, expected at least {batch_size}, the batch: lower "
+            "train.batch_size or add records"
         )
     clips = [
         grain.MapDataset.source(positions)
@@ -212,9 +212,7 @@ def make_dataset(
     return ElasticDataset(
         samples.repeat(epochs),
         batch_size,
-        process_index,
-        process_count,
-        whole=epochs is not None,
+        rows,
         workers=data_config.num_workers,
         ahead=max(1, data_config.prefetch),
     )
@@ -329,7 +327,7 @@ def suitable_records(source: Source, clip_config, needs_sound: bool = False) -> 
     return np.flatnonzero(keep)
 
 
-def _check(data, clip, batch_size: int, process_index: int, process_count: int, epochs: int | None) -> None:
+def _check(data, clip, batch_size: int, rows: Sequence[int], epochs: int | None) -> None:
     low, high = data.crop_scale
     context = audio_context(clip)
     checks = {
@@ -345,8 +343,8 @@ def _check(data, clip, batch_size: int, process_index: int, process_count: int, 
         "data.flip_prob": (data.flip_prob, 0 <= data.flip_prob <= 1, "a probability in [0, 1]"),
         "data.color_jitter": (data.color_jitter, 0 <= data.color_jitter < 1, "at least 0 (off) and below 1"),
         "data.num_workers": (data.num_workers, data.num_workers >= 0, "at least 0"),
-        "batch_size": (batch_size, batch_size >= 1, "at least 1 clip per process"),
-        "process_index": (process_index, 0 <= process_index < process_count, f"in [0, {process_count})"),
+        "batch_size": (batch_size, batch_size >= 1, "at least 1"),
+        "rows": (rows, len(rows) and {*rows} <= {*range(batch_size)}, f"some of 0 to {batch_size - 1}"),
         "epochs": (epochs, epochs is None or epochs >= 1, "at least 1, or None for no end"),
     }
     for name, (value, fine, wanted) in checks.items():

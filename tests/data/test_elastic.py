@@ -27,8 +27,9 @@ def small_records(tmp_path_factory):
 def batches(directory, processes, batch_size, steps, state=None, **options):
     """(the samples that all processes take in so many steps, the state of the last process)."""
     data, clip = configs(directory, image_size=(16, 16), frames=2, flip_prob=0.5, num_workers=options.pop("workers", 0))
-    share = dict(batch_size=batch_size, process_count=processes, seed=5)
-    iterators = [pipeline.make_iterator(data, clip, process_index=p, **share | options) for p in range(processes)]
+    options |= dict(batch_size=processes * batch_size, seed=5)
+    shares = [range(p * batch_size, (p + 1) * batch_size) for p in range(processes)]
+    iterators = [pipeline.make_iterator(data, clip, rows=rows, **options) for rows in shares]
     for iterator in iterators:
         if state is not None:
             iterator.set_state(state)

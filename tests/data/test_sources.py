@@ -70,7 +70,7 @@ def test_a_mixture_resumes_with_other_processes(mixed):
     assert_same(whole[:18], samples([next(head) for _ in range(3)]))
     rest = []
     for process in range(3):
-        iterator = pipeline.make_iterator(*mixed, batch_size=2, seed=3, process_index=process, process_count=3)
+        iterator = pipeline.make_iterator(*mixed, batch_size=6, seed=3, rows=range(2 * process, 2 * process + 2))
         iterator.set_state(json.loads(json.dumps(head.get_state())))
         rest.append([next(iterator) for _ in range(3)])
     assert_same(whole[18:], samples(itertools.chain(*zip(*rest, strict=True))))

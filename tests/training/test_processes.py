@@ -1,8 +1,11 @@
 """Several processes: how they are told of each other, and that they train as one does, whatever kills them."""
 
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -11,7 +14,7 @@ import psutil
 import pytest
 
 from emo_jax.training import processes
-from tests.runs import Run
+from tests.runs import Run, free_port
 from tests.small import draw_people
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "SLURM_NTASKS")
@@ -137,6 +140,28 @@ def test_two_processes_killed_and_resumed_as_one_or_four_train_as_if_nothing_had
     for part in parts:
         steps = [step for step in part.losses() if step <= last]
         np.testing.assert_allclose([part.losses()[k] for k in steps], [whole.losses()[k] for k in steps], rtol=2e-3)
+
+
+PLACED = """
+import sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from emo_jax import sharding
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+devices = np.array(jax.devices())[[0, 2, 3, 1]].reshape(2, 2, 1, 1)
+mesh = jax.sharding.Mesh(devices, sharding.AXES)
+batch = np.arange(24).reshape(8, 3)
+placed = sharding.place_batch(mesh, {"x": batch[sharding.rows(mesh, 8)]})["x"]
+assert (multihost_utils.process_allgather(placed, tiled=True) == batch).all()
+"""
+
+
+@pytest.mark.slow
+def test_samples_lie_as_ever_where_the_devices_of_two_processes_are_mixed():
+    start = [sys.executable, "-c", PLACED, f"localhost:{free_port()}"]
+    environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    both = [subprocess.Popen([*start, str(process)], env=environment) for process in (0, 1)]
+    assert [process.wait(120) for process in both] == [0, 0]
 
 
 @pytest.mark.slow
