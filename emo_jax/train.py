@@ -138,6 +138,7 @@ def train(config, workdir, profile=0):
             state, metrics = step_fn(state, batch)
             done = step + 1
             skips.add(done, metrics)
+            checkpoints.check()
             writer.add(metrics, waited)
             told = ending.told(done)
             if done % config.train.log_every == 0 or done == steps or told:

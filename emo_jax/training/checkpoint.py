@@ -109,6 +109,12 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=arguments)
 
+    def check(self):
+        """Raises as `save` does, once the last save has ended; does not wait for it. To be called between saves."""
+        if not self._manager.is_saving_in_progress():
+            with self._writing():
+                self._manager.wait_until_finished()
+
     def _note_sizes(self):
         """Puts the sizes of a checkpoint's files beside them, before it counts as whole: later losses then show."""
         for folder in self._manager.directory.iterdir() if processes.first() else ():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import jax
@@ -175,7 +176,9 @@ def save_on_a_full_disk(workdir):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
     try:
         checkpoints.save(2, state, Place(2), config)
-        checkpoints.close()
+        for _ in range(600):  # the steps that follow
+            checkpoints.check()
+            time.sleep(0.1)
     except OSError as error:
         print(error, flush=True)
 
