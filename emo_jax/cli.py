@@ -21,6 +21,8 @@ VERBS = {
 """Module emo_jax.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
 TERMINATED = 143
 """Exit status after a SIGTERM, which schedulers take for "to be started again"; a verb's main may return it itself."""
+DIVERGED = 3
+"""Exit status of a training run that diverged: from its newest checkpoint it would do so again."""
 
 _NO_MEMORY = (
     "the device's memory is not enough ({}); take less at a time: smaller --clips or --size in emo generate, "
@@ -39,7 +41,7 @@ class _Terminated(BaseException):
 
 
 def main(argv=None):
-    """Runs `emo VERB ...`; returns the exit status: 0, 2 with one line on stderr after bad input, 1 after a failure."""
+    """Runs `emo VERB ...`; returns the exit status: 0, 2 (bad input, one line on stderr), 1 or one of the above."""
     with _terminable():
         return _run(sys.argv[1:] if argv is None else argv)
 
@@ -62,8 +64,10 @@ def _run(argv):
             status = args.main(args)
     except ValueError as error:
         return _fail(name, error, 2)
-    except (OSError, FloatingPointError) as error:  # a full disk, a run that diverged
+    except OSError as error:  # a full disk
         return _fail(name, error, 1)
+    except FloatingPointError as error:
+        return _fail(name, error, DIVERGED)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it
             raise

@@ -81,7 +81,8 @@ def _grid(shape, dcn_data, devices):
 
     But those that share samples, along frame and tensor, lie in one process where they can: it feeds them all.
     """
-    if dcn_data == 1:
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    if dcn_data == 1 and len(slices) == 1:
         try:
             grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         except (AssertionError, NotImplementedError):  # some of a TPU's chips, which are no box
@@ -90,7 +91,6 @@ def _grid(shape, dcn_data, devices):
             by_process = sorted(devices, key=lambda device: (device.process_index, device.id))
             grid = np.array(by_process).reshape(shape)
         return grid
-    slices = {getattr(device, "slice_index", None) for device in devices}
     by_process = None in slices or len(slices) == 1
     groups = len({device.process_index for device in devices}) if by_process else len(slices)
     if dcn_data != groups or shape[0] % dcn_data:

@@ -8,7 +8,7 @@
 # The cluster has the JobSet controller (0.6 or newer) and node pools of that kind. The image holds this checkout as its
 # working folder, with `emo` installed (pip install -c constraints.txt -e '.[tpu]', for GPUs '.[cuda]'). CLAIM is a
 # ReadWriteMany volume (Filestore, a mounted bucket), seen as /mnt. Whatever ends a pod, all start again from the newest
-# checkpoint; bad input (status 2) ends the run.
+# checkpoint; bad input (status 2) and a run that diverged (3) end it.
 set -euo pipefail
 
 # ---- the environment, all of it here
@@ -79,7 +79,7 @@ spec:
           backoffLimit: 0  # one pod alone cannot come back: all do
           podFailurePolicy:
             rules:
-              - {action: FailJob, onExitCodes: {containerName: emo, operator: In, values: [2]}}
+              - {action: FailJob, onExitCodes: {containerName: emo, operator: In, values: [2, 3]}}
           template:
             spec:
               restartPolicy: Never

@@ -164,14 +164,14 @@ def sampling():
 
 
 def moved(program):
-    """{collective: the bytes of each of its results} of a compiled program."""
+    """{collective: the bytes that each one of its kind gives} of a compiled program; XLA may join several in one."""
     from emo_jax.training.roofline import arrays
 
     found = {kind: [] for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")}
     for line in re.finditer(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)(-start)?\(.*", program):
         if "/fft" in line[0]:  # of mel spectra, which XLA's partitioner cannot split; not of parameters
             continue
-        found[line[2]] += [size for _, size in arrays(line[1])]
+        found[line[2]].append(sum(size for _, size in arrays(line[1])))
     return found
 
 

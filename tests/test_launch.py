@@ -63,7 +63,7 @@ def test_a_jobset_of_one_pod_for_each_host(kind):
     # what ends one ends all, and all start again, but after bad input; a pod's policy demands that it never restarts
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never" and spec["failurePolicy"]["maxRestarts"] == 7
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "emo", "operator": "In", "values": [2]}}
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "emo", "operator": "In", "values": [2, 3]}}
     (rule,) = spec["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
 

@@ -221,6 +221,12 @@ def test_slices_or_processes_are_joined_along_data_alone(slices):
     assert [{d.process_index for d in row.ravel()} for row in grid] == [{0}, {0}, {1}, {1}]
 
 
+def test_slices_that_nobody_has_told_of_are_one_line():
+    devices = [_Device(i, i // 4, i // 4) for i in range(8)]
+    with pytest.raises(ValueError, match="dcn_data is 1 and data 1, but .* lie in 2 slices; set dcn_data to 2"):
+        sharding._grid((1, 8, 1, 1), 1, devices)
+
+
 def test_devices_that_share_samples_lie_in_one_process(monkeypatch):
     devices = [_Device(i, i // 4, None) for i in range(8)]
     along = np.array(devices).reshape(4, 1, 2, 1)[:, :, ::-1]  # neighbours are kept where processes hold them

@@ -19,9 +19,10 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir, first, total, flops=None):
-        self._writer = SummaryWriter(str(workdir)) if jax.process_index() == 0 else None
+        # What a killed run had told of steps that are now done again goes.
+        self._writer = SummaryWriter(str(workdir), purge_step=first + 1) if jax.process_index() == 0 else None
         self._total, self._last, self._since, self._flops = total, first, time.perf_counter(), flops
-        self._pending, self._waited = [], 0.0
+        self._pending, self._waited, self._timed, self._first = [], 0.0, first, None
 
     @contextlib.contextmanager
     def paused(self):
@@ -37,6 +38,10 @@ class MetricsWriter:
         """
         self._pending.append(metrics)
         self._waited += waited
+        if self._first is None:
+            jax.block_until_ready(metrics)
+            now = time.perf_counter()
+            self._first, self._timed, self._since = now - self._since, self._last + 1, now
 
     def write(self, step):
         """Writes the means since the last call: one scalar each, and a line of those whose name has no '/'.
@@ -48,10 +53,9 @@ class MetricsWriter:
         whole = [m for m in fetched if all(np.isfinite(value).all() for value in m.values())] or fetched
         means = {name: _mean([m[name] for m in whole]) for name in whole[0]}
         means = {name: value for name, value in means.items() if value is not None}
-        seconds = time.perf_counter() - self._since
-        count = step - self._last
-        means |= {"step_seconds": seconds / count, "data_wait_seconds": self._waited / count}
-        self._pending, self._waited, self._last, self._since = [], 0.0, step, time.perf_counter()
+        means |= {"step_seconds": self._step_seconds(step), "data_wait_seconds": self._waited / (step - self._last)}
+        self._pending, self._waited, self._last, self._timed = [], 0.0, step, step
+        self._since = time.perf_counter()
         if self._writer is None:
             return
         scalars = means | {"skipped": float(skipped)} | _speed(self._flops, means["step_seconds"]) | _memory()
@@ -62,6 +66,11 @@ class MetricsWriter:
         line = " ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
         line += f" skipped {skipped:.0f}" if skipped else ""
         print(f"step {step}/{self._total} {line} left {left / 60:.0f} min", flush=True)
+
+    def _step_seconds(self, step):
+        """Mean time of a step since the last line; of the first, which compiles too, only where it is alone."""
+        count = step - self._timed
+        return (time.perf_counter() - self._since) / count if count else self._first
 
     def image(self, name, image, step):
         """Writes a picture, uint8 (H, W, 3)."""

@@ -57,17 +57,21 @@ def test_what_some_samples_have_is_a_mean_over_those(tmp_path, capsys):
     assert events(tmp_path)[0]["loss_t0", 2] == 2
 
 
-def test_a_pause_is_no_part_of_the_steps(tmp_path, monkeypatch):
-    clock = iter((0.0, 5.0, 9.0, 12.0, 12.0))
+def test_a_pause_and_compiling_are_no_part_of_the_steps(tmp_path, monkeypatch):
+    clock = iter((0.0, 300.0, 305.0, 309.0, 312.0, 315.0, 317.0, 317.0))
     monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: next(clock))
     writer = MetricsWriter(tmp_path, first=0, total=4)
+    writer.add({"loss": 1.0}, waited=0)  # compiled in 300 s
     with writer.paused():
         pass
-    for _ in range(4):
+    for _ in range(2):
         writer.add({"loss": 1.0}, waited=0)
+    writer.write(3)
+    writer.add({"loss": 1.0}, waited=0)
     writer.write(4)
     writer.close()
-    assert events(tmp_path)[0]["step_seconds", 4] == 2
+    scalars, _ = events(tmp_path)
+    assert scalars["step_seconds", 3] == 4 and scalars["step_seconds", 4] == 2
 
 
 class Card:
@@ -83,7 +87,7 @@ class Card:
 
 
 def test_what_only_tensorboard_shows(tmp_path, capsys, monkeypatch):
-    clock = iter((0.0, 8.0, 8.0))
+    clock = iter((0.0, 9.0, 13.0, 13.0))
     monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(jax, "devices", lambda: [Card(3), Card(5), Card(None), Card(4)])
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
