@@ -33,7 +33,7 @@ from emo_jax.ops.attention import traced_for
 from emo_jax.progress import meanwhile
 from emo_jax.sampling import guided_denoiser, mesh_for
 from emo_jax.training import roofline
-from emo_jax.training.flops import jaxpr_flops, step_activations, step_flops
+from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
@@ -63,7 +63,7 @@ def main(args, config):
     devices = find_devices(args.topology)
     found, lower = count(config, devices, args.topology, args.program)
     print("\n".join(counted_lines(found)), flush=True)
-    if not args.no_compile:
+    if not args.no_compile and found["fits"] is None:
         found = compiled(found, lower, devices[0])
         print("\n".join(compiled_lines(found)))
     if args.output:
@@ -129,8 +129,9 @@ def count(config, devices, topology, program="step"):
 
     Returns:
         (dict, lower). Its `bytes` are those that a chip holds, by part, `held` their sum, `flops` the useful ones of
-        all chips, `activations` the bytes that a chip keeps for the backward pass. `fits` is False where the parts
-        alone are too much for a chip, else None.
+        all chips, `computed` those and what memory has them do anew, `activations` the bytes that a chip keeps for the
+        backward pass, `rounds` how often the program goes through the networks. `fits` is False where the parts alone
+        are too much for a chip, else None.
     """
     with _told("tracing"):
         lower, sizes, work = PROGRAMS[program](config, devices)
@@ -141,7 +142,7 @@ def count(config, devices, topology, program="step"):
     found["bytes"] = sizes
     found["held"] = sum(size["held"] for size in sizes.values())
     found["fits"] = False if memory is not None and found["held"] > memory else None
-    if limits := roofline.roofline(kind, found["chips"], found["flops"], 0, 0):
+    if limits := roofline.roofline(kind, found["chips"], found["flops"], found["computed"], 0, 0):
         found["roofline"] = dict(compute=limits.compute)
     return found, lower
 
@@ -156,9 +157,10 @@ def compiled(found, lower, device):
         found["peak"] += found.get("unread", 0)
     memory, kind = found["memory"], found["kind"]
     found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
-    sent = sum(row["sent"] for row in found["collectives"])
-    limits = found["accessed"] and roofline.roofline(kind, found["chips"], found["flops"], found["accessed"], sent)
-    if limits:
+    moved = found["accessed"] or 0, sum(row["sent"] for row in found["collectives"])
+    moved = [found["rounds"] * size for size in moved]  # the compiler counts a loop once
+    limits = roofline.roofline(kind, found["chips"], found["flops"], found["computed"], *moved)
+    if found["accessed"] and limits:
         found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
         for name in ("overlapped", "in_turn"):
             seconds = getattr(limits, name)
@@ -197,7 +199,9 @@ def _step(config, devices):
     with traced_for(devices[0].platform):
         kept = step_activations(emo, config, state, batch) * train.batch_size / shares
     work = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_held(batch), activations=kept)
+    work["rounds"] = train.accumulate
     work["flops"] = step_flops(emo, config, state, batch)
+    work["computed"] = computed_flops(emo, config, state, batch)
     lower = functools.partial(make_step(emo, config, mesh, state).lower, state, batch)
     return lower, sizes, work
 
@@ -241,7 +245,9 @@ def _denoise(config, devices):
         name: dict(held=_held(tree), whole=_held(tree))
         for name, tree in (("weights", params), ("conditions", conditions))  # weights of all parts, used here or not
     }
-    work = dict(mesh=dict(mesh.shape), clips=1, flops=jaxpr_flops(jaxpr), unread=_unread(jaxpr, params))
+    flops = jaxpr_flops(jaxpr)
+    work = dict(mesh=dict(mesh.shape), clips=1, rounds=1, flops=flops, computed=flops)
+    work["unread"] = _unread(jaxpr, params)
     return functools.partial(jitted.lower, *given), sizes, work
 
 
@@ -343,7 +349,8 @@ def counted_lines(found):
         verdict = ": does NOT fit" if held > memory else ": too much, unless the compiler computes some of it anew"
     lines.append(f"  {'together':<14}{total / 1e9:9.3f}{_room(memory)} GB{verdict}")
     least = f"; {found['roofline']['compute']:.4f} s at their peak" if "roofline" in found else ""
-    lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T, of all chips{least}")
+    anew = f", {found['computed'] / 1e12:.1f} T with what is computed anew" if found["program"] == "step" else ""
+    lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T{anew}, of all chips{least}")
     return lines
 
 
@@ -369,6 +376,8 @@ def compiled_lines(found):
     lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
         lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
+    if found["rounds"] > 1:
+        lines.append(f"  in all but a few of which a step goes {found['rounds']} times (train.accumulate)")
     return lines + (_roofline_lines(found["roofline"]) if "overlapped" in found.get("roofline", ()) else [])
 
 

@@ -53,11 +53,12 @@ def test_collectives_of_a_program():
 
 
 def test_a_roofline_is_held_up_by_the_slowest():
-    limits = roofline.roofline("TPU v5 lite", 4, flops=4 * 197e12, accessed=2 * 819e9, sent=0.5 * 200e9)
-    assert (limits.compute, limits.memory, limits.links) == (1, 2, 0.5)
+    work, moved = dict(flops=4 * 197e12, computed=6 * 197e12), dict(accessed=2 * 819e9, sent=0.5 * 200e9)
+    limits = roofline.roofline("TPU v5 lite", 4, **work, **moved)
+    assert (limits.useful, limits.compute, limits.memory, limits.links) == (1, 1.5, 2, 0.5)
     assert limits.overlapped == 2 and limits.in_turn == 2.5 and limits.utilisation(limits.overlapped) == 0.5
     assert roofline.chip_of("TPU v5p").memory == roofline.chip_of("TPU v5").memory == 95e9
-    assert roofline.roofline("cpu", 1, 1, 1, 1) is None
+    assert roofline.roofline("cpu", 1, 1, 1, 1, 1) is None
 
 
 @pytest.mark.parametrize("kind, memory, links", [
@@ -65,7 +66,7 @@ def test_a_roofline_is_held_up_by_the_slowest():
     ("NVIDIA H200", 141e9, 450e9), ("NVIDIA H200 NVL", 141e9, 450e9),
 ])  # fmt: skip
 def test_gpus_have_a_roofline(kind, memory, links):
-    chip, limits = roofline.chip_of(kind), roofline.roofline(kind, 8, flops=8e15, accessed=1e12, sent=1e9)
+    chip, limits = roofline.chip_of(kind), roofline.roofline(kind, 8, 8e15, 8e15, accessed=1e12, sent=1e9)
     assert (chip.memory, chip.links) == (memory, links)
     assert limits.compute > 1 and 0.2 < limits.memory <= 0.5 and limits.links < 0.004
 

@@ -52,6 +52,13 @@ def step_flops(emo, config, state, batch):
         return gradient_flops(loss_of, state.trained, state.frozen, batch, key)
 
 
+def computed_flops(emo, config, state, batch):
+    """FLOPs that a step computes: those of `step_flops`, and what it computes anew for want of memory (remat)."""
+    loss_of, key = _loss_of(emo, config)
+    with traced_for("cpu"):
+        return count_flops(jax.grad(loss_of), state.trained, state.frozen, batch, key)
+
+
 def step_activations(emo, config, state, batch):
     """Bytes that one clip (or frame) keeps from the forward for the backward pass. Arguments as those of step_flops.
 

@@ -118,10 +118,12 @@ def _group(rest):
 class Roofline:
     """The least seconds of a step by each of what can hold it up (Williams et al. 2009), and what follows.
 
-    compute: useful FLOPs at the chips' bfloat16 peak. memory: bytes that a chip reads and writes. links: bytes that it
-    sends. What moves while the chip computes costs nothing more: `overlapped`; what does not: `in_turn`.
+    useful: useful FLOPs at the chips' bfloat16 peak. compute: those and what is computed anew. memory: bytes that a
+    chip reads and writes. links: bytes that it sends. What moves while the chip computes costs nothing more:
+    `overlapped`; what does not: `in_turn`.
     """
 
+    useful: float
     compute: float
     memory: float
     links: float
@@ -136,15 +138,18 @@ class Roofline:
 
     def utilisation(self, seconds):
         """Share of the peak that useful FLOPs make of a step of so many seconds (MFU)."""
-        return self.compute / seconds
+        return self.useful / seconds
 
 
-def roofline(kind, chips, flops, accessed, sent):
-    """The Roofline of a step of `flops` on so many chips of a kind, `accessed` and `sent` bytes each.
+def roofline(kind, chips, flops, computed, accessed, sent):
+    """The Roofline of a step of `flops`, `computed` with what memory has it do anew, on so many chips of a kind.
+
+    `accessed` and `sent` are bytes of each chip.
 
     None where the kind is not among CHIPS.
     """
     chip, peak = chip_of(kind), peak_flops(kind)
     if chip is None or peak is None:
         return None
-    return Roofline(flops / chips / peak, accessed / chip.bandwidth, sent / chip.links)
+    rate = chips * peak
+    return Roofline(flops / rate, computed / rate, accessed / chip.bandwidth, sent / chip.links)

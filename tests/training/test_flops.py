@@ -39,8 +39,8 @@ def test_known_products(function, arguments, wanted):
     assert flops.count_flops(function, *arguments) == wanted
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.checkpoint])
-def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_and_none_twice(wrap):
+@pytest.mark.parametrize("wrap, anew", [(lambda f: f, 0), (jax.checkpoint, 1)])
+def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_and_none_twice(wrap, anew):
     @wrap
     def hidden(x, w):
         return jax.nn.relu(x @ w)
@@ -52,7 +52,10 @@ def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_an
     trained = {"in": shape(i, j), "out": shape(k, m)}
     forward = 2 * b * (i * j + j * k + k * m)
     backward = 2 * b * (i * j + j * k + 2 * k * m)  # the first has no input to reach, the middle one is frozen
-    assert flops.gradient_flops(loss, trained, shape(j, k), shape(b, i)) == forward + backward
+    given = trained, shape(j, k), shape(b, i)
+    assert flops.gradient_flops(loss, *given) == forward + backward
+    again = anew * 2 * b * (i * j + k * m)  # of both hidden layers, as their sign is needed
+    assert flops.count_flops(jax.grad(loss), *given) == forward + backward + again
 
 
 def test_a_convolutions_gradient_costs_two_more_however_it_strides():
