@@ -18,7 +18,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 
 tiny-weights: $(VENV)/.installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" launch/tiny_weights.sh
+	launch/tiny_weights.sh
 
 $(VENV)/.created: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emo_jax needs Python 3.11 or newer: make PYTHON=python3.11")'

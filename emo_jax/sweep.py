@@ -56,6 +56,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--checkpoint", default="tiny", help="weights of a sweep that trains none")
     parser.add_argument("--points", nargs="+", metavar="NAME", help="some of the points (default: all)")
     parser.add_argument("--list", action="store_true", help="print the points' names, run none")
+    parser.add_argument("--table", action="store_true", help="compare the points finished so far, run none")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
     parser.set_defaults(main=main, takes_config="overrides")
 
@@ -66,6 +67,11 @@ def main(args, common: list[str]) -> int:
     names = _chosen(sweep, args.points)
     if args.list:
         print("\n".join(names))
+        return 0
+    if args.table:
+        if not output.is_dir():
+            raise ValueError(f"--output {output} is no folder of points")
+        print(compare(sweep, output))
         return 0
     plans = {name: plan(sweep, name, output / name, args, common) for name in names}
     if args.dry_run:
@@ -118,6 +124,9 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
     """
     overrides, steps, previous = sweep.points[name], [], args.init_from
     changes = [f"--config.{field}={value}" for field, value in overrides.items()]
+    for field in overrides:
+        if any(text.startswith(f"--config.{field}=") for text in common):
+            raise ValueError(f"point {name} sets {field} itself; leave --config.{field} out")
     for stage in sweep.stages:
         arguments = [f"--config={sweep.config}:{stage}", *changes, *common]
         config, workdir = resolve(arguments, name), folder / stage

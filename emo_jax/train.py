@@ -64,11 +64,11 @@ def main(args, config):
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        processes.leave(1)
+        processes.leave(1, blameless=True)
         told = " ".join(str(error).split())[:300]
         raise OSError(
-            f"{processes.name()} cannot go on, perhaps because another has ended; "
-            f"see the logs of all, and start all of them again ({told})"
+            f"{processes.name()} cannot go on, perhaps because another has ended, which JAX names within "
+            f"{processes.HEARTBEAT + 10} s; see its log, and start all of them again ({told})"
         ) from error
     except Exception:  # of this process alone, perhaps
         processes.leave(1)

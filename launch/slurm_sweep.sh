@@ -2,19 +2,29 @@
 # One point of a sweep for each job of a SLURM array, on one GPU each.
 #   sbatch --array=0-2 launch/slurm_sweep.sh configs/sweeps/reference_attention.py --output /shared/runs/reference \
 #       --init-from /shared/runs/vae --config.data.directory=/shared/data
-# `emo sweep ... --list` prints the points. Then the same `emo sweep` command without SLURM makes the table: all that
-# is finished is skipped.
+# `emo sweep ... --list` prints the points, of which the array has as many. Two minutes before its time is up, or when it
+# is preempted, a point saves and is queued again. Then `emo sweep ... --table` compares them.
 #SBATCH --job-name=emo-sweep
 #SBATCH --ntasks=1
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 
 # ---- the environment, all of it here
 VENV=${VENV:-$SLURM_SUBMIT_DIR/.venv}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda} # no GPU is an error, not a slow run
 
-mapfile -t points < <("$VENV/bin/emo" sweep "$@" --list)
-"$VENV/bin/emo" sweep "$@" --points "${points[$SLURM_ARRAY_TASK_ID]}"
+listed=$("$VENV/bin/emo" sweep "$@" --list)
+mapfile -t points <<<"$listed"
+point=${points[$SLURM_ARRAY_TASK_ID]:?no such point; the sweep has ${#points[@]}, from 0}
+
+status=0
+srun "$VENV/bin/emo" sweep "$@" --points "$point" || status=$?
+if ((status == 143)); then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -2,15 +2,16 @@
 # Trains the bundled weights from nothing: data, VAE, then EMO's three stages in order (make tiny-weights).
 # Killed and started again, it goes on where it was. About four hours on two slow CPU cores. Takes options of emo train.
 set -euo pipefail
+VENV=${VENV:-$(dirname "$0")/../.venv}
 RUNS=${RUNS:-runs/tiny}
 DATA=${DATA:-data/synthetic}
 OUTPUT=${OUTPUT:-$RUNS/weights} # emo_jax/weights/tiny replaces the bundled ones
 
-[ -d "$DATA" ] || emo prepare synthetic --output "$DATA" --records 1600 --held-out 64
+[ -d "$DATA" ] || "$VENV/bin/emo" prepare synthetic --output "$DATA" --records 1600 --held-out 64
 previous=
 for stage in vae image video speed; do
-  emo train --config "configs/tiny.py:$stage" --workdir "$RUNS/$stage" \
+  "$VENV/bin/emo" train --config "configs/tiny.py:$stage" --workdir "$RUNS/$stage" \
     --config.data.directory="$DATA" --config.train.init_from="$previous" "$@"
   previous=$RUNS/$stage
 done
-emo export --workdir "$previous" --output "$OUTPUT"
+"$VENV/bin/emo" export --workdir "$previous" --output "$OUTPUT"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on all hosts of a Cloud TPU slice; JAX finds them through the TPU's metadata.
 #   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh create     # v5p-128 (64 chips), spot, through a queued resource
-#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh install    # this checkout and its packages, on every host
+#   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh install    # the last commit and its packages, on every host
 #   NAME=emo ZONE=us-east5-a launch/tpu_pod.sh train --config configs/base.py:image --workdir /mnt/runs/image \
 #       --config.data.directory=/mnt/data --config.train.batch_size=64 \
 #       --config.train.mesh.data=1 --config.train.mesh.fsdp=-1
@@ -30,6 +30,8 @@ case "$command" in
       --accelerator-type "$TYPE" --runtime-version "$VERSION" --spot
     ;;
   install)
+    cd "$(dirname "$0")/.."
+    [ -z "$(git status --porcelain)" ] || echo "warning: what is not committed is not installed" >&2
     git archive --format=tar.gz --prefix=emo_jax/ -o /tmp/emo_jax.tar.gz HEAD
     gcloud compute tpus tpu-vm scp /tmp/emo_jax.tar.gz "$NAME": --zone "$ZONE" --worker=all
     # not jax[tpu], which asks for libtpu 0.0.42: `emo plan` counts with that of constraints.txt

@@ -3,6 +3,9 @@
 #   launch/two_processes.sh --config configs/tiny.py:vae --workdir runs/two --config.data.directory=data/synthetic
 # Exit status: that of the first process that failed. SIGTERM and SIGINT reach both.
 set -euo pipefail
+
+# ---- the environment, all of it here
+VENV=${VENV:-$(dirname "$0")/../.venv}
 PROCESSES=${PROCESSES:-2}
 DEVICES=${DEVICES:-4}  # of each process
 PORT=${PORT:-12321}
@@ -13,7 +16,7 @@ export JAX_COORDINATOR_ADDRESS="localhost:$PORT" JAX_NUM_PROCESSES=$PROCESSES
 pids=()
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 for ((i = 0; i < PROCESSES; i++)); do
-  JAX_PROCESS_ID=$i emo train "$@" &
+  JAX_PROCESS_ID=$i "$VENV/bin/emo" train "$@" &
   pids+=($!)
 done
 status=0

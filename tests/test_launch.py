@@ -138,6 +138,30 @@ def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_pa
     assert option("slurm.sh", "--ntasks-per-node") == "1"
 
 
+@pytest.mark.parametrize("status, told", [(0, []), (1, []), (143, ["scontrol requeue 4099"])])
+def test_each_task_of_an_array_takes_its_point(tmp_path, status, told):
+    stand_in(tmp_path / "bin" / "emo", f"""
+        for last; do :; done
+        [ "$last" = --list ] && printf "one\\ntwo\\n" && exit
+        echo "$@"; exit {status}
+    """)  # fmt: skip
+    stand_in(tmp_path / "bin" / "srun", 'exec "$@"')
+    stand_in(tmp_path / "bin" / "scontrol", 'echo scontrol "$@"')
+    found = dict(SLURM_SUBMIT_DIR="/", SLURM_JOB_ID="4099", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    done = run("slurm_sweep.sh", "a.py", "--output", "out", VENV=str(tmp_path), SLURM_ARRAY_TASK_ID="1", **found)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.splitlines() == ["sweep a.py --output out --points two", *told]
+    done = run("slurm_sweep.sh", "a.py", VENV=str(tmp_path), SLURM_ARRAY_TASK_ID="2", **found)
+    assert done.returncode and not done.stdout and "no such point; the sweep has 2, from 0" in done.stderr
+
+
+def test_processes_of_this_machine_are_told_of_each_other(tmp_path):
+    stand_in(tmp_path / "bin" / "emo", 'echo "$JAX_PROCESS_ID of $JAX_NUM_PROCESSES $JAX_PLATFORMS $*"; exit 143')
+    done = run("two_processes.sh", *ARGUMENTS, VENV=str(tmp_path))
+    assert done.returncode == 143, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"{i} of 2 cpu train {' '.join(ARGUMENTS)}" for i in (0, 1)]
+
+
 @pytest.fixture
 def hosts(tmp_path):
     """What tpu_pod.sh is given to work on hosts that are a folder here."""

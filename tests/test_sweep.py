@@ -126,6 +126,14 @@ def test_an_interrupted_sweep_goes_on_and_skips_what_is_finished(file, ran, tmp_
     assert emo(file, tmp_path / "out") == 0 and len(ran.done) == 6  # nothing is left to do
 
 
+def test_a_table_alone_runs_nothing(file, ran, tmp_path, capsys):
+    assert emo(file, tmp_path / "out", "--table") == 2
+    assert f"{tmp_path}/out is no folder of points" in capsys.readouterr().err
+    assert emo(file, tmp_path / "out", "--points", "one") == 0
+    assert emo(file, tmp_path / "out", "--table") == 0 and ran.done == POINT
+    assert "\none " in capsys.readouterr().out and not (tmp_path / "out/two").exists()
+
+
 def test_a_stage_whose_checkpoint_is_damaged_is_trained_again(file, ran, tmp_path, capsys):
     ran.fails = lambda command: KeyboardInterrupt() if len(ran.done) == 2 else 0
     assert emo(file, tmp_path / "out", "--points", "one") == 130 and ran.done == POINT[:2]  # both stages are trained
@@ -167,6 +175,7 @@ def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
     (["--config.diffusion.prediction=eps"], "point one: diffusion.prediction is 'eps' with zero_terminal_snr"),
     (["--config.sampling.solver=euler"], "point one: solver is 'euler', expected one of ddim, dpm"),
     (["--config.sampling.steps=0"], "point one: steps is 0, expected 1 to 1000"),
+    (["--config.clip.motion_frames=1"], "point one sets clip.motion_frames itself; leave --config.clip.* out"),
     (["--points", "three"], "--points names 'three'; expected some of one, two"),
     (["extra"], "unknown argument 'extra'"),
 ])  # fmt: skip

@@ -6,13 +6,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-HEARTBEAT = 40
+HEARTBEAT = 30
 """Seconds without a sign of life after which a process counts as dead, and the others end."""
 _COMPILING = 3600
 """Seconds that the processes may be apart when they have compiled the step."""
@@ -121,15 +122,21 @@ def wait(what):
         multihost.sync_global_processes(what, timeout=_APART)
 
 
-def leave(status):
+def leave(status, blameless=False):
     """Has this process end with `status`, once it is at its end, without waiting for others, as JAX would for minutes.
 
     They wait for this one, in the middle of a step; when it is gone they are told that it is dead.
+
+    Args:
+        blameless: it ends because another is gone: it lives on until JAX has said which, and has ended it with 134.
+            Were it gone too, JAX would name both.
     """
 
     def end():
         sys.stdout.flush()
         sys.stderr.flush()
+        if blameless:
+            time.sleep(2 * HEARTBEAT)
         os._exit(status)
 
     if jax.process_count() > 1:

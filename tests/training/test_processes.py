@@ -121,7 +121,8 @@ def test_two_processes_killed_and_resumed_as_one_or_four_train_as_if_nothing_had
     since = time.monotonic()
     statuses = killed.wait()
     assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2), killed.log.read_text()
-    assert time.monotonic() - since < 60  # the other does not wait for it
+    assert time.monotonic() - since < 60  # the other does not wait for it for long
+    assert re.search(r"stopped sending heartbeats\):\s+1\n", killed.log.read_text()), killed.log.read_text()
     saved = killed.saved()
     assert saved >= 2
     last = saved + 4
@@ -172,7 +173,7 @@ def test_a_data_worker_killed_in_one_of_two_processes_ends_both(talking_records,
     next(child for child in children if "spawn_main" in str(child.cmdline())).kill()
     since = time.monotonic()
     assert 0 not in run.wait(), run.log.read_text()
-    assert time.monotonic() - since < 90  # of which up to 40 s until the other takes it for dead
+    assert time.monotonic() - since < 90  # the batches made ahead, and 30 s until the other takes it for dead
     assert "emo train: a data worker of process 1 of 2 on " in run.log.read_text()
     assert run.saved() >= 2
 
