@@ -2,7 +2,8 @@
 
     python -m tests.kill_and_resume FOLDER    # a new one; some half hour on two cores, and 12 GB of memory
 
-Prints how far the losses and the last step's state lie from those of a run that nothing disturbed.
+Prints how far the losses and the last step's state lie from those of a run that nothing disturbed; fails
+where that is more than nothing on the same layout, or than rounding on another.
 """
 
 import pathlib
@@ -48,6 +49,8 @@ def main(folder):
         same = sum(np.array_equal(found[path], wanted[path]) for path in wanted)
         away = _norm([found[path] - wanted[path] for path in wanted]) / _norm(wanted.values())
         _say(f"  state of step {STEPS}: {same} of {len(wanted)} arrays the same, {away:.1e} of the norm apart")
+        if away > (0 if count == 2 else 1e-5):
+            sys.exit(f"resumed as {name} is another run")
 
 
 def _run(folder, name, count, stage="video", before="image", steps=STEPS):
