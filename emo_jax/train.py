@@ -76,7 +76,8 @@ def main(args, config):
     if int(state.step) >= config.train.steps:
         return 0
     if processes.first():
-        print(f"emo train: terminated; step {int(state.step)} is saved", file=sys.stderr, flush=True)
+        saved = f"step {int(state.step)} is saved" if state.step else "before the first step"
+        print(f"emo train: terminated; {saved}", file=sys.stderr, flush=True)
     return TERMINATED
 
 
@@ -131,9 +132,17 @@ def train(config, workdir, profile=0):
         leaving.callback(step_fn.close)
         leaving.callback(ending.close)
         ending.listen()
-        for step in range(int(state.step), steps):
+        first, batch = int(state.step), None
+        for step in range(first, steps):
             waited = time.perf_counter()
-            batch = sharding.place_batch(mesh, next_batch(iterator, step + 1, config.train.stall_seconds))
+            try:
+                with ending.waiting():
+                    made = next_batch(iterator, step + 1, config.train.stall_seconds)
+            except processes.Told:
+                if step > first and checkpoints.latest != step:
+                    checkpoints.save(step, scaled(state, batch), iterator, config)
+                break
+            batch = sharding.place_batch(mesh, made)
             waited = time.perf_counter() - waited
             state, metrics = step_fn(state, batch)
             done = step + 1

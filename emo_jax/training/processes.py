@@ -1,6 +1,7 @@
 """Several processes, one run: how they find each other, agree, and learn that they are to end."""
 
 import atexit
+import contextlib
 import os
 import signal
 import socket
@@ -174,6 +175,10 @@ def together(jitted):
     return call
 
 
+class Told(BaseException):
+    """A SIGTERM came while the process waited for its data."""
+
+
 class Ending:
     """While it listens, a SIGTERM does not end the process: `told(step)` becomes true, for all at the same step.
 
@@ -181,7 +186,7 @@ class Ending:
     """
 
     def __init__(self):
-        self._told, self._before = False, None
+        self._told, self._waits, self._before = False, False, None
 
     def listen(self):
         """Takes the signal from here to `close`; does nothing outside of the main thread, which alone gets it."""
@@ -197,6 +202,17 @@ class Ending:
 
     def _tell(self, number, frame):
         self._told = True
+        if self._waits:
+            raise Told
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Within it the signal raises Told, as what is waited for may never come; only where the process is alone."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
 
     def told(self, step):
         """Whether to save and end after this step; to be asked after every step."""

@@ -119,6 +119,23 @@ def test_a_sigterm_saves_and_the_rest_equals_uninterrupted(config, whole, tmp_pa
     assert same(state, state_parts) and same(batch, batch_parts)
 
 
+@pytest.mark.parametrize("batch, told, saved", [
+    (1, "before the first step", None), (3, "step 2 is saved", 2), (4, "step 3 is saved", 3),
+])  # fmt: skip
+def test_a_sigterm_ends_a_run_that_waits_for_its_data(config, tmp_path, monkeypatch, capsys, batch, told, saved):
+    def stalls(iterator, step, seconds):
+        if step == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(600)
+        return next(iterator)
+
+    monkeypatch.setattr(train_lib, "next_batch", stalls)
+    monkeypatch.setattr(config_lib, "parse", lambda rest: config)
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 143
+    assert capsys.readouterr().err == f"emo train: terminated; {told}\n"
+    assert max((int(path.name) for path in (tmp_path / "checkpoints").iterdir()), default=None) == saved
+
+
 def test_a_truncated_newest_checkpoint_costs_the_steps_behind_the_one_before(config, whole, tmp_path, capsys):
     shutil.copytree(whole[0], tmp_path / "run")
     (values, *_) = sorted((tmp_path / "run/checkpoints/4/state").rglob("d/*"), key=lambda p: -p.stat().st_size)
@@ -142,7 +159,7 @@ def test_steps_that_are_never_finite_end_the_run_in_one_line(config, tmp_path, m
     monkeypatch.setattr(train_lib, "make_step", poisoned)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
     config.train.max_skipped = 2
-    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 1
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == cli.DIVERGED == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("emo train: step 4: loss or gradients were not finite 2 times in a row (loss nan")
     assert "2" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
