@@ -93,13 +93,7 @@ def train(config, workdir, profile=0):
         OSError: a checkpoint cannot be written, or a data worker was killed.
     """
     stage, steps = get_stage(config.train.stage), config.train.steps
-    for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
-        if config.train[name] < 1:
-            raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
-    if config.model.dtype == "float16":
-        raise ValueError("model.dtype is float16, whose small gradients vanish; train in bfloat16 or float32")
-    if not config.train.stall_seconds > 0:
-        raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
+    _check(config)
     emo = emo_lib.build(config)
     mesh = sharding.make_mesh(**config.train.mesh, clips=stage.video)
     sharding.check(mesh, config)
@@ -162,6 +156,16 @@ def train(config, workdir, profile=0):
                     samples.write(done, state.flat(ema=True))
         skips.check()
     return state
+
+
+def _check(config):
+    for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
+        if config.train[name] < 1:
+            raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
+    if config.model.dtype == "float16":
+        raise ValueError("model.dtype is float16, whose small gradients vanish; train in bfloat16 or float32")
+    if not config.train.stall_seconds > 0:
+        raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
 
 
 def _flops(config, stage, emo, state, layout):
