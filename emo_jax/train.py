@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from emo_jax import cache, sharding
-from emo_jax.cli import TERMINATED
+from emo_jax.cli import DIVERGED, TERMINATED
 from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.latents import check_encoders
 from emo_jax.models import emo as emo_lib
@@ -70,6 +70,9 @@ def main(args, config):
             f"{processes.name()} cannot go on, perhaps because another has ended, which JAX names within "
             f"{processes.HEARTBEAT + 10} s; see its log, and start all of them again ({told})"
         ) from error
+    except FloatingPointError:
+        processes.leave(DIVERGED)
+        raise
     except Exception:  # of this process alone, perhaps
         processes.leave(1)
         raise

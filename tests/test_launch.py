@@ -113,8 +113,11 @@ def test_one_host_trains_as_one_process_of_all_its_gpus(tmp_path):
     ]  # fmt: skip
 
 
-def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_path):
-    stand_in(tmp_path / "bin" / "emo", TELL)
+@pytest.mark.parametrize("status, restarts, again", [
+    (143, 99, True), (134, 0, True), (1, 19, True), (1, 20, False), (2, 0, False), (3, 0, False), (0, 0, False),
+])  # fmt: skip
+def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_path, status, restarts, again):
+    stand_in(tmp_path / "bin" / "emo", TELL.replace("143", str(status)))
     stand_in(tmp_path / "bin" / "scontrol", """
         case $1 in
           show) [ "$*" = "show hostnames node-[07-08]" ] && printf "node-07\\nnode-08\\n" ;;
@@ -126,15 +129,16 @@ def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_pa
         for i in 0 1; do SLURM_NTASKS=2 SLURM_PROCID=$i "$@"; done
     """)  # fmt: skip
     found = dict(SLURM_SUBMIT_DIR="/", SLURM_JOB_ID="4099", SLURM_JOB_NODELIST="node-[07-08]", SLURM_CPUS_PER_TASK="64")
+    found["SLURM_RESTART_COUNT"] = str(restarts)
     done = run("slurm.sh", *ARGUMENTS, VENV=str(tmp_path), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", **found)
-    assert done.returncode == 143, done.stderr
+    assert done.returncode == status, done.stderr
     expected = []
     for i in range(2):
         expected += [
             "JAX_COORDINATOR_ADDRESS=node-07:61443", "JAX_NUM_PROCESSES=2", "JAX_PLATFORMS=cuda", f"JAX_PROCESS_ID={i}",
             "NCCL_DEBUG=WARN", "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92", "train", *ARGUMENTS,
         ]  # fmt: skip
-    assert done.stdout.splitlines() == [*expected, "scontrol requeue 4099"]
+    assert done.stdout.splitlines() == expected + ["scontrol requeue 4099"] * again
     assert option("slurm.sh", "--ntasks-per-node") == "1"
 
 

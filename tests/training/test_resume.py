@@ -156,10 +156,13 @@ def test_steps_that_are_never_finite_end_the_run_in_one_line(config, tmp_path, m
 
         return go
 
+    left = []
     monkeypatch.setattr(train_lib, "make_step", poisoned)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
+    monkeypatch.setattr(train_lib.processes, "leave", left.append)
     config.train.max_skipped = 2
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == cli.DIVERGED == 3
+    assert left == [3]  # of several processes, too
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("emo train: step 4: loss or gradients were not finite 2 times in a row (loss nan")
     assert "2" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
