@@ -32,7 +32,7 @@ def main(folder):
     _ended(_run(folder, "image", 1, "image", "vae", steps=20), "stage image")
     whole = _run(folder, "whole", 2)
     _ended(whole, "uninterrupted")
-    right = whole.losses()
+    right, wanted = whole.losses(), _state(whole.workdir)
     for step, process, number in ((9, 1, signal.SIGKILL), (15, 0, signal.SIGTERM)):
         cut = _run(folder, "cut", 2)
         cut.until(f"step {step}/", 1800)
@@ -45,7 +45,7 @@ def main(folder):
         run = _run(folder, again.name, count)
         _ended(run, f"resumed as {name}")
         _tell(run.losses(), right)
-        found, wanted = _state(run.workdir), _state(whole.workdir)
+        found = _state(run.workdir)
         same = sum(np.array_equal(found[path], wanted[path]) for path in wanted)
         away = _norm([found[path] - wanted[path] for path in wanted]) / _norm(wanted.values())
         _say(f"  state of step {STEPS}: {same} of {len(wanted)} arrays the same, {away:.1e} of the norm apart")

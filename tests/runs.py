@@ -36,11 +36,11 @@ class Run:
         paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
         flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
         environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=paths)
-        if count > 1:  # of which only one would find its programs there
-            environment |= dict(JAX_ENABLE_COMPILATION_CACHE="0")
-        places, joined = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count), "--process"], [[]]
+        joined = [[]]
         if count > 1:
+            places = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count), "--process"]
             joined = [[*places, str(process)] for process in range(count)]
+            environment |= dict(JAX_ENABLE_COMPILATION_CACHE="0")  # only one would find its programs there
         with self.log.open("w") as log:
             self.processes = [
                 subprocess.Popen(command + place, stdout=log, stderr=subprocess.STDOUT, env=environment)
