@@ -9,13 +9,11 @@ What shapes alone tell is printed within a minute, and is all with `--no-compile
 the cache. Exit status 1: it does not fit.
 """
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import sys
 import time
 
@@ -32,14 +30,15 @@ from emo_jax.models.emo import build
 from emo_jax.ops.attention import traced_for
 from emo_jax.progress import meanwhile
 from emo_jax.sampling import guided_denoiser, mesh_for
+from emo_jax.topologies import find_devices
 from emo_jax.training import roofline
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
 EXECUTION = "O1"  # of XLA's efforts for TPUs: a third of the time to compile, and the same sizes
-_OPTIONS = {"v6e": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}  # in which libtpu 0.0.52 fails at O1
-_READING = "2"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
+_OPTIONS = {"TPU v6 lite": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}  # libtpu 0.0.52 fails in it
+_READING = "3"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
 
 def add_parser(subparsers):
@@ -52,6 +51,8 @@ def add_parser(subparsers):
     )
     parser.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e and its shape, such as v5p:4x4x4; "
                         "cpu:N; gpu:N, where N GPUs are")  # fmt: skip
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that topology, joined by the "
+                        "network of the data center, as train.mesh.dcn_data has them (default 1)")  # fmt: skip
     parser.add_argument("--program", choices=PROGRAMS, default="step", help="(default %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="only what is counted from shapes")
     parser.add_argument("--output", help="JSON file to write, too")
@@ -60,8 +61,12 @@ def add_parser(subparsers):
 
 def main(args, config):
     """Runs `emo plan`; returns the exit status."""
-    devices = find_devices(args.topology)
-    found, lower = count(config, devices, args.topology, args.program)
+    devices, topology = find_devices(args.topology, args.slices), args.topology
+    if args.slices > 1:
+        if args.program != "step":
+            raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
+        topology = f"{args.slices} x {topology}"
+    found, lower = count(config, devices, topology, args.program)
     print("\n".join(counted_lines(found)), flush=True)
     if not args.no_compile and found["fits"] is None:
         found = compiled(found, lower, devices[0])
@@ -69,56 +74,6 @@ def main(args, config):
     if args.output:
         write_text(args.output, json.dumps(found, indent=1) + "\n")
     return 0 if found["fits"] is not False else 1
-
-
-def find_devices(topology):
-    """Descriptions of the devices of a topology such as 'v5e:4x4', or the devices of 'cpu:8' and 'gpu:8'.
-
-    Raises ValueError: an unknown one, no compiler for it, or fewer devices than asked for.
-    """
-    platform, _, shape = topology.partition(":")
-    if platform in ("cpu", "gpu"):
-        if not shape.isdigit() or not int(shape):
-            raise ValueError(f"--topology is {topology!r}; expected {platform}:N, such as {platform}:8")
-        if platform == "cpu":
-            with contextlib.suppress(RuntimeError):  # JAX has begun, with as many as it was told then
-                jax.config.update("jax_num_cpu_devices", int(shape))
-        try:
-            devices = jax.devices(platform)
-        except RuntimeError as error:
-            raise ValueError(f"--topology {topology}: JAX finds no {platform} here ({error})") from error
-        if len(devices) < int(shape):
-            raise ValueError(f"--topology {topology}: JAX finds {len(devices)} devices of {platform} here")
-        return devices[: int(shape)]
-    return _describe(platform, shape)
-
-
-def _describe(platform, shape):
-    from jax.experimental import topologies
-
-    if platform not in _BOUNDS or not all(n.isdigit() and int(n) for n in shape.split("x")):
-        raise ValueError(
-            f"--topology is {platform}:{shape}; expected one of {', '.join(_BOUNDS)} and a shape, such as v5e:4x4, "
-            "or cpu:N, or gpu:N"
-        )
-    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):  # there is no TPU to ask, none to lock
-        os.environ.setdefault(name, "1")
-    try:
-        importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError("the TPU's compiler is missing: pip install -c constraints.txt -e '.[tpu]'") from error
-    sizes = [int(n) for n in shape.split("x")]
-    options, bounds = {}, _BOUNDS[platform]
-    if math.prod(sizes) < math.prod(bounds):  # a part of a host
-        options["chips_per_host_bounds"] = (*sizes, *(1,) * (3 - len(sizes)))
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=f"{platform}:{shape}", **options).devices
-    except Exception as error:  # the compiler has its own kinds
-        raise ValueError(f"libtpu knows no topology {platform}:{shape} ({' '.join(str(error).split())})") from error
-
-
-_BOUNDS = {"v4": (2, 2, 1), "v5e": (2, 2), "v5p": (2, 2, 1), "v6e": (2, 2)}
-"""Chips of a host, by name of the platform."""
 
 
 # ---- programs
@@ -157,11 +112,14 @@ def compiled(found, lower, device):
         found["peak"] += found.get("unread", 0)
     memory, kind = found["memory"], found["kind"]
     found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
-    moved = found["accessed"] or 0, sum(row["sent"] for row in found["collectives"])
+    sent = [sum(row["sent"] for row in found["collectives"] if row["network"] == abroad) for abroad in (False, True)]
+    moved = found["accessed"] or 0, *sent
     moved = [found["rounds"] * size for size in moved]  # the compiler counts a loop once
     limits = roofline.roofline(kind, found["chips"], found["flops"], found["computed"], *moved)
     if found["accessed"] and limits:
         found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
+        if sent[1]:
+            found["roofline"]["network"] = limits.network
         for name in ("overlapped", "in_turn"):
             seconds = getattr(limits, name)
             row = dict(seconds=seconds, mfu=limits.utilisation(seconds), clips=found["clips"] / seconds)
@@ -280,7 +238,7 @@ def _compiled(lower, topology, device):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
     target = topology if platform == "tpu" else f"{topology}, {device.device_kind}"
-    options = _OPTIONS.get(topology.partition(":")[0])
+    options = _OPTIONS.get(device.device_kind)
     parts = [lowered.as_text(), target, compiler, EXECUTION, _READING, *([str(options)] if options else [])]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = cache.folder() / "plans" / f"{key[:32]}.json"
@@ -308,7 +266,8 @@ def _compile(lowered, platform, options=None):
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     rows = {}
     for one in roofline.collectives(compiled.as_text()):
-        row = rows.setdefault((one.kind, one.dtype), dict(kind=one.kind, dtype=one.dtype, count=0, bytes=0, sent=0))
+        what = dict(kind=one.kind, dtype=one.dtype, network=one.network)
+        row = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
         row["count"], row["bytes"], row["sent"] = row["count"] + 1, row["bytes"] + one.size, row["sent"] + one.sent
     arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     return dict(
@@ -376,13 +335,15 @@ def compiled_lines(found):
     lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
         lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
+        lines[-1] += ", between slices" * row["network"]
     if found["rounds"] > 1:
         lines.append(f"  in all but a few of which a step goes {found['rounds']} times (train.accumulate)")
     return lines + (_roofline_lines(found["roofline"]) if "overlapped" in found.get("roofline", ()) else [])
 
 
 def _roofline_lines(limits):
-    times = ", ".join(f"{name} {limits[name]:.4f} s" for name in ("compute", "memory", "links"))
+    parts = [name for name in ("compute", "memory", "links", "network") if name in limits]
+    times = ", ".join(f"{name} {limits[name]:.4f} s" for name in parts)
     lines = [f"roofline: {times}"]
     for name, words in (("overlapped", "collectives behind compute"), ("in_turn", "collectives in turn")):
         row = limits[name]

@@ -3,6 +3,7 @@
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/emo CLAIM=emo-files launch/gke.sh tpu \
 #       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data \
 #       --config.train.batch_size=64 | kubectl apply -f -
+#   SLICES=2 ... launch/gke.sh tpu ... --config.train.mesh.dcn_data=2 | kubectl apply -f -     # two such slices, one run
 #   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=emo,batch.kubernetes.io/job-completion-index=0
 #   kubectl delete jobset emo
 # The cluster has the JobSet controller (0.6 or newer) and node pools of that kind. The image holds this checkout as its
@@ -22,15 +23,17 @@ case "$KIND" in
   tpu)
     ACCELERATOR=${ACCELERATOR:-tpu-v5p-slice}
     TOPOLOGY=${TOPOLOGY:-4x4x4}
+    SLICES=${SLICES:-1} # of that topology, each a node pool of its own
     DEVICES=${DEVICES:-4} # of each host
     HOSTS=$((${TOPOLOGY//x/*} / DEVICES))
     resource=google.com/tpu
     selector="{cloud.google.com/gke-tpu-accelerator: $ACCELERATOR, cloud.google.com/gke-tpu-topology: $TOPOLOGY}"
-    variables='[]' # GKE tells each pod of a slice where the others are, and JAX reads that
+    variables='[]' # GKE tells each pod where the others are, of its slice and of others, and JAX reads that
     ;;
   gpu)
     ACCELERATOR=${ACCELERATOR:-nvidia-h100-80gb}
     HOSTS=${HOSTS:-2}
+    SLICES=1
     DEVICES=${DEVICES:-8}
     resource=nvidia.com/gpu
     selector="{cloud.google.com/gke-accelerator: $ACCELERATOR}"
@@ -61,7 +64,7 @@ kind: JobSet
 metadata:
   name: $NAME
   annotations:
-    # all pods on one node pool, which is one slice, or one group of GPU hosts
+    # all pods of a job on one node pool, which is one slice, or one group of GPU hosts
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
@@ -70,7 +73,7 @@ spec:
       - {name: bad-input, action: FailJobSet, onJobFailureReasons: [PodFailurePolicy]}
   replicatedJobs:
     - name: hosts
-      replicas: 1
+      replicas: $SLICES
       template:
         spec:
           completionMode: Indexed

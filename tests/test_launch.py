@@ -40,9 +40,8 @@ def manifest(kind, **variables):
 
 
 def parts(found):
-    """(spec of the JobSet, of its one job, of that job's pods, the one container)."""
+    """(spec of the JobSet, of its job, of that job's pods, the one container)."""
     (replicated,) = found["spec"]["replicatedJobs"]
-    assert replicated["replicas"] == 1
     job = replicated["template"]["spec"]
     (container,) = job["template"]["spec"]["containers"]
     return found["spec"], job, job["template"]["spec"], container
@@ -76,6 +75,14 @@ def test_a_tpu_slice_has_the_hosts_of_its_topology(topology, chips, hosts):
     assert job["completions"] == hosts == math.prod(map(int, topology.split("x"))) // int(chips)
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == topology
     assert container["env"] == []
+
+
+@pytest.mark.parametrize("kind, slices", [("tpu", 1), ("tpu", 3), ("gpu", 1)])
+def test_each_slice_is_a_job_of_its_own(kind, slices):
+    found = manifest(kind, **(dict(SLICES=str(slices)) if slices > 1 else {}))
+    assert [job["replicas"] for job in found["spec"]["replicatedJobs"]] == [slices]
+    topology = found["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    assert topology == "cloud.google.com/gke-nodepool"
 
 
 def test_gpu_hosts_are_told_of_each_other_by_the_names_that_emo_train_reads():

@@ -33,12 +33,20 @@ ENTRY %main (p: bf16[2,320]) -> f32[3] {
   %f = f32[10]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}
   %h = bf16[8]{0} all-gather(%x), replica_groups=mesh['a'=4,'b'=2,'c'=3] {'a','c'}, dimensions={0}
   %g = f32[3]{0} add(%all-reduce.1, %x)
+  %s = (bf16[4,8,128]{2,1,0}, f32[8]{0}, u32[], token[]) send(%x, %after-all), is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %r = (bf16[4,8,128]{2,1,0}, f32[8]{0}, u32[], token[]) recv(%after-all), is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %t = (bf16[8]{0}, u32[], token[]) send(%x, %after-all), is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="ALL_GATHER"}
 }
 """
 
 
 def test_collectives_of_a_program():
-    found = [(one.kind, one.dtype, one.size, one.group) for one in roofline.collectives(PROGRAM)]
+    found = roofline.collectives(PROGRAM)
+    assert [one.network for one in found] == [False] * 7 + [True] * 2  # to other slices: as sends to the host
+    found = [(one.kind, one.dtype, one.size, one.group) for one in found]
     assert found == [
         ("reduce-scatter", "bf16", 4 * 320 * 2, 4),
         ("all-gather", "bf16", 16 * 320 * 2, 8),
@@ -47,9 +55,11 @@ def test_collectives_of_a_program():
         ("reduce-scatter", "f32", 64, 4),
         ("collective-permute", "f32", 40, 2),
         ("all-gather", "bf16", 16, 12),
+        ("all-reduce", "bf16", 4 * 8 * 128 * 2 + 8 * 4, 4),
+        ("all-gather", "bf16", 2 * 16, 2),
     ]
     sent = [one.sent for one in roofline.collectives(PROGRAM)]
-    assert sent == [2560 * 3, 10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12]
+    assert sent == [2560 * 3, 10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12, 8224 * 2 * 3 / 4, 16]
 
 
 def test_a_roofline_is_held_up_by_the_slowest():
@@ -57,6 +67,9 @@ def test_a_roofline_is_held_up_by_the_slowest():
     limits = roofline.roofline("TPU v5 lite", 4, **work, **moved)
     assert (limits.useful, limits.compute, limits.memory, limits.links) == (1, 1.5, 2, 0.5)
     assert limits.overlapped == 2 and limits.in_turn == 2.5 and limits.utilisation(limits.overlapped) == 0.5
+    limits = roofline.roofline("TPU v5 lite", 4, **work, **moved, abroad=3 * 3.125e9)
+    assert (limits.network, limits.overlapped, limits.in_turn) == (3, 3, 5.5)
+    assert roofline.roofline("TPU v4", 4, **work, **moved, abroad=1) is None  # no data sheet tells
     assert roofline.chip_of("TPU v5p").memory == roofline.chip_of("TPU v5").memory == 95e9
     assert roofline.roofline("cpu", 1, 1, 1, 1, 1) is None
 
@@ -146,11 +159,13 @@ def test_shapes_alone_tell_what_cannot_fit(monkeypatch, capsys, tmp_path):
     ("cpu:x", "expected cpu:N, such as cpu:8"),
     ("cpu:64", "JAX finds 1 devices of cpu here"),
     ("gpu:1", "JAX finds no gpu here"),
+    ("cpu:1 --slices=2", "--slices is 2; expected 1 or more, and more than 1 of TPUs alone"),
+    ("v5e:2x2 --slices=0", "--slices is 0; expected 1 or more"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_topologies_that_are_not_there_are_one_line(topology, message, capsys):
     jax.devices()  # begun: the number of devices is settled
-    assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology", topology]) == 2
+    assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology", *topology.split()]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -212,7 +227,7 @@ LONG = """
 import jax, jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from emo_jax.ops.attention import attention, traced_for
-from emo_jax.plan import find_devices
+from emo_jax.topologies import find_devices
 here = SingleDeviceSharding(find_devices("v5e:1x1")[0])
 given = [jax.ShapeDtypeStruct((1, 2, 4096, 8, 40), jnp.bfloat16, sharding=here)] * 3
 with traced_for("tpu"):
@@ -234,10 +249,11 @@ GRADIENTS = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from emo_jax import sharding
-from emo_jax.plan import find_devices
+from emo_jax.topologies import find_devices
 from emo_jax.training import roofline
-path, shape, data, fsdp, topology = GIVEN
-mesh = sharding.make_mesh(data=data, fsdp=fsdp, devices=list(find_devices(topology)))
+path, shape, data, fsdp, topology, slices = GIVEN
+devices = list(find_devices(topology, slices))
+mesh = sharding.make_mesh(data=data, fsdp=fsdp, dcn_data=slices, devices=devices)
 kernel, x = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((16384, shape[0]), jnp.bfloat16)
 split = NamedSharding(mesh, sharding.parameter_spec(path, shape, fsdp, 1))
 def loss(kernel, x):
@@ -246,21 +262,23 @@ def loss(kernel, x):
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
 for one in roofline.collectives(step.lower(kernel, x).compile().as_text()):
-    print(one.kind, one.dtype, one.size, one.group)
+    print(one.kind, one.dtype, one.size, one.group, *["network"] * one.network)
 """
 
 
 @pytest.mark.slow
 @on_tpu
-@pytest.mark.parametrize("path, shape, data, fsdp, topology", [
-    ("dense/kernel", (1024, 4096), 2, 4, "v5e:2x4"),
-    ("ff/net_0/proj/kernel", (1280, 10240), 16, 16, "v5e:16x16"),
+@pytest.mark.parametrize("path, shape, data, fsdp, topology, slices", [
+    ("dense/kernel", (1024, 4096), 2, 4, "v5e:2x4", 1),
+    ("ff/net_0/proj/kernel", (1280, 10240), 16, 16, "v5e:16x16", 1),
+    ("dense/kernel", (1024, 4096), 2, 8, "v5e:2x4", 2),
 ])  # fmt: skip
-def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape, data, fsdp, topology):
-    whole = math.prod(shape) * 2
-    told = printed(GRADIENTS.replace("GIVEN", repr((path, shape, data, fsdp, topology))))
+def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape, data, fsdp, topology, slices):
+    """Over several slices that sum alone goes through the network between them."""
+    whole, abroad = math.prod(shape) * 2, " network" * (slices > 1)
+    told = printed(GRADIENTS.replace("GIVEN", repr((path, shape, data, fsdp, topology, slices))))
     assert sorted(told.splitlines()) == [
-        f"all-gather bf16 {whole} {fsdp}", f"all-reduce bf16 {whole // fsdp} {data}",
+        f"all-gather bf16 {whole} {fsdp}", f"all-reduce bf16 {whole // fsdp} {data}{abroad}",
         f"reduce-scatter bf16 {whole // fsdp} {fsdp}",
     ]  # fmt: skip
 

@@ -11,18 +11,22 @@ from emo_jax.training.flops import of_kind, peak_flops
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A TPU chip or a GPU: memory in bytes, bandwidth of it and of the links to others (one way, all together), B/s."""
+    """A TPU chip or a GPU: memory in bytes; in B/s its bandwidth, that of the links to others (one way, all together).
+
+    network: a chip's share of the network between TPU slices, B/s; None where the data sheet tells none.
+    """
 
     memory: float
     bandwidth: float
     links: float
+    network: float | None = None
 
 
 CHIPS = {
     "TPU v4": Chip(32 * 2**30, 1228e9, 300e9),  # cloud.google.com/tpu/docs/v4
-    "TPU v5 lite": Chip(16e9, 819e9, 200e9),  # cloud.google.com/tpu/docs/v5e: 400 GB/s both ways
-    "TPU v5": Chip(95e9, 2765e9, 600e9),  # cloud.google.com/tpu/docs/v5p: 1200 GB/s both ways
-    "TPU v6 lite": Chip(32e9, 1600e9, 400e9),  # cloud.google.com/tpu/docs/v6e: 3200 Gbit/s one way
+    "TPU v5 lite": Chip(16e9, 819e9, 200e9, 3.125e9),  # .../tpu/docs/v5e: 400 GB/s both ways, 6.4 Tbit/s for 256
+    "TPU v5": Chip(95e9, 2765e9, 600e9, 6.25e9),  # .../tpu/docs/v5p: 1200 GB/s both ways, 50 Gbit/s
+    "TPU v6 lite": Chip(32e9, 1600e9, 400e9, 12.5e9),  # .../tpu/docs/v6e: 3200 Gbit/s one way, 25.6 Tbit/s for 256
     "NVIDIA H100": Chip(80e9, 3350e9, 450e9),  # nvidia.com/en-us/data-center/h100: NVLink 900 GB/s both ways
     "NVIDIA H100 NVL": Chip(94e9, 3900e9, 300e9),  # the same: 600 GB/s both ways
     "NVIDIA H100 PCIe": Chip(80e9, 2000e9, 300e9),  # product brief PB-11133: 600 GB/s both ways
@@ -41,12 +45,16 @@ def chip_of(kind):
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a compiled program: kind, dtype, bytes of its result on one chip, chips that take part."""
+    """One collective of a compiled program: kind, dtype, bytes of its result on one chip, chips that take part.
+
+    network: it crosses the network between TPU slices; the chips that take part are then one of each slice.
+    """
 
     kind: str
     dtype: str
     size: int
     group: int
+    network: bool = False
 
     @property
     def sent(self):
@@ -59,12 +67,16 @@ class Collective:
 def collectives(program):
     """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once.
 
-    An all-reduce and a slice that XLA for TPU has fused, which it calls all-reduce-scatter, are a reduce-scatter.
+    An all-reduce and a slice that XLA for TPU has fused, which it calls all-reduce-scatter, are a reduce-scatter. What
+    goes to other slices stands there as sends to the host.
     """
     found, fused = [], False
     for line in _LINES.finditer(program):
         if line["computation"]:
             fused = line["computation"].startswith("all-reduce-scatter")
+            continue
+        if line["sent"]:
+            found.append(_between_slices(line))
             continue
         results = arrays(line["results"])
         if not results:
@@ -82,9 +94,19 @@ def collectives(program):
 
 _LINES = re.compile(
     r"^(?:ENTRY )?%(?P<computation>[\w.-]+) .*\{$"
-    rf"| = (?P<results>\(?.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\((?P<rest>.*)",
+    rf"| = (?P<results>\(?.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\((?P<rest>.*)"
+    r"| = \((?P<sent>.*), u32\[\], token\[\]\) send\(.*_xla_megascale_target=\"\{(?P<slices>[\d,]+)\}.*?\""
+    r",_xla_megascale_transfer_type=\"(?P<transfer>\w+)\"",
     re.MULTILINE,
 )
+
+
+def _between_slices(line):
+    (name, *_), *_ = operands = arrays(line["sent"])
+    size, group = sum(size for _, size in operands), line["slices"].count(",") + 1
+    kind = "collective-permute" if line["transfer"] == "ONE_TO_ONE" else line["transfer"].lower().replace("_", "-")
+    result = {"all-gather": size * group, "reduce-scatter": size // group}.get(kind, size)
+    return Collective(kind, name, result, group, network=True)
 
 
 def arrays(types):
@@ -119,37 +141,38 @@ class Roofline:
     """The least seconds of a step by each of what can hold it up (Williams et al. 2009), and what follows.
 
     useful: useful FLOPs at the chips' bfloat16 peak. compute: those and what is computed anew. memory: bytes that a
-    chip reads and writes. links: bytes that it sends. What moves while the chip computes costs nothing more:
-    `overlapped`; what does not: `in_turn`.
+    chip reads and writes. links, network: bytes that it sends within its slice, and to others. What moves while the
+    chip computes costs nothing more: `overlapped`; what does not: `in_turn`.
     """
 
     useful: float
     compute: float
     memory: float
     links: float
+    network: float = 0.0
 
     @property
     def overlapped(self):
-        return max(self.compute, self.memory, self.links)
+        return max(self.compute, self.memory, self.links, self.network)
 
     @property
     def in_turn(self):
-        return max(self.compute, self.memory) + self.links
+        return max(self.compute, self.memory) + self.links + self.network
 
     def utilisation(self, seconds):
         """Share of the peak that useful FLOPs make of a step of so many seconds (MFU)."""
         return self.useful / seconds
 
 
-def roofline(kind, chips, flops, computed, accessed, sent):
+def roofline(kind, chips, flops, computed, accessed, sent, abroad=0):
     """The Roofline of a step of `flops`, `computed` with what memory has it do anew, on so many chips of a kind.
 
-    `accessed` and `sent` are bytes of each chip.
+    `accessed`, `sent` and `abroad`, which goes to other slices, are bytes of each chip.
 
-    None where the kind is not among CHIPS.
+    None where the kind is not among CHIPS, or something goes abroad and its network is not known.
     """
     chip, peak = chip_of(kind), peak_flops(kind)
-    if chip is None or peak is None:
+    if chip is None or peak is None or (abroad and chip.network is None):
         return None
-    rate = chips * peak
-    return Roofline(flops / rate, computed / rate, accessed / chip.bandwidth, sent / chip.links)
+    rate, network = chips * peak, abroad / chip.network if abroad else 0.0
+    return Roofline(flops / rate, computed / rate, accessed / chip.bandwidth, sent / chip.links, network)
