@@ -59,7 +59,8 @@ def test_collectives_of_a_program():
         ("all-gather", "bf16", 2 * 16, 2),
     ]
     sent = [one.sent for one in roofline.collectives(PROGRAM)]
-    assert sent == [2560 * 3, 10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12, 8224 * 2 * 3 / 4, 16]
+    within = [2560 * 3, 10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 40, 16 * 11 / 12]
+    assert sent == [*within, 8224 * 2 * 3 / 4, 16]
 
 
 def test_a_roofline_is_held_up_by_the_slowest():

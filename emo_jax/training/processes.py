@@ -210,6 +210,8 @@ class Ending:
         """Within it the signal raises Told, as what is waited for may never come; only where the process is alone."""
         self._waits = True
         try:
+            if self._told:  # since it was last asked, as while a sample video was made
+                raise Told
             yield
         finally:
             self._waits = False

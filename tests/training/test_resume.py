@@ -18,6 +18,7 @@ from emo_jax import config as config_lib
 from emo_jax import train as train_lib
 from emo_jax.data.pipeline import make_iterator
 from emo_jax.models.emo import build
+from emo_jax.training import processes
 from emo_jax.training.checkpoint import Checkpoints
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import new_state
@@ -134,6 +135,17 @@ def test_a_sigterm_ends_a_run_that_waits_for_its_data(config, tmp_path, monkeypa
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 143
     assert capsys.readouterr().err == f"emo train: terminated; {told}\n"
     assert max((int(path.name) for path in (tmp_path / "checkpoints").iterdir()), default=None) == saved
+
+
+def test_a_sigterm_while_a_sample_video_is_made_does_not_wait_for_data():
+    ending = processes.Ending()
+    ending.listen()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(processes.Told), ending.waiting():
+            pytest.fail("the batch is waited for")
+    finally:
+        ending.close()
 
 
 def test_a_truncated_newest_checkpoint_costs_the_steps_behind_the_one_before(config, whole, tmp_path, capsys):
