@@ -143,7 +143,7 @@ def main(args) -> None:
     if args.steps is not None:
         config.sampling.steps = args.steps
     set_sampling(config.sampling, args.sampling)
-    check_sampling(config)
+    check_sampling(config.sampling, config.diffusion.train_steps)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -92,7 +92,7 @@ class EmoPipeline:
             known.update(sampling)
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
-        check_sampling(emo.config)
+        check_sampling(known, emo.config.diffusion.train_steps)
         return cls(emo, params)
 
     @property
@@ -163,13 +163,11 @@ class EmoPipeline:
         from ml_collections import ConfigDict
 
         from emo_jax.diffusion.guidance import guidance_mode
-        from emo_jax.sampling import VideoSampler, mesh_for
+        from emo_jax.sampling import VideoSampler, check_sampling, mesh_for
 
         changed = dict(steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
         config = ConfigDict({**self.config.sampling, **{k: v for k, v in changed.items() if v is not None}})
-        limit = self.config.diffusion.train_steps
-        if not 1 <= config.steps <= limit:
-            raise ValueError(f"steps is {config.steps}; expected 1 to {limit}, the number of training timesteps")
+        check_sampling(config, self.config.diffusion.train_steps)
         scales = float(config.reference_scale), float(config.audio_scale)
         mode = guidance_mode(*scales)
         key = config.solver, config.steps, mode

@@ -26,13 +26,14 @@ _LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """On CPUs: XLA else turns bfloat16 weights to float32 long before their use: 10.5 GiB in place of 1.6 at full size."""
 
 
-def check_sampling(config) -> None:
-    """Raises ValueError where the config's `sampling` makes no video, or has steps that training did not have."""
-    steps, clips, limit = config.sampling.steps, config.sampling.clips, config.diffusion.train_steps
-    if not 1 <= steps <= limit:
-        raise ValueError(f"sampling.steps is {steps}; expected 1 to {limit}, the number of training timesteps")
-    if clips < 1:
-        raise ValueError(f"sampling.clips is {clips}; expected 1 or more")
+def check_sampling(config, train_steps) -> None:
+    """Raises ValueError where a `sampling` config makes no video, or has steps that training did not have."""
+    if not 1 <= config.steps <= train_steps:
+        raise ValueError(
+            f"sampling.steps is {config.steps}; expected 1 to {train_steps}, the number of training timesteps"
+        )
+    if config.clips < 1:
+        raise ValueError(f"sampling.clips is {config.clips}; expected 1 or more")
 
 
 class VideoSampler:

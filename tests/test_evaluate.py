@@ -193,7 +193,7 @@ def test_steps_that_training_did_not_have_are_one_line(steps):
     config = small_config()
     evaluate.set_sampling(config.sampling, [f"steps={steps}"])
     with pytest.raises(ValueError, match=f"^sampling.steps is {steps}; expected 1 to 1000, the number of .*timesteps$"):
-        sampling.check_sampling(config)
+        sampling.check_sampling(config.sampling, config.diffusion.train_steps)
 
 
 @pytest.mark.slow
