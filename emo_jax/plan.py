@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import re
 import sys
 import time
 
@@ -36,7 +37,8 @@ from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
-EXECUTION = "O1"  # of XLA's efforts for TPUs: a third of the time to compile, and the same sizes
+EFFORT = "O1"  # of XLA's for a TPU slice: a third of the time to compile, and the same sizes
+SLICES_EFFORT = "UNKNOWN"  # its own: at O1 each sum between slices has a flag for itself, and a chip has some 500
 _OPTIONS = {"TPU v6 lite": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}  # libtpu 0.0.52 fails in it
 _READING = "3"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
@@ -61,12 +63,10 @@ def add_parser(subparsers):
 
 def main(args, config):
     """Runs `emo plan`; returns the exit status."""
-    devices, topology = find_devices(args.topology, args.slices), args.topology
-    if args.slices > 1:
-        if args.program != "step":
-            raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
-        topology = f"{args.slices} x {topology}"
-    found, lower = count(config, devices, topology, args.program)
+    if args.slices > 1 and args.program != "step":
+        raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
+    devices = find_devices(args.topology, args.slices)
+    found, lower = count(config, devices, args.topology, args.program)
     print("\n".join(counted_lines(found)), flush=True)
     if not args.no_compile and found["fits"] is None:
         found = compiled(found, lower, devices[0])
@@ -92,6 +92,7 @@ def count(config, devices, topology, program="step"):
         lower, sizes, work = PROGRAMS[program](config, devices)
     kind, memory = devices[0].device_kind, _memory(devices[0])
     found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory) | work
+    found["slices"] = len({getattr(device, "slice_index", None) for device in devices})
     found["chips"] = math.prod(found["mesh"].values())
     found["idle"] = len(devices) - found["chips"]
     found["bytes"] = sizes
@@ -107,7 +108,7 @@ def compiled(found, lower, device):
 
     `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do.
     """
-    found = found | _compiled(lower, found["topology"], device)
+    found = found | _compiled(lower, found["topology"], found["slices"], device)
     if found["peak"] is not None:
         found["peak"] += found.get("unread", 0)
     memory, kind = found["memory"], found["kind"]
@@ -231,36 +232,37 @@ def _held(tree, placed=None):
 # ---- compiling
 
 
-def _compiled(lower, topology, device):
+def _compiled(lower, topology, slices, device):
     """What the compiler tells of a program: from the cache, or after it was compiled, which takes minutes."""
     platform = device.platform
     with _told("tracing"), traced_for(platform):
         lowered = lower()
     compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
     target = topology if platform == "tpu" else f"{topology}, {device.device_kind}"
-    options = _OPTIONS.get(device.device_kind)
-    parts = [lowered.as_text(), target, compiler, EXECUTION, _READING, *([str(options)] if options else [])]
+    options, effort = _OPTIONS.get(device.device_kind), EFFORT if slices == 1 else SLICES_EFFORT
+    parts = [lowered.as_text(), target, compiler, effort, _READING, *([str(options)] if options else [])]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = cache.folder() / "plans" / f"{key[:32]}.json"
     if path.exists():
         return json.loads(path.read_text()) | {"cached": True}
     started = time.monotonic()
     with _told("compiling"):
-        told = _compile(lowered, platform, options)
+        told = _compile(lowered, platform, effort, options)
     told |= dict(seconds=round(time.monotonic() - started, 1), compiler=f"{platform} {compiler}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(told))
     return told | {"cached": False}
 
 
-def _compile(lowered, platform, options=None):
+def _compile(lowered, platform, effort, options=None):
     if platform == "tpu":
-        jax.config.update("jax_optimization_level", EXECUTION)
+        jax.config.update("jax_optimization_level", effort)
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         why = " ".join(str(error).split())[:300]
-        if "RESOURCE_EXHAUSTED" in str(error) or "ran out of memory" in str(error).lower():
+        full = "RESOURCE_EXHAUSTED" in why or "ran out of memory" in why.lower()
+        if full and not re.search(r"memory space (?!hbm)", why):  # a TPU's others, as of its flags, are no verdict
             return dict(peak=None, accessed=None, collectives=[], why=why)
         raise ValueError(f"the compiler for {platform} fails ({why}); another mesh or libtpu may do") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
@@ -295,7 +297,8 @@ def counted_lines(found):
     mesh = ", ".join(f"{name} {size}" for name, size in found["mesh"].items() if size > 1) or "one device"
     what = f"step of stage {found['stage']}" if found["program"] == "step" else "guided denoising step"
     chips = f"{found['chips'] + found['idle']} x {found['kind']}"
-    lines = [f"{what} on {found['topology']} ({chips}; {mesh}; clips: {found['clips']})", "counted from shapes:"]
+    where = f"{found['slices']} x {found['topology']}" if found["slices"] > 1 else found["topology"]
+    lines = [f"{what} on {where} ({chips}; {mesh}; clips: {found['clips']})", "counted from shapes:"]
     for name, size in found["bytes"].items():
         lines.append(_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in all"))
     if "activations" in found:

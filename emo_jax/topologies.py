@@ -51,6 +51,8 @@ def _describe(platform, shape, slices):
         raise ValueError("the TPU's compiler is missing: pip install -c constraints.txt -e '.[tpu]'") from error
     sizes = [int(n) for n in shape.split("x")]
     options, bounds = dict(num_slices=slices) if slices > 1 else {}, _BOUNDS[platform]
+    if platform == "v4":
+        options["chip_config_name"] = "megacore"  # the two cores of a chip as one device, as JAX has them on a v4
     if math.prod(sizes) < math.prod(bounds):  # a part of a host
         options["chips_per_host_bounds"] = (*sizes, *(1,) * (3 - len(sizes)))
     try:

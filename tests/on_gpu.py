@@ -85,9 +85,10 @@ def program(kind, stage="speed"):
     config = get_config(stage)
     config.train.batch_size = 1
     devices = jax.devices()[:1]
-    found = plan.plan(config, devices, f"gpu:{len(devices)}", kind)
-    print(plan.table(found), flush=True)
-    lower, _, _ = plan.PROGRAMS[kind](config, devices)
+    found, lower = plan.count(config, devices, f"gpu:{len(devices)}", kind)
+    print("\n".join(plan.counted_lines(found)), flush=True)
+    found = plan.compiled(found, lower, devices[0])
+    print("\n".join(plan.compiled_lines(found)), flush=True)
     compiled = lower().compile()  # kept since it was planned
     long = re.findall(r"\w+\[(?:\d+,)*4096,4096\]", compiled.as_text())
     print(f"arrays of 4096 x 4096 scores in it: {len(long)}", *sorted(set(long)), flush=True)
@@ -101,9 +102,10 @@ def program(kind, stage="speed"):
 
     seconds, limits = _median(run, 20), found["roofline"]
     rate, bound = found["flops"] / seconds, limits["overlapped"]["seconds"]
+    utilisation = limits["overlapped"]["mfu"] * bound / seconds
     peak = devices[0].memory_stats()["peak_bytes_in_use"]
     print(f"median of 20: {seconds:.4f} s, {seconds / bound:.2f} of the plan's bound")
-    print(f"{rate / 1e12:.0f} TFLOP/s, MFU {limits['compute'] / seconds:.1%}")
+    print(f"{rate / 1e12:.0f} TFLOP/s, MFU {utilisation:.1%}")
     print(f"peak {peak / 1e9:.1f} GB, planned {found['peak'] / 1e9:.1f}")
 
 

@@ -133,10 +133,12 @@ def test_a_compiler_that_fails_is_no_verdict_on_memory():
 
         return types.SimpleNamespace(compile=compile)
 
-    told = plan._compile(lowered("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm"), "gpu")
+    told = plan._compile(lowered("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm"), "gpu", "O1")
     assert told["peak"] is None and "hbm" in told["why"]
     with pytest.raises(ValueError, match="the compiler for gpu fails .INVALID_ARGUMENT: a memory space.; another mesh"):
-        plan._compile(lowered("INVALID_ARGUMENT:\na memory space"), "gpu")
+        plan._compile(lowered("INVALID_ARGUMENT:\na memory space"), "gpu", "O1")
+    with pytest.raises(ValueError, match="the compiler for gpu fails .RESOURCE_EXHAUSTED: .* memory space sflag.; an"):
+        plan._compile(lowered("RESOURCE_EXHAUSTED: Ran out of memory in memory space sflag"), "gpu", "O1")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
@@ -222,6 +224,20 @@ def printed(program):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+DEVICES = """
+from emo_jax.topologies import find_devices
+for topology, slices in (("v4:2x2x1", 1), ("v5e:2x4", 2), ("v5p:2x2x1", 1), ("v6e:1x1", 1)):
+    devices = find_devices(topology, slices)
+    print(len(devices), devices[0].device_kind, len({getattr(device, "slice_index", None) for device in devices}))
+"""
+
+
+@pytest.mark.slow
+@on_tpu
+def test_a_topology_has_a_device_for_each_chip():
+    assert printed(DEVICES).splitlines() == ["4 TPU v4 1", "16 TPU v5 lite 2", "4 TPU v5 1", "1 TPU v6 lite 1"]
 
 
 LONG = """
