@@ -300,6 +300,32 @@ def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape,
     ]  # fmt: skip
 
 
+SUMS = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from emo_jax import plan, sharding
+from emo_jax.topologies import find_devices
+mesh = sharding.make_mesh(data=2, fsdp=8, dcn_data=2, devices=list(find_devices("v5e:2x4", 2)))
+kernels = {f"{i}/kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32) for i in range(520)}
+split = {path: NamedSharding(mesh, sharding.parameter_spec(path, a.shape, 8, 1)) for path, a in kernels.items()}
+def loss(kernels, x):
+    for path, kernel in kernels.items():
+        x = jax.nn.gelu(x @ sharding.gathered({path: kernel}, jnp.bfloat16)[path])
+    return (x.astype(jnp.float32) ** 2).mean()
+given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
+told = plan._compile(step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16)), "tpu", plan.SLICES_EFFORT)
+print(*(row["count"] for row in told["collectives"] if row["network"]))
+"""
+
+
+@pytest.mark.slow
+@on_tpu
+def test_slices_may_have_more_sums_between_them_than_a_chip_has_flags():
+    """At EFFORT the compiler refuses 520."""
+    assert printed(SUMS).split() == ["520"]
+
+
 @pytest.mark.slow
 @on_tpu
 def test_a_plan_for_a_tpu(tmp_path):
