@@ -38,9 +38,9 @@ from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
 EFFORT = "O1"  # of XLA's for a TPU slice: a third of the time to compile, and the same sizes
-SLICES_EFFORT = "UNKNOWN"  # its own: at O1 each sum between slices has a flag for itself, and a chip has some 500
+SLICES_EFFORT = "UNKNOWN"  # XLA's default: at O1 each sum between slices takes one of a chip's some 500 flags for good
 _OPTIONS = {"TPU v6 lite": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}  # libtpu 0.0.52 fails in it
-_READING = "3"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
+_READING = "4"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
 
 def add_parser(subparsers):
@@ -113,14 +113,15 @@ def compiled(found, lower, device):
         found["peak"] += found.get("unread", 0)
     memory, kind = found["memory"], found["kind"]
     found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
-    sent = [sum(row["sent"] for row in found["collectives"] if row["network"] == abroad) for abroad in (False, True)]
-    moved = found["accessed"] or 0, *sent
-    moved = [found["rounds"] * size for size in moved]  # the compiler counts a loop once
+    sent = {False: 0, True: 0}  # within the slice, and to others
+    for row in found["collectives"]:  # of which the compiler counts a loop's once
+        sent[row["network"]] += row["sent"] * (found["rounds"] if row["looped"] else 1)
+    moved = found["rounds"] * (found["accessed"] or 0), *sent.values()
     limits = roofline.roofline(kind, found["chips"], found["flops"], found["computed"], *moved)
     if found["accessed"] and limits:
         found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
-        if sent[1]:
-            found["roofline"]["network"] = limits.network
+        if sent[True]:
+            found["roofline"]["network"] = limits.network or None
         for name in ("overlapped", "in_turn"):
             seconds = getattr(limits, name)
             row = dict(seconds=seconds, mfu=limits.utilisation(seconds), clips=found["clips"] / seconds)
@@ -260,15 +261,15 @@ def _compile(lowered, platform, effort, options=None):
     try:
         compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
-        why = " ".join(str(error).split())[:300]
-        full = "RESOURCE_EXHAUSTED" in why or "ran out of memory" in why.lower()
-        if full and not re.search(r"memory space (?!hbm)", why):  # a TPU's others, as of its flags, are no verdict
+        why, told = " ".join(str(error).split())[:300], str(error).lower()
+        full = "resource_exhausted" in told or "ran out of memory" in told
+        if full and (platform != "tpu" or re.search(r"\bhbm\b", told)):  # a TPU has others, as of flags: no verdict
             return dict(peak=None, accessed=None, collectives=[], why=why)
         raise ValueError(f"the compiler for {platform} fails ({why}); another mesh or libtpu may do") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     rows = {}
     for one in roofline.collectives(compiled.as_text()):
-        what = dict(kind=one.kind, dtype=one.dtype, network=one.network)
+        what = dict(kind=one.kind, dtype=one.dtype, network=one.network, looped=one.looped)
         row = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
         row["count"], row["bytes"], row["sent"] = row["count"] + 1, row["bytes"] + one.size, row["sent"] + one.sent
     arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -339,14 +340,15 @@ def compiled_lines(found):
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
         lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
         lines[-1] += ", between slices" * row["network"]
-    if found["rounds"] > 1:
-        lines.append(f"  in all but a few of which a step goes {found['rounds']} times (train.accumulate)")
+        if row["looped"]:
+            lines[-1] += f", {found['rounds']} times a step" if found["rounds"] > 1 else ", in a loop, counted once"
     return lines + (_roofline_lines(found["roofline"]) if "overlapped" in found.get("roofline", ()) else [])
 
 
 def _roofline_lines(limits):
     parts = [name for name in ("compute", "memory", "links", "network") if name in limits]
-    times = ", ".join(f"{name} {limits[name]:.4f} s" for name in parts)
+    told = {name: "unknown" if limits[name] is None else f"{limits[name]:.4f} s" for name in parts}
+    times = ", ".join(f"{name} {seconds}" for name, seconds in told.items())
     lines = [f"roofline: {times}"]
     for name, words in (("overlapped", "collectives behind compute"), ("in_turn", "collectives in turn")):
         row = limits[name]

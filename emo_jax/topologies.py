@@ -17,7 +17,7 @@ def find_devices(topology, slices=1):
     Raises ValueError: an unknown one, no compiler for it, or fewer devices than asked for.
     """
     platform, _, shape = topology.partition(":")
-    if slices < 1 or (slices > 1 and platform not in _BOUNDS):
+    if slices < 1 or (slices > 1 and platform in ("cpu", "gpu")):
         raise ValueError(f"--slices is {slices}; expected 1 or more, and more than 1 of TPUs alone")
     if platform in ("cpu", "gpu"):
         if not shape.isdigit() or not int(shape):

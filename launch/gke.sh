@@ -3,8 +3,10 @@
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/emo CLAIM=emo-files launch/gke.sh tpu \
 #       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data \
 #       --config.train.batch_size=64 | kubectl apply -f -
-#   SLICES=2 ... launch/gke.sh tpu ... --config.train.mesh.dcn_data=2 | kubectl apply -f -     # two such slices, one run
-#   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=emo,batch.kubernetes.io/job-completion-index=0
+#   SLICES=2 IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/emo CLAIM=emo-files launch/gke.sh tpu \
+#       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data \
+#       --config.train.batch_size=128 --config.train.mesh.dcn_data=2 | kubectl apply -f -   # one run on two slices
+#   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=emo,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0
 #   kubectl delete jobset emo
 # The cluster has the JobSet controller (0.6 or newer) and node pools of that kind. The image holds this checkout as its
 # working folder, with `emo` installed (pip install -c constraints.txt -e '.[tpu]', for GPUs '.[cuda]'). CLAIM is a
@@ -23,9 +25,13 @@ case "$KIND" in
   tpu)
     ACCELERATOR=${ACCELERATOR:-tpu-v5p-slice}
     TOPOLOGY=${TOPOLOGY:-4x4x4}
-    SLICES=${SLICES:-1} # of that topology, each a node pool of its own
+    SLICES=${SLICES:-1} # of that topology, each a node pool of its own of several hosts
     DEVICES=${DEVICES:-4} # of each host
     HOSTS=$((${TOPOLOGY//x/*} / DEVICES))
+    if ((SLICES < 1 || (SLICES > 1 && HOSTS == 1))); then
+      echo "SLICES is $SLICES, of $HOSTS hosts each; GKE joins slices of several hosts alone" >&2
+      exit 2
+    fi
     resource=google.com/tpu
     selector="{cloud.google.com/gke-tpu-accelerator: $ACCELERATOR, cloud.google.com/gke-tpu-topology: $TOPOLOGY}"
     variables='[]' # GKE tells each pod where the others are, of its slice and of others, and JAX reads that
@@ -33,7 +39,10 @@ case "$KIND" in
   gpu)
     ACCELERATOR=${ACCELERATOR:-nvidia-h100-80gb}
     HOSTS=${HOSTS:-2}
-    SLICES=1
+    if ((${SLICES:=1} != 1)); then
+      echo "SLICES are of TPUs; HOSTS says how many hosts of GPUs" >&2
+      exit 2
+    fi
     DEVICES=${DEVICES:-8}
     resource=nvidia.com/gpu
     selector="{cloud.google.com/gke-accelerator: $ACCELERATOR}"

@@ -100,6 +100,9 @@ def test_gpu_hosts_are_told_of_each_other_by_the_names_that_emo_train_reads():
 @pytest.mark.parametrize("arguments, variables, told", [
     (["xpu"], dict(IMAGE="a", CLAIM="b"), "unknown kind xpu; expected tpu or gpu"),
     (["tpu"], dict(CLAIM="b"), "IMAGE: the image to run"),
+    (["gpu"], dict(IMAGE="a", CLAIM="b", SLICES="2"), "SLICES are of TPUs; HOSTS says how many hosts of GPUs"),
+    (["tpu"], dict(IMAGE="a", CLAIM="b", SLICES="2", TOPOLOGY="2x2"), "SLICES is 2, of 1 hosts each"),
+    (["tpu"], dict(IMAGE="a", CLAIM="b", SLICES="0"), "SLICES is 0"),
     ([], {}, "tpu or gpu"),
 ])  # fmt: skip
 def test_what_a_manifest_lacks_is_one_line(arguments, variables, told):
@@ -220,7 +223,8 @@ def devices(words):
     if script == "tpu_pod.sh":
         return int(option(script, "TYPE").removeprefix("v5p-")) // 2  # it counts cores, JAX chips
     if script == "gke.sh" and "tpu" in words:
-        return math.prod(map(int, option(script, "TOPOLOGY").split("x")))
+        slices = next((int(word.removeprefix("SLICES=")) for word in words if word.startswith("SLICES=")), 1)
+        return slices * math.prod(map(int, option(script, "TOPOLOGY").split("x")))
     if script == "slurm.sh":
         return int(words[words.index("--nodes") + 1]) * int(option(script, "--gpus-per-node"))
     if script == "two_processes.sh":
@@ -241,6 +245,8 @@ def test_the_batches_of_the_commands_shown_divide_over_their_devices(file):
         verb = "plan" if "plan" in words else "train"
         options = words[words.index("--config") : words.index("|") if "|" in words else None]
         chosen = config.parse(cli._parser(verb).parse_known_args([verb, *options])[1])
+        slices = [word for word in words if word.startswith("SLICES=")] or ["SLICES=1"]
+        assert f"SLICES={chosen.train.mesh.dcn_data}" in slices
         sizes = {axis: chosen.train.mesh[axis] for axis in sharding.AXES}
         taken = math.prod(size for size in sizes.values() if size != -1)
         sizes = {axis: devices(words) // taken if size == -1 else size for axis, size in sizes.items()}

@@ -48,6 +48,7 @@ class Collective:
     """One collective of a compiled program: kind, dtype, bytes of its result on one chip, chips that take part.
 
     network: it crosses the network between TPU slices; the chips that take part are then one of each slice.
+    looped: it stands in a loop.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Collective:
     size: int
     group: int
     network: bool = False
+    looped: bool = False
 
     @property
     def sent(self):
@@ -67,46 +69,72 @@ class Collective:
 def collectives(program):
     """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once.
 
-    An all-reduce and a slice that XLA for TPU has fused, which it calls all-reduce-scatter, are a reduce-scatter. What
+    An all-reduce and a slice that XLA for TPU has fused, which it calls all-reduce-scatter, are a reduce-scatter. One
+    that it has fused with what runs meanwhile stands there several times, as links of a chain, and counts once. What
     goes to other slices stands there as sends to the host.
     """
-    found, fused = [], False
+    found, calls, bodies, chains, inside = [], {}, set(), set(), ""
     for line in _LINES.finditer(program):
         if line["computation"]:
-            fused = line["computation"].startswith("all-reduce-scatter")
-            continue
-        if line["sent"]:
-            found.append(_between_slices(line))
-            continue
-        results = arrays(line["results"])
-        if not results:
-            continue
-        kind, group = line["kind"], _group(line["rest"])
-        name, size = results[0][0], sum(size for _, size in results)
-        if line["start"]:  # what starts and is waited for later has operand and result side by side
-            pick = min if kind == "reduce-scatter" else max
-            name, size = pick(results, key=lambda a: a[1])
-        if fused and kind == "all-reduce":
-            kind, size = "reduce-scatter", size // group
-        found.append(Collective(kind, name, size, group))
-    return found
+            inside = line["computation"]
+        elif line["called"]:
+            called = re.findall(r"[\w.-]+", line["called"])
+            calls.setdefault(inside, []).extend(called)
+            bodies.update(called if line["how"] == "body" else ())
+        elif line["operand"]:
+            found.append((inside, _between_slices(line)))
+        else:
+            chain = re.search(r'(channel_id=\d+).*(chain_id="\d+")', line["rest"])
+            if chain and chain.groups() in chains:
+                continue
+            chains.add(chain and chain.groups())
+            found.append((inside, _within_a_slice(line, inside.startswith("all-reduce-scatter"))))
+    looped = _reached(bodies, calls)
+    return [dataclasses.replace(one, looped=where in looped) for where, one in found if one]
 
 
 _LINES = re.compile(
     r"^(?:ENTRY )?%(?P<computation>[\w.-]+) .*\{$"
     rf"| = (?P<results>\(?.*?) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\((?P<rest>.*)"
-    r"| = \((?P<sent>.*), u32\[\], token\[\]\) send\(.*_xla_megascale_target=\"\{(?P<slices>[\d,]+)\}.*?\""
-    r",_xla_megascale_transfer_type=\"(?P<transfer>\w+)\"",
+    r"| = \((?P<operand>.*), u32\[\], token\[\]\) send\(.*_xla_megascale_target=(?P<target>.*?)"
+    r',_xla_megascale_transfer_type="(?P<transfer>\w+)"'
+    r"| (?P<how>body|calls|to_apply|called_computations|branch_computations)=\{?(?P<called>%[\w.-]+(?:, %[\w.-]+)*)",
     re.MULTILINE,
 )
 
 
+def _within_a_slice(line, fused):
+    results = arrays(line["results"])
+    if not results:
+        return None
+    kind, group = line["kind"], _group(line["rest"])
+    name, size = results[0][0], sum(size for _, size in results)
+    if line["start"]:  # what starts and is waited for later has operand and result side by side
+        pick = min if kind == "reduce-scatter" else max
+        name, size = pick(results, key=lambda a: a[1])
+    if fused and kind == "all-reduce":
+        kind, size = "reduce-scatter", size // group
+    return Collective(kind, name, size, group)
+
+
 def _between_slices(line):
-    (name, *_), *_ = operands = arrays(line["sent"])
-    size, group = sum(size for _, size in operands), line["slices"].count(",") + 1
+    ((name, size),) = arrays(line["operand"])
+    slices = re.search(r"\{([\d,]+)\}", line["target"])  # or a pair of chips: {{100000->200000},...}
+    group = slices[1].count(",") + 1 if slices else 2
     kind = "collective-permute" if line["transfer"] == "ONE_TO_ONE" else line["transfer"].lower().replace("_", "-")
     result = {"all-gather": size * group, "reduce-scatter": size // group}.get(kind, size)
     return Collective(kind, name, result, group, network=True)
+
+
+def _reached(starts, calls):
+    """The computations that are called from some, by way of others too, and these."""
+    reached, ahead = set(), list(starts)
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += calls.get(name, ())
+    return reached
 
 
 def arrays(types):
@@ -169,10 +197,10 @@ def roofline(kind, chips, flops, computed, accessed, sent, abroad=0):
 
     `accessed`, `sent` and `abroad`, which goes to other slices, are bytes of each chip.
 
-    None where the kind is not among CHIPS, or something goes abroad and its network is not known.
+    None where the kind is not among CHIPS. A network whose speed no data sheet tells takes no time.
     """
     chip, peak = chip_of(kind), peak_flops(kind)
-    if chip is None or peak is None or (abroad and chip.network is None):
+    if chip is None or peak is None:
         return None
-    rate, network = chips * peak, abroad / chip.network if abroad else 0.0
+    rate, network = chips * peak, abroad / chip.network if chip.network else 0.0
     return Roofline(flops / rate, computed / rate, accessed / chip.bandwidth, sent / chip.links, network)
