@@ -215,6 +215,11 @@ def option(script, name):
     return re.search(rf"{name}=(?:\${{{name}:-)?([\w-]+)", (LAUNCH / script).read_text())[1]
 
 
+def slices(words):
+    """On how many TPU slices a command trains."""
+    return next((int(word.removeprefix("SLICES=")) for word in words if word.startswith("SLICES=")), 1)
+
+
 def devices(words):
     """On how many devices a command trains."""
     if "plan" in words:
@@ -223,8 +228,7 @@ def devices(words):
     if script == "tpu_pod.sh":
         return int(option(script, "TYPE").removeprefix("v5p-")) // 2  # it counts cores, JAX chips
     if script == "gke.sh" and "tpu" in words:
-        slices = next((int(word.removeprefix("SLICES=")) for word in words if word.startswith("SLICES=")), 1)
-        return slices * math.prod(map(int, option(script, "TOPOLOGY").split("x")))
+        return slices(words) * math.prod(map(int, option(script, "TOPOLOGY").split("x")))
     if script == "slurm.sh":
         return int(words[words.index("--nodes") + 1]) * int(option(script, "--gpus-per-node"))
     if script == "two_processes.sh":
@@ -245,8 +249,7 @@ def test_the_batches_of_the_commands_shown_divide_over_their_devices(file):
         verb = "plan" if "plan" in words else "train"
         options = words[words.index("--config") : words.index("|") if "|" in words else None]
         chosen = config.parse(cli._parser(verb).parse_known_args([verb, *options])[1])
-        slices = [word for word in words if word.startswith("SLICES=")] or ["SLICES=1"]
-        assert f"SLICES={chosen.train.mesh.dcn_data}" in slices
+        assert chosen.train.mesh.dcn_data == slices(words)
         sizes = {axis: chosen.train.mesh[axis] for axis in sharding.AXES}
         taken = math.prod(size for size in sizes.values() if size != -1)
         sizes = {axis: devices(words) // taken if size == -1 else size for axis, size in sizes.items()}
