@@ -84,10 +84,10 @@ def collectives(program):
         elif line["operand"]:
             found.append((inside, _between_slices(line)))
         else:
-            chain = re.search(r'(channel_id=\d+).*(chain_id="\d+")', line["rest"])
-            if chain and chain.groups() in chains:
-                continue
-            chains.add(chain and chain.groups())
+            if chain := re.search(r'(channel_id=\d+).*(chain_id="\d+")', line["rest"]):
+                if chain.groups() in chains:
+                    continue
+                chains.add(chain.groups())
             found.append((inside, _within_a_slice(line, inside.startswith("all-reduce-scatter"))))
     looped = _reached(bodies, calls)
     return [dataclasses.replace(one, looped=where in looped) for where, one in found if one]
@@ -118,7 +118,10 @@ def _within_a_slice(line, fused):
 
 
 def _between_slices(line):
-    ((name, size),) = arrays(line["operand"])
+    operands = arrays(line["operand"])
+    if not operands:
+        return None
+    name, size = operands[0]  # a send has one
     slices = re.search(r"\{([\d,]+)\}", line["target"])  # or a pair of chips: {{100000->200000},...}
     group = slices[1].count(",") + 1 if slices else 2
     kind = "collective-permute" if line["transfer"] == "ONE_TO_ONE" else line["transfer"].lower().replace("_", "-")
