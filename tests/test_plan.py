@@ -62,6 +62,8 @@ frontend_attributes={_xla_megascale_target={{100000->200000},{200000->100000}},_
   %send.3 = (bf16[9]{0}, u32[], token[]) send(%x, %after-all), channel_id=2, is_host_transfer=true, \
 frontend_attributes={_xla_megascale_target={{100000,200000,300000},{100001,200001,300001}},\
 _xla_megascale_transfer_type="ALL_TO_ALL"}
+  %send.4 = (f8e4m3[9]{0}, u32[], token[]) send(%x, %after-all), channel_id=2, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
 }
 """
 
