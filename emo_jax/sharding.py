@@ -18,12 +18,13 @@ RULES = (
     (r".*(^|/)(attn[12]|\w+_attn)/to_out_0/kernel$", "input", "largest"),
     (r".*(^|/)ff/net_0/proj/kernel$", "output", "input"),
     (r".*(^|/)ff/net_2/kernel$", "input", "largest"),
-    (r".*(^|/)resnets_\d+/(conv1|time_emb_proj)/kernel$", "output", "largest"),
-    (r".*(^|/)resnets_\d+/conv2/kernel$", "input", "largest"),
+    (r".*(^|/)(conv1|time_emb_proj)/kernel$", "output", "largest"),
+    (r".*(^|/)conv2/kernel$", "input", "largest"),
     (r".*(^|/)(kernel|weight_v)$", None, "largest"),
     (r".*(^|/)(bias|scale|weight_g|scaling_factor)$", None, None),
 )
-"""(parameter path, over tensor, over fsdp) for parameters and optimizer state; the first match decides.
+"""(parameter path, over tensor, over fsdp) for parameters and optimizer state; the first match decides. It also fits
+the path within a resnet, transformer or temporal module: they gather their parameters by it.
 
 Over tensor the kernel's last axis is split ('output') or the one before ('input'), so that what lies between the two,
 heads or inner features, stays on its device; over fsdp the largest other axis that the axis' size divides, or the input

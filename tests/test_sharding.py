@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 
 import jax
@@ -119,8 +120,19 @@ def test_heads_and_inner_features_stay_on_their_device(path, shape, spec):
     assert sharding.parameter_spec(path, shape, 4, 2) == PartitionSpec(*spec)
 
 
+def test_a_part_gathers_its_parameters_as_they_lie():
+    """It knows their paths within itself alone."""
+    paths = flat_shapes(small_config("speed"))
+    within = {path: re.match(r".*?/(resnets|attentions|motion_modules)_\d+/", path) for path in paths}
+    within = {path: path[found.end() :] for path, found in within.items() if found and not path.startswith("vae/")}
+    assert any("conv1" in path for path in within.values()) and any("audio_attn" in path for path in within.values())
+    for path, relative in within.items():
+        shape = paths[path].shape
+        assert sharding.parameter_spec(relative, shape, 4, 2) == sharding.parameter_spec(path, shape, 4, 2), path
+
+
 def test_every_rule_is_used():
-    used = {next(i for i, rule in enumerate(sharding.RULES) if sharding.re.match(rule[0], p)) for p in flat_shapes(
+    used = {next(i for i, rule in enumerate(sharding.RULES) if re.match(rule[0], p)) for p in flat_shapes(
         small_config("speed"))}  # fmt: skip
     assert used == set(range(len(sharding.RULES)))
 
