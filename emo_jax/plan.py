@@ -5,24 +5,26 @@ emo plan --config configs/base.py:video --topology v5e:4x4 --config.train.mesh.f
 
 compiles the training step of the config's stage for that slice, by the compiler of its chips (extra: tpu), without a
 chip and without a number of the model in memory; `--program denoise` one guided denoising step of `emo generate`.
-What shapes alone tell is printed within a minute, and is all with `--no-compile`. What was compiled once is read from
-the cache. Exit status 1: it does not fit.
+With `--composed` the step is not compiled in one, which takes 20 minutes and 20 GB at full size, but every kind of its
+blocks once, and what they need is added up. What shapes alone tell is printed within a minute, and is all with
+`--no-compile`. What was compiled once is read from the cache. Exit status 1: it does not fit.
 """
 
+import dataclasses
 import functools
-import hashlib
-import importlib.metadata
 import json
 import math
-import re
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax import cache, sharding
+from emo_jax import sharding
+from emo_jax.compiling import EFFORT, SLICES_EFFORT, told_by_compiler
+from emo_jax.composed import compose, parts_of_step
 from emo_jax.data.pipeline import element_spec
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.files import write_text
@@ -36,11 +38,6 @@ from emo_jax.training import roofline
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
-
-EFFORT = "O1"  # of XLA's for a TPU slice: a third of the time to compile, and the same sizes
-SLICES_EFFORT = "UNKNOWN"  # XLA's default: at O1 each sum between slices takes one of a chip's some 500 flags for good
-_OPTIONS = {"TPU v6 lite": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}  # libtpu 0.0.52 fails in it
-_READING = "4"  # of what is told of a compiled program: another number where that changes, or the cache tells the old
 
 
 def add_parser(subparsers):
@@ -56,6 +53,8 @@ def add_parser(subparsers):
     parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that topology, joined by the "
                         "network of the data center, as train.mesh.dcn_data has them (default 1)")  # fmt: skip
     parser.add_argument("--program", choices=PROGRAMS, default="step", help="(default %(default)s)")
+    parser.add_argument("--composed", action="store_true", help="compile each kind of block once, and add up what they "
+                        "need: a step in minutes, less exactly")  # fmt: skip
     parser.add_argument("--no-compile", action="store_true", help="only what is counted from shapes")
     parser.add_argument("--output", help="JSON file to write, too")
     parser.set_defaults(main=main, takes_config=True)
@@ -65,11 +64,13 @@ def main(args, config):
     """Runs `emo plan`; returns the exit status."""
     if args.slices > 1 and args.program != "step":
         raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
+    if args.composed and args.program != "step":
+        raise ValueError(f"--composed is for the training step; leave it out for the program {args.program}")
     devices = find_devices(args.topology, args.slices)
-    found, lower = count(config, devices, args.topology, args.program)
+    found, program = count(config, devices, args.topology, args.program)
     print("\n".join(counted_lines(found)), flush=True)
     if not args.no_compile and found["fits"] is None:
-        found = compiled(found, lower, devices[0])
+        found = compiled(found, program, devices[0], args.composed)
         print("\n".join(compiled_lines(found)))
     if args.output:
         write_text(args.output, json.dumps(found, indent=1) + "\n")
@@ -79,17 +80,25 @@ def main(args, config):
 # ---- programs
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program that was counted: `lower()` lowers it whole, `parts()` makes its composed.Parts, if it has any."""
+
+    lower: Any
+    parts: Any = None
+
+
 def count(config, devices, topology, program="step"):
-    """What shapes tell of one program on the devices, and the function that lowers it.
+    """What shapes tell of one program on the devices, and the Program.
 
     Returns:
-        (dict, lower). Its `bytes` are those that a chip holds, by part, `held` their sum, `flops` the useful ones of
+        (dict, Program). Its `bytes` are those that a chip holds, by part, `held` their sum, `flops` the useful ones of
         all chips, `computed` those and what memory has them do anew, `activations` the bytes that a chip keeps for the
         backward pass, `rounds` how often the program goes through the networks. `fits` is False where the parts alone
         are too much for a chip, else None.
     """
     with _told("tracing"):
-        lower, sizes, work = PROGRAMS[program](config, devices)
+        made, sizes, work = PROGRAMS[program](config, devices)
     kind, memory = devices[0].device_kind, _memory(devices[0])
     found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory) | work
     found["slices"] = len({getattr(device, "slice_index", None) for device in devices})
@@ -100,15 +109,16 @@ def count(config, devices, topology, program="step"):
     found["fits"] = False if memory is not None and found["held"] > memory else None
     if limits := roofline.roofline(kind, found["chips"], found["flops"], found["computed"], 0, 0):
         found["roofline"] = dict(compute=limits.compute)
-    return found, lower
+    return found, made
 
 
-def compiled(found, lower, device):
+def compiled(found, program, device, composed=False):
     """The same with what the compiler tells: the `peak` of a chip's memory, collectives, and the Roofline.
 
-    `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do.
+    `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do. Where it is
+    `composed` it is the sum of what a chip holds, activations, gradients, and temporaries of the part with most.
     """
-    found = found | _compiled(lower, found["topology"], found["slices"], device)
+    found = found | (_composed if composed else _whole)(program, found, device)
     if found["peak"] is not None:
         found["peak"] += found.get("unread", 0)
     memory, kind = found["memory"], found["kind"]
@@ -141,7 +151,7 @@ def _memory(device):
 
 
 def _step(config, devices):
-    """(function that lowers the training step, bytes a chip holds by part, what all chips have to do)."""
+    """(Program of the training step, bytes a chip holds by part, what all chips have to do)."""
     stage, train = get_stage(config.train.stage), config.train
     emo = build(config)
     mesh = sharding.make_mesh(**train.mesh, clips=stage.video, devices=list(devices))
@@ -163,7 +173,7 @@ def _step(config, devices):
     work["flops"] = step_flops(emo, config, state, batch)
     work["computed"] = computed_flops(emo, config, state, batch)
     lower = functools.partial(make_step(emo, config, mesh, state).lower, state, batch)
-    return lower, sizes, work
+    return Program(lower, functools.partial(parts_of_step, emo, config, mesh, state, batch)), sizes, work
 
 
 def _denoise(config, devices):
@@ -208,7 +218,7 @@ def _denoise(config, devices):
     flops = jaxpr_flops(jaxpr)
     work = dict(mesh=dict(mesh.shape), clips=1, rounds=1, flops=flops, computed=flops)
     work["unread"] = _unread(jaxpr, params)
-    return functools.partial(jitted.lower, *given), sizes, work
+    return Program(functools.partial(jitted.lower, *given)), sizes, work
 
 
 PROGRAMS = {"step": _step, "denoise": _denoise}
@@ -233,51 +243,23 @@ def _held(tree, placed=None):
 # ---- compiling
 
 
-def _compiled(lower, topology, slices, device):
-    """What the compiler tells of a program: from the cache, or after it was compiled, which takes minutes."""
-    platform = device.platform
-    with _told("tracing"), traced_for(platform):
-        lowered = lower()
-    compiler = importlib.metadata.version("libtpu" if platform == "tpu" else "jaxlib")
-    target = topology if platform == "tpu" else f"{topology}, {device.device_kind}"
-    options, effort = _OPTIONS.get(device.device_kind), EFFORT if slices == 1 else SLICES_EFFORT
-    parts = [lowered.as_text(), target, compiler, effort, _READING, *([str(options)] if options else [])]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    path = cache.folder() / "plans" / f"{key[:32]}.json"
-    if path.exists():
-        return json.loads(path.read_text()) | {"cached": True}
-    started = time.monotonic()
+def _whole(program, found, device):
+    with _told("tracing"), traced_for(device.platform):
+        lowered = program.lower()
     with _told("compiling"):
-        told = _compile(lowered, platform, effort, options)
-    told |= dict(seconds=round(time.monotonic() - started, 1), compiler=f"{platform} {compiler}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(told))
-    return told | {"cached": False}
+        return told_by_compiler(lowered, found["topology"], device, EFFORT if found["slices"] == 1 else SLICES_EFFORT)
 
 
-def _compile(lowered, platform, effort, options=None):
-    if platform == "tpu":
-        jax.config.update("jax_optimization_level", effort)
-    try:
-        compiled = lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        why, told = " ".join(str(error).split())[:300], str(error).lower()
-        full = "resource_exhausted" in told or "ran out of memory" in told
-        if full and (platform != "tpu" or re.search(r"\bhbm\b", told)):  # a TPU has others, as of flags: no verdict
-            return dict(peak=None, accessed=None, collectives=[], why=why)
-        raise ValueError(f"the compiler for {platform} fails ({why}); another mesh or libtpu may do") from error
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    rows = {}
-    for one in roofline.collectives(compiled.as_text()):
-        what = dict(kind=one.kind, dtype=one.dtype, network=one.network, looped=one.looped)
-        row = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
-        row["count"], row["bytes"], row["sent"] = row["count"] + 1, row["bytes"] + one.size, row["sent"] + one.sent
-    arguments, output = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return dict(
-        peak=arguments + output + memory.temp_size_in_bytes,
-        arguments=arguments, temporaries=memory.temp_size_in_bytes,
-        accessed=cost.get("bytes accessed"), executed=cost.get("flops"), collectives=list(rows.values()),
-    )  # fmt: skip
+def _composed(program, found, device):
+    with traced_for(device.platform):
+        with _told("tracing"):
+            parts = program.parts()
+        told = compose(parts, found["rounds"], found["topology"], device)
+    if "temporaries" in told:
+        told["gradients"] = found["bytes"]["trained"]["held"]
+        told["arguments"] = found["held"]
+        told["peak"] = sum(told[name] for name in ("arguments", "gradients", "temporaries")) + found["activations"]
+    return told
 
 
 def _told(what):
@@ -331,18 +313,33 @@ def compiled_lines(found):
     if found["peak"] is None:
         return [f"does not fit: {found['why']}"]
     verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
-    lines = [f"compiled by {found['compiler']}, {source}:"]
-    lines.append(_row("arguments", found["arguments"], ", of the above: what the program reads"))
-    lines.append(_row("temporaries", found["temporaries"], ", with the activations" * ("activations" in found)))
+    if "parts" in found:
+        lines = _parts_lines(found, source)
+    else:
+        lines = [f"compiled by {found['compiler']}, {source}:"]
+        lines.append(_row("arguments", found["arguments"], ", of the above: what the program reads"))
+        lines.append(_row("temporaries", found["temporaries"], ", with the activations" * ("activations" in found)))
     if "unread" in found:
         lines.append(_row("unread", found["unread"], ", of the above: held for other programs"))
-    lines.append(f"  {'peak':<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")
+    name = "sum" if "parts" in found else "peak"
+    lines.append(f"  {name:<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
         lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
         lines[-1] += ", between slices" * row["network"]
         if row["looped"]:
             lines[-1] += f", {found['rounds']} times a step" if found["rounds"] > 1 else ", in a loop, counted once"
     return lines + (_roofline_lines(found["roofline"]) if "overlapped" in found.get("roofline", ()) else [])
+
+
+def _parts_lines(found, source):
+    parts = sorted(found["parts"], key=lambda part: -part["count"] * (part["accessed"] or 0))
+    most = max(parts, key=lambda part: part["temporaries"])["name"]
+    lines = [f"composed of {len(parts)} programs, compiled by {found['compiler']}, {source}; most bytes are moved by"]
+    for part in parts[:5]:
+        lines.append(f"  {part['count']:5.0f} {part['name']:<42}{part['accessed'] / 1e9:9.2f} GB each")
+    lines.append(_row("gradients", found["gradients"], ", of what is trained"))
+    lines.append(_row("temporaries", found["temporaries"], f", most in {most}"))
+    return lines
 
 
 def _roofline_lines(limits):

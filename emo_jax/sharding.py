@@ -266,11 +266,17 @@ def constrain(x, place):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x.ndim != 5:
         return x
-    axes = [_samples(mesh, x.shape[0])] + [None] * 4
-    split = next((axis for axis in PLACES[place] if x.shape[axis] % mesh.shape["frame"] == 0), None)
-    if split is not None:
-        axes[split] = "frame"
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+    return jax.lax.with_sharding_constraint(x, activation_spec(mesh, x.shape, place))
+
+
+def activation_spec(mesh, shape, place):
+    """The PartitionSpec at a place of an activation (B, F, H, W, C); of another rank, split by samples alone."""
+    axes = [_samples(mesh, shape[0])] + [None] * (len(shape) - 1)
+    if len(shape) == 5:
+        split = next((axis for axis in PLACES[place] if shape[axis] % mesh.shape["frame"] == 0), None)
+        if split is not None:
+            axes[split] = "frame"
+    return PartitionSpec(*axes)
 
 
 def per_device(attention, query, key, value):

@@ -85,15 +85,15 @@ def program(kind, stage="speed"):
     config = get_config(stage)
     config.train.batch_size = 1
     devices = jax.devices()[:1]
-    found, lower = plan.count(config, devices, f"gpu:{len(devices)}", kind)
+    found, program = plan.count(config, devices, f"gpu:{len(devices)}", kind)
     print("\n".join(plan.counted_lines(found)), flush=True)
-    found = plan.compiled(found, lower, devices[0])
+    found = plan.compiled(found, program, devices[0])
     print("\n".join(plan.compiled_lines(found)), flush=True)
-    compiled = lower().compile()  # kept since it was planned
+    compiled = program.lower().compile()  # kept since it was planned
     long = re.findall(r"\w+\[(?:\d+,)*4096,4096\]", compiled.as_text())
     print(f"arrays of 4096 x 4096 scores in it: {len(long)}", *sorted(set(long)), flush=True)
     pool = np.abs(np.random.default_rng(0).standard_normal(2**24, np.float32)) * 0.02
-    given = [jax.tree.map(lambda a: _filled(a, pool), argument) for argument in lower.args]
+    given = [jax.tree.map(lambda a: _filled(a, pool), argument) for argument in program.lower.args]
 
     def run():
         result = jax.block_until_ready(compiled(*given))

@@ -12,7 +12,7 @@ import types
 import jax
 import pytest
 
-from emo_jax import cli, plan
+from emo_jax import cli, compiling, plan
 from emo_jax.models.emo import build
 from emo_jax.training import roofline
 from tests.layouts import smallest_config
@@ -137,10 +137,10 @@ def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
     made, found = plan._denoise(config, [device]), {}
     monkeypatch.setattr(plan, "_memory", lambda device: room)
     monkeypatch.setitem(plan.PROGRAMS, "denoise", lambda *_: made)
-    counted, lower = plan.count(config, [device], "cpu:1", "denoise")
+    counted, program = plan.count(config, [device], "cpu:1", "denoise")
     for peak in (room - others, room - others + 1):
-        monkeypatch.setattr(plan, "_compiled", lambda *_, peak=peak: told | {"peak": peak})
-        found[peak] = plan.compiled(counted, lower, device)
+        monkeypatch.setattr(plan, "_whole", lambda *_, peak=peak: told | {"peak": peak})
+        found[peak] = plan.compiled(counted, program, device)
     (fits, tight) = found.values()
     assert fits["unread"] == others > 1000 and fits["bytes"]["weights"]["held"] == sum(whole.values())
     assert fits["peak"] == room and fits["fits"] and tight["peak"] == room + 1 and not tight["fits"]
@@ -167,11 +167,11 @@ def test_a_compiler_that_fails_is_no_verdict_on_memory(platform, message, full):
 
     lowered, words = types.SimpleNamespace(compile=compile), " ".join(message.split())
     if full:
-        told = plan._compile(lowered, platform, jax.config.jax_optimization_level)
+        told = compiling._compile(lowered, platform, jax.config.jax_optimization_level)
         assert told["peak"] is None and told["why"] == words
     else:
         with pytest.raises(ValueError, match=re.escape(f"the compiler for {platform} fails ({words}); another mesh")):
-            plan._compile(lowered, platform, jax.config.jax_optimization_level)
+            compiling._compile(lowered, platform, jax.config.jax_optimization_level)
 
 
 @pytest.mark.parametrize("kind, network", [("TPU v5 lite", "network 3.0000 s"), ("TPU v4", "network unknown")])
@@ -183,7 +183,7 @@ def test_what_crosses_to_other_slices_takes_its_own_time(monkeypatch, kind, netw
         row | dict(kind="all-reduce", network=True, looped=False, sent=3 * 3.125e9),
     ]
     told = dict(peak=9, arguments=5, temporaries=4, accessed=1.0, collectives=rows, compiler="", cached=True)
-    monkeypatch.setattr(plan, "_compiled", lambda *_: told)
+    monkeypatch.setattr(plan, "_whole", lambda *_: told)
     links = roofline.chip_of(kind).links
     counted = dict(topology="a", slices=2, memory=10, kind=kind, chips=2, flops=1, computed=1, clips=1, rounds=2)
     found = plan.compiled(counted, None, None)
@@ -198,7 +198,7 @@ def test_what_crosses_to_other_slices_takes_its_own_time(monkeypatch, kind, netw
 def test_shapes_alone_tell_what_cannot_fit(monkeypatch, capsys, tmp_path):
     (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))
     command = ["plan", f"--config={tmp_path}/small.py:video", "--topology=cpu:1", "--no-compile"]
-    monkeypatch.setattr(plan, "_compile", None)
+    monkeypatch.setattr(plan, "compiled", None)
     found = {}
     for memory in (10**12, 10**6):
         monkeypatch.setattr(plan, "_memory", lambda device, memory=memory: memory)
@@ -300,7 +300,7 @@ from jax.sharding import SingleDeviceSharding
 from emo_jax.ops.attention import attention, traced_for
 from emo_jax.topologies import find_devices
 here = SingleDeviceSharding(find_devices("v5e:1x1")[0])
-given = [jax.ShapeDtypeStruct((1, 2, 4096, 8, 40), jnp.bfloat16, sharding=here)] * 3
+given = [jax.ShapeDtypeStruct(SHAPE, jnp.bfloat16, sharding=here)] * 3
 with traced_for("tpu"):
     loss = lambda *a: (attention(*a).astype(jnp.float32) ** 2).sum()
     lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), out_shardings=here).trace(*given).lower()
@@ -310,10 +310,11 @@ print(lowered.compile().as_text())
 
 @pytest.mark.slow
 @on_tpu
-def test_scores_of_long_contexts_stay_on_the_chip():
-    """Neither forward nor backward pass holds 4096 x 4096 scores in the chip's memory."""
-    compiled = printed(LONG)
-    assert compiled.count("tpu_custom_call") >= 3 and "bf16[" in compiled and "4096,4096" not in compiled
+@pytest.mark.parametrize("shape, scores", [((1, 2, 4096, 8, 40), "4096,4096"), ((1, 4096, 16, 8, 40), "16,16]")])
+def test_scores_stay_on_the_chip(shape, scores):
+    """Neither forward nor backward pass holds those of a map, or of frames at each of its places, in its memory."""
+    compiled = printed(LONG.replace("SHAPE", repr(shape)))
+    assert compiled.count("tpu_custom_call") >= 2 and "bf16[" in compiled and scores not in compiled
 
 
 GRADIENTS = """
@@ -357,7 +358,8 @@ def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape,
 SUMS = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from emo_jax import plan, sharding
+from emo_jax import sharding
+from emo_jax.compiling import SLICES_EFFORT, _compile
 from emo_jax.topologies import find_devices
 mesh = sharding.make_mesh(data=2, fsdp=8, dcn_data=2, devices=list(find_devices("v5e:2x4", 2)))
 kernels = {f"{i}/kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32) for i in range(520)}
@@ -368,7 +370,7 @@ def loss(kernels, x):
     return (x.astype(jnp.float32) ** 2).mean()
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
-told = plan._compile(step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16)), "tpu", plan.SLICES_EFFORT)
+told = _compile(step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16)), "tpu", SLICES_EFFORT)
 print(*(row["count"] for row in told["collectives"] if row["network"]))
 """
 

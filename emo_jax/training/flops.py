@@ -3,11 +3,10 @@
 import math
 
 import jax
-from flax.traverse_util import unflatten_dict
 from jax.extend.core import jaxprs_in_params
 
 from emo_jax.ops.attention import traced_for
-from emo_jax.training.step import make_loss
+from emo_jax.training.step import make_flat_loss
 
 PEAKS = {
     "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
@@ -85,12 +84,8 @@ def kept_bytes(function, *arguments):
 
 def _loss_of(emo, config):
     """(loss(trained, frozen, batch, key), shape of a key) of the config's stage."""
-    loss = make_loss(emo, config)
-
-    def loss_of(trained, frozen, batch, key):
-        return loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)[0]
-
-    return loss_of, jax.eval_shape(lambda: jax.random.key(0))
+    loss = make_flat_loss(emo, config)
+    return lambda *given: loss(*given)[0], jax.eval_shape(lambda: jax.random.key(0))
 
 
 def gradient_flops(function, *arguments):

@@ -72,24 +72,45 @@ def make_loss(emo: EMO, config):
     return functools.partial(losses.denoising_loss, emo, make_schedule(config.diffusion), stage, config.train)
 
 
+def make_flat_loss(emo: EMO, config):
+    """loss(trained, frozen, batch, key) -> (loss, metrics) of the config's stage, of params as {path: array}."""
+    loss = make_loss(emo, config)
+    return lambda trained, frozen, batch, key: loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)
+
+
 def make_step(emo: EMO, config, mesh, state):
     """The jitted step(state, batch) -> (state, metrics) over a mesh; the old state is donated (`train.donate`).
 
     Args:
         state: the state, or its shapes (jax.eval_shape).
+    """
+    train = config.train
+    loss_of, update = make_flat_loss(emo, config), make_update(config)
+
+    def step(state, batch):
+        key = jax.random.fold_in(jax.random.key(train.seed), state.step)
+        grads, metrics = _accumulate(jax.value_and_grad(loss_of, has_aux=True), state, batch, key, train.accumulate)
+        return update(state, grads, metrics)
+
+    placed = sharding.state_sharding(mesh, state)
+    return jax.jit(
+        sharding.over(mesh, step),
+        in_shardings=(placed, sharding.batch_sharding(mesh)),
+        out_shardings=(placed, sharding.replicated(mesh)),  # the metrics: every process reads them
+        donate_argnums=0 if train.donate else (),
+    )
+
+
+def make_update(config):
+    """update(state, grads, metrics) -> (state, metrics): what a step does with its gradients {path: array}.
 
     A step whose loss or gradients are not finite changes nothing but the count of steps; its metric `skipped` is 1.
     """
     train = config.train
-    loss_fn, optimizer = make_loss(emo, config), make_optimizer(train.optimizer, train.steps)
-    rate, base_key = learning_rate(train.optimizer, train.steps), train.seed
+    optimizer = make_optimizer(train.optimizer, train.steps)
+    rate = learning_rate(train.optimizer, train.steps)
 
-    def loss_of(trained, frozen, batch, key):
-        return loss_fn(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)
-
-    def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(base_key), state.step)
-        grads, metrics = _accumulate(jax.value_and_grad(loss_of, has_aux=True), state, batch, key, train.accumulate)
+    def update(state, grads, metrics):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         decay = jnp.minimum(train.ema, (1 + state.step) / (10 + state.step))
@@ -105,13 +126,7 @@ def make_step(emo: EMO, config, mesh, state):
         trained, ema, opt_state = changed
         return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
-    placed = sharding.state_sharding(mesh, state)
-    return jax.jit(
-        sharding.over(mesh, step),
-        in_shardings=(placed, sharding.batch_sharding(mesh)),
-        out_shardings=(placed, sharding.replicated(mesh)),  # the metrics: every process reads them
-        donate_argnums=0 if train.donate else (),
-    )
+    return update
 
 
 def _part_norms(grads):

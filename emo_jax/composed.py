@@ -1,0 +1,301 @@
+"""A training step planned from its parts: every kind of block is compiled once, and what the compiler tells added up.
+
+A step of the full size takes XLA for TPU 20 minutes and 20 GB. Most of it are blocks (resnets, transformers, temporal
+modules, resamplings) that occur several times. Here each kind is a program of its own: forward and backward pass with
+the gathers and sums of its parameters, placed as in the step. Two more are the rest of the loss, with stand-ins for the
+blocks, and the optimizer's update.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import os
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
+from jax.sharding import NamedSharding
+
+from emo_jax import sharding
+from emo_jax.compiling import told_by_compiler
+from emo_jax.models.attention import SpatialTransformer
+from emo_jax.models.layers import Downsample, ResnetBlock, Upsample
+from emo_jax.models.temporal import MotionModule
+from emo_jax.models.unet import UNet, UNetConfig, part_of_level
+from emo_jax.progress import Progress
+from emo_jax.training.step import make_flat_loss, make_update, new_state
+
+BLOCKS = (ResnetBlock, SpatialTransformer, MotionModule, Downsample, Upsample)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A block's run in the forward pass: where its parameters are, how it is made, shapes of what goes in and out."""
+
+    prefix: str
+    module: type
+    fields: tuple
+    config: UNetConfig
+    inputs: Any
+    outputs: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A program of the step: `lower()` lowers it, the step has it `count` times in each round of accumulation.
+
+    once: not in each round, but once.
+    """
+
+    name: str
+    lower: Any
+    count: float = 1
+    once: bool = False
+
+
+def parts_of_step(emo, config, mesh, state, batch):
+    """The Parts of the config's training step.
+
+    Args:
+        state, batch: shapes, of a whole step's batch.
+    """
+    size = config.train.batch_size // config.train.accumulate
+    batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in batch.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    loss = make_flat_loss(emo, config)
+    calls = _calls(sharding.over(mesh, loss), state.trained, state.frozen, batch, key)
+    kinds, learns = {}, False
+    for call in calls:
+        parameters = _parameters(call, state)
+        learns = learns or any(trained for _, trained in parameters.values())  # what comes first needs no gradients
+        kind = call.module, call.fields, call.config, _hashable((call.inputs, parameters)), learns
+        kinds.setdefault(kind, []).append((call, parameters, learns))
+    parts = []
+    for same in kinds.values():
+        parts.append(Part(_name(same[0][0]), functools.partial(_lower_block, mesh, *same[0]), len(same)))
+    outside = functools.partial(_lower_rest, loss, calls, mesh, state, batch, key)
+    told = jax.eval_shape(loss, state.trained, state.frozen, batch, key)
+    some, share = _one_of_each(config, mesh, state)
+    update = functools.partial(_lower_update, config, mesh, some, told)
+    return [*parts, Part("rest of the loss", outside), Part("update", update, 1 / share, once=True)]
+
+
+# ---- the blocks of a step
+
+
+def _calls(loss, *arguments):
+    """The Calls of a loss, first to last."""
+    found, networks = [], []
+
+    def note(run, args, kwargs, context):
+        module = context.module
+        if isinstance(module, UNet):
+            networks.append(module.config)
+        outputs = run(*args, **kwargs)
+        if _is_block(context):
+            fields = tuple((f.name, getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in _FLAX)
+            prefix = "/".join((_network(networks[-1]), *module.scope.path))
+            inputs, shapes = (jax.tree.map(_shape, tree) for tree in (args, outputs))
+            found.append(Call(prefix, type(module), fields, networks[-1], inputs, shapes))
+        return outputs
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(loss, *arguments)
+    return found
+
+
+_FLAX = ("parent", "name")  # fields of every module
+
+
+def _is_block(context):
+    """Whether a method that is called is that of a UNet's block; the VAE has resnets too."""
+    module = context.module
+    return context.method_name == "__call__" and isinstance(module, BLOCKS) and module.scope.path[0] not in _VAE
+
+
+_VAE = ("encoder", "decoder")
+
+
+def _network(config):
+    return "reference_net" if config.features_only else "backbone"
+
+
+def _name(call):
+    shape = "x".join(map(str, call.inputs[0].shape[1:]))
+    return f"{call.module.__name__} {_network(call.config)} {shape}"
+
+
+def _shape(a):
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)
+
+
+def _hashable(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return tuple((a.shape, str(a.dtype)) if hasattr(a, "shape") else a for a in leaves), structure
+
+
+def _parameters(call, state):
+    """{path within the block: (shape, whether the stage trains it)}."""
+    found, start = {}, f"{call.prefix}/"
+    for flat, trained in ((state.trained, True), (state.frozen, False)):
+        found |= {path.removeprefix(start): (a, trained) for path, a in flat.items() if path.startswith(start)}
+    return dict(sorted(found.items()))
+
+
+# ---- programs
+
+
+def _lower_block(mesh, call, parameters, learns):
+    """A block's forward pass and, where the stage has gradients for it, its backward pass."""
+    trained = {path: a for path, (a, is_trained) in parameters.items() if is_trained}
+    frozen = {path: a for path, (a, is_trained) in parameters.items() if not is_trained}
+    used = slice(None) if call.config.features_only else slice(1)  # the Backbone's features serve nobody
+
+    def forward(trained, frozen, inputs):
+        block = part_of_level(call.module, call.config)(**dict(call.fields))
+        outputs = block.apply({"params": unflatten_dict({**trained, **frozen}, sep="/")}, *inputs)
+        return outputs[used] if isinstance(outputs, tuple) else outputs
+
+    def both(trained, frozen, inputs, cotangents):
+        outputs, backward = jax.vjp(lambda trained, inputs: forward(trained, frozen, inputs), trained, inputs)
+        return outputs, backward(cotangents)
+
+    outputs = call.outputs[used] if isinstance(call.outputs, tuple) else call.outputs
+    where = {path: NamedSharding(mesh, _spec(mesh, f"{call.prefix}/{path}", a)) for path, (a, _) in parameters.items()}
+    learned, kept = ({path: where[path] for path in flat} for flat in (trained, frozen))
+    given, made = (jax.tree.map(functools.partial(_activation, mesh), tree) for tree in (call.inputs, outputs))
+    if not learns:
+        step = jax.jit(sharding.over(mesh, forward), in_shardings=(learned, kept, given), out_shardings=made)
+        return step.lower(trained, frozen, call.inputs)
+    step = jax.jit(
+        sharding.over(mesh, both),
+        in_shardings=(learned, kept, given, made),
+        out_shardings=(made, (learned, given)),
+    )
+    return step.lower(trained, frozen, call.inputs, outputs)
+
+
+def _spec(mesh, path, a):
+    return sharding.parameter_spec(path, a.shape, mesh.shape["fsdp"], mesh.shape["tensor"])
+
+
+def _activation(mesh, a):
+    return NamedSharding(mesh, sharding.activation_spec(mesh, a.shape, "spatial"))
+
+
+def _lower_rest(loss, calls, mesh, state, batch, key):
+    """The loss and its gradients without the blocks: in place of each stands an array that depends on its inputs."""
+    outputs = {call.prefix: call.outputs for call in calls}
+    inside = tuple(f"{prefix}/" for prefix in outputs)
+    outside = {path: a for path, a in state.trained.items() if not path.startswith(inside)}
+    others = {path: a for path, a in state.trained.items() if path not in outside} | state.frozen
+
+    def without(trained, frozen, batch, key):
+        networks = []
+
+        def replace(run, args, kwargs, context):
+            if isinstance(context.module, UNet):
+                networks.append(context.module.config)
+            if not _is_block(context):
+                return run(*args, **kwargs)
+            return _stand_in(args, outputs["/".join((_network(networks[-1]), *context.module.scope.path))])
+
+        with nn.intercept_methods(replace):
+            return loss(trained, frozen, batch, key)
+
+    def placed(flat):
+        return {path: NamedSharding(mesh, _spec(mesh, path, a)) for path, a in flat.items()}
+
+    whole = sharding.replicated(mesh)
+    step = jax.jit(
+        sharding.over(mesh, jax.value_and_grad(without, has_aux=True)),
+        in_shardings=(placed(outside), placed(others), sharding.batch_sharding(mesh), whole),
+        out_shardings=(whole, placed(outside)),
+    )
+    return step.lower(outside, others, batch, key)
+
+
+def _stand_in(args, shapes):
+    arrays = [a for a in jax.tree.leaves(args) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    seen = sum(a[(slice(None), *[0] * (a.ndim - 1))].astype(jnp.float32) for a in arrays)
+
+    def fill(a):
+        filled = jnp.broadcast_to(seen.reshape(-1, *[1] * (len(a.shape) - 1)), a.shape)
+        return sharding.constrain(filled.astype(a.dtype), "spatial")
+
+    return jax.tree.map(fill, shapes)
+
+
+def _one_of_each(config, mesh, state):
+    """(the state of one trained parameter of each shape and place alone, the share of all bytes that those have)."""
+    kinds, size = {}, 0
+    for path, a in state.trained.items():
+        spec = _spec(mesh, path, a)
+        shard = math.prod(NamedSharding(mesh, spec).shard_shape(a.shape))
+        kinds.setdefault((a.shape, spec), (path, shard))
+        size += shard
+    params = unflatten_dict({path: state.trained[path] for path, _ in kinds.values()}, sep="/")
+    some = jax.eval_shape(functools.partial(new_state, config), params)
+    return some, sum(shard for _, shard in kinds.values()) / size
+
+
+def _lower_update(config, mesh, state, told):
+    """What a step does with its gradients."""
+    placed, whole = sharding.state_sharding(mesh, state), sharding.replicated(mesh)
+    loss, metrics = told
+    step = jax.jit(
+        sharding.over(mesh, make_update(config)),
+        in_shardings=(placed, placed.trained, whole),
+        out_shardings=(placed, whole),
+        donate_argnums=0 if config.train.donate else (),
+    )
+    return step.lower(state, state.trained, {"loss": loss, **metrics})
+
+
+# ---- what they come to
+
+
+def compose(parts, rounds, topology, device):
+    """What the compiler tells of the Parts of a step of so many rounds, added up as if it were one program.
+
+    `temporaries` are those of the part that has most of them, results that are no arguments of the step included;
+    `parts` rows of each, `peak` None (and `why` the reason) where one of them alone is too much for a chip.
+    """
+    started = time.monotonic()
+    told, seconds = _compile_all(parts, topology, device), time.monotonic() - started
+    rows, found = {}, []
+    for part, one in zip(parts, told, strict=True):
+        if one["peak"] is None:
+            return dict(peak=None, why=f"{part.name}: {one['why']}", cached=False)
+        for row in one["collectives"]:
+            looped = row["looped"] or (rounds > 1 and not part.once)
+            what = dict(kind=row["kind"], dtype=row["dtype"], network=row["network"], looped=looped)
+            sums = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
+            for name in ("count", "bytes", "sent"):
+                sums[name] += round(part.count * row[name])
+        needs = one["peak"] - one["arguments"]
+        found.append(dict(name=part.name, count=part.count, temporaries=needs, accessed=one["accessed"]))
+    return dict(
+        temporaries=max(row["temporaries"] for row in found),
+        accessed=sum(row["count"] * (row["accessed"] or 0) for row in found),
+        collectives=list(rows.values()), parts=found, seconds=round(seconds, 1),
+        compiler=told[0]["compiler"], cached=all(one["cached"] for one in told),
+    )  # fmt: skip
+
+
+def _compile_all(parts, topology, device):
+    """What the compiler tells of each, in their order; as many at once as there are cores."""
+    with Progress(len(parts), "plan: compiling", "part", every=20) as progress:
+        pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        ahead = []
+        try:
+            for part in parts:
+                ahead.append(pool.submit(told_by_compiler, part.lower(), topology, device))
+                ahead[-1].add_done_callback(lambda _: progress.add())
+            return [one.result() for one in ahead]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
