@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from emo_jax.ops.frames import attention_over_frames, places_at_once
+
 _CHUNK = 256
 _SHORT = 1024
 _SCORES = 2**26  # held at once where memory is large and many small steps are slow: 256 MB
@@ -48,6 +50,8 @@ def attention(query, key, value):
     """
     if platform() == "tpu" and _tpu_blocks(query, key):
         return _flash(query, key, value)
+    if platform() == "tpu" and places_at_once(query, key):
+        return attention_over_frames(query, key, value)
     if platform() == "gpu" and _fits_cudnn(query):
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emo_jax.ops import attention as op
+from emo_jax.ops.frames import attention_over_frames, places_at_once
 
 
 def arrays(lead, queries, keys, heads=2, dim=4, seed=0):
@@ -122,17 +123,36 @@ def test_long_contexts_take_the_kernel_of_a_tpu(monkeypatch):
     assert not called
 
 
-@pytest.mark.parametrize("dim", [40, 160])
-def test_the_kernel_of_a_tpu_is_softmax_attention(dim):
+@pytest.mark.parametrize("lead, frames, keys, fits", [
+    ((2, 64), 16, 16, 8), ((3,), 16, 16, 3), ((2, 64), 16, 12, 8), ((64,), 24, 24, 4), ((9,), 32, 32, 3),
+    ((2, 64), 36, 36, None), ((5,), 12, 12, None), ((2, 64), 16, 128, None), ((2,), 4096, 32, None),
+])  # fmt: skip
+def test_short_sequences_take_a_kernel_of_a_tpu(monkeypatch, lead, frames, keys, fits):
+    """By as many as fill a block whose rows are a multiple of 16."""
+    called, inputs = [], arrays(lead, frames, keys)
+    monkeypatch.setattr(op, "attention_over_frames", lambda q, k, v: called.append(q.shape) or q)
+    assert places_at_once(*inputs[:2]) == fits
+    with op.traced_for("tpu"):
+        op.attention(*inputs)
+    assert bool(called) == (fits is not None)
+    op.attention(*inputs)
+    assert len(called) <= 1
+
+
+@pytest.mark.parametrize("kernel, lead, queries, keys, dim", [
+    (op._flash, (), 1024, 1024, 40), (op._flash, (), 1024, 1024, 160),
+    (attention_over_frames, (2, 12), 16, 16, 40), (attention_over_frames, (4,), 16, 12, 8),
+])  # fmt: skip
+def test_the_kernels_of_a_tpu_are_softmax_attention(kernel, lead, queries, keys, dim):
     from jax.experimental.pallas import tpu as pltpu
 
     def loss(attention):
         return jax.jit(jax.value_and_grad(lambda *a: (attention(*a) ** 2).sum(), argnums=(0, 1, 2)))
 
-    inputs = arrays((), 1024, 1024, heads=1, dim=dim)
+    inputs = arrays(lead, queries, keys, heads=2 if lead else 1, dim=dim)
     with pltpu.force_tpu_interpret_mode():
-        np.testing.assert_allclose(jax.jit(op._flash)(*inputs), by_numpy(*inputs), rtol=1e-4, atol=1e-5)
-        value, gradients = loss(op._flash)(*inputs)
+        np.testing.assert_allclose(jax.jit(kernel)(*inputs), by_numpy(*inputs), rtol=1e-4, atol=1e-5)
+        value, gradients = loss(kernel)(*inputs)
     plain, plain_gradients = loss(op.attention)(*inputs)
     np.testing.assert_allclose(value, plain, rtol=1e-5)
     for one, other in zip(gradients, plain_gradients, strict=True):
