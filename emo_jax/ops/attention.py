@@ -14,7 +14,7 @@ _SHORT = 1024
 _SCORES = 2**26  # held at once where memory is large and many small steps are slow: 256 MB
 _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
 _FUSED_LENGTH = 64  # of queries: for 12, cuDNN took 1.7 times XLA's time in float32 on an H100 (tests/on_gpu.py)
-_LANES = 128  # of a TPU: its kernel's blocks and, if wider, heads are multiples of that
+_LANES = 128  # of a TPU
 _BLOCKS = (512, 256, 128)  # of queries and keys in the TPU's kernel, the largest that divides
 _PLATFORM = contextvars.ContextVar("platform", default=None)
 
@@ -95,19 +95,17 @@ def _tpu_blocks(query, key):
 
 
 def _flash(query, key, value):
-    """Pallas' flash attention, which keeps scores on the chip in the backward pass too."""
-    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
+    """Pallas' splash attention, here without a mask, which keeps scores on the chip in the backward pass too."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    lead, width = query.shape[:-3], query.shape[-1]
-    q, k = _tpu_blocks(query, key)
-    pad = -width % _LANES if width > _LANES else 0
-    query, key, value = (
-        jnp.pad(jnp.moveaxis(a.reshape(-1, *a.shape[-3:]), -2, -3), ((0, 0), (0, 0), (0, 0), (0, pad)))
-        for a in (query, key, value)
-    )  # (lead, heads, S, D)
-    sizes = BlockSizes(q, k, k, 1, q, k, k, q, k, k, q)
-    out = flash_attention(query, key, value, sm_scale=width**-0.5, block_sizes=sizes)
-    return jnp.moveaxis(out[..., :width], -3, -2).reshape(*lead, -1, *out.shape[1:2], width)
+    lead, (heads, width) = query.shape[:-3], query.shape[-2:]
+    lengths, (q, k) = (query.shape[-3], key.shape[-3]), _tpu_blocks(query, key)
+    flat = (jnp.moveaxis(a.reshape(-1, *a.shape[-3:]), -2, -3) for a in (query * width**-0.5, key, value))
+    sizes = splash.BlockSizes(q, k, k, q, k, k, q, k)
+    mask = splash.MultiHeadMask([splash.FullMask(lengths)] * heads)
+    kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
+    out = jax.vmap(kernel)(*flat)  # (lead, heads, S, D)
+    return jnp.moveaxis(out, -3, -2).reshape(*lead, *query.shape[-3:])
 
 
 def _attend(query, key, value):
