@@ -67,18 +67,17 @@ def parts_of_step(emo, config, mesh, state, batch):
     batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in batch.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     loss = make_flat_loss(emo, config)
-    calls = _calls(sharding.over(mesh, loss), state.trained, state.frozen, batch, key)
+    calls, told = _calls(sharding.over(mesh, loss), state.trained, state.frozen, batch, key)
     kinds, learns = {}, False
     for call in calls:
         parameters = _parameters(call, state)
         learns = learns or any(trained for _, trained in parameters.values())  # what comes first needs no gradients
         kind = call.module, call.fields, call.config, _hashable((call.inputs, parameters)), learns
-        kinds.setdefault(kind, []).append((call, parameters, learns))
+        kinds.setdefault(kind, [(call, parameters, learns), 0])[1] += 1
     parts = []
-    for same in kinds.values():
-        parts.append(Part(_name(same[0][0]), functools.partial(_lower_block, mesh, *same[0]), len(same)))
+    for given, count in kinds.values():
+        parts.append(Part(_name(given[0]), functools.partial(_lower_block, mesh, *given), count))
     outside = functools.partial(_lower_rest, loss, calls, mesh, state, batch, key)
-    told = jax.eval_shape(loss, state.trained, state.frozen, batch, key)
     some, share = _one_of_each(config, mesh, state)
     update = functools.partial(_lower_update, config, mesh, some, told)
     return [*parts, Part("rest of the loss", outside), Part("update", update, 1 / share, once=True)]
@@ -88,7 +87,7 @@ def parts_of_step(emo, config, mesh, state, batch):
 
 
 def _calls(loss, *arguments):
-    """The Calls of a loss, first to last."""
+    """The Calls of a loss, first to last, and the shapes of what it returns."""
     found, networks = [], []
 
     def note(run, args, kwargs, context):
@@ -104,8 +103,8 @@ def _calls(loss, *arguments):
         return outputs
 
     with nn.intercept_methods(note):
-        jax.eval_shape(loss, *arguments)
-    return found
+        told = jax.eval_shape(loss, *arguments)
+    return found, told
 
 
 _FLAX = ("parent", "name")  # fields of every module
@@ -270,7 +269,7 @@ def compose(parts, rounds, topology, device):
     rows, found = {}, []
     for part, one in zip(parts, told, strict=True):
         if one["peak"] is None:
-            return dict(peak=None, why=f"{part.name}: {one['why']}", cached=False)
+            return dict(peak=None, accessed=None, collectives=[], why=f"{part.name}: {one['why']}", cached=False)
         for row in one["collectives"]:
             looped = row["looped"] or (rounds > 1 and not part.once)
             what = dict(kind=row["kind"], dtype=row["dtype"], network=row["network"], looped=looped)

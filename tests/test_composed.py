@@ -71,7 +71,7 @@ def test_what_parts_need_is_added_up(monkeypatch):
     assert [(row["count"], row["looped"]) for row in twice] == [(6, True), (2, False)]
     monkeypatch.setattr(composed, "told_by_compiler", lambda *_: told(peak=None, why="hbm"))
     found = composed.compose(parts, 1, "v5e:2x2", None)
-    assert found["peak"] is None and found["why"] == "block: hbm"
+    assert (found["peak"], found["accessed"], found["collectives"], found["why"]) == (None, None, [], "block: hbm")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections

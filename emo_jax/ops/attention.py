@@ -48,10 +48,11 @@ def attention(query, key, value):
     Returns:
         (..., S, heads, D) in the query's dtype; the softmax is computed in float32.
     """
-    if platform() == "tpu" and _tpu_blocks(query, key):
-        return _flash(query, key, value)
-    if platform() == "tpu" and places_at_once(query, key):
-        return attention_over_frames(query, key, value)
+    if platform() == "tpu" and query.dtype != jnp.float16:  # which its kernels do not take
+        if _tpu_blocks(query, key):
+            return _flash(query, key, value)
+        if places_at_once(query, key):
+            return attention_over_frames(query, key, value)
     if platform() == "gpu" and _fits_cudnn(query):
         return _fused(query, key, value)
     query, key, value = (jnp.moveaxis(a, -2, -3) for a in (query, key, value))  # (..., heads, S, D)
