@@ -71,14 +71,16 @@ def parts_of_step(emo, config, mesh, state, batch):
     kinds, learns = {}, False
     for call in calls:
         parameters = _parameters(call, state)
-        learns = learns or any(trained for _, trained in parameters.values())  # what comes first needs no gradients
+        before = tuple(path for path in state.trained if path.startswith(_BEFORE[_network(call.config)]))
+        learns = learns or bool(before) or any(trained for _, trained in parameters.values())
         kind = call.module, call.fields, call.config, _hashable((call.inputs, parameters)), learns
         kinds.setdefault(kind, [(call, parameters, learns), 0])[1] += 1
     parts = []
     for given, count in kinds.values():
-        parts.append(Part(_name(given[0]), functools.partial(_lower_block, mesh, *given), count))
+        parts.append(Part(_name(given[0], given[-1]), functools.partial(_lower_block, mesh, *given), count))
     outside = functools.partial(_lower_rest, loss, calls, mesh, state, batch, key)
-    some, share = _one_of_each(config, mesh, state)
+    adds_up = config.train.optimizer.name == "adamw"  # muon's products do not grow as its parameters' bytes
+    some, share = _one_of_each(config, mesh, state) if adds_up else (state, 1)
     update = functools.partial(_lower_update, config, mesh, some, told)
     return [*parts, Part("rest of the loss", outside), Part("update", update, 1 / share, once=True)]
 
@@ -123,9 +125,17 @@ def _network(config):
     return "reference_net" if config.features_only else "backbone"
 
 
-def _name(call):
+_BEFORE = {
+    "reference_net": ("reference_net/conv_in/", "reference_net/time_embedding/"),
+    "backbone": ("backbone/conv_in/", "backbone/time_embedding/", "face_locator/"),
+}
+"""Parameters that a network's first block comes after: where none is trained, and no block before, it is not either."""
+
+
+def _name(call, learns):
     shape = "x".join(map(str, call.inputs[0].shape[1:]))
-    return f"{call.module.__name__} {_network(call.config)} {shape}"
+    short = ", to its feature" if dict(call.fields).get("feature_only") else ""
+    return f"{call.module.__name__} {_network(call.config)} {shape}{short}{'' if learns else ', forward'}"
 
 
 def _shape(a):
@@ -262,7 +272,8 @@ def compose(parts, rounds, topology, device):
     """What the compiler tells of the Parts of a step of so many rounds, added up as if it were one program.
 
     `temporaries` are those of the part that has most of them, results that are no arguments of the step included;
-    `parts` rows of each, `peak` None (and `why` the reason) where one of them alone is too much for a chip.
+    `accessed` is of a round, `parts` rows of each, `compiled` how many were not in the cache, `peak` None (and `why`
+    the reason) where one of them alone is too much for a chip.
     """
     started = time.monotonic()
     told, seconds = _compile_all(parts, topology, device), time.monotonic() - started
@@ -277,12 +288,14 @@ def compose(parts, rounds, topology, device):
             for name in ("count", "bytes", "sent"):
                 sums[name] += round(part.count * row[name])
         needs = one["peak"] - one["arguments"]
-        found.append(dict(name=part.name, count=part.count, temporaries=needs, accessed=one["accessed"]))
+        accessed = (one["accessed"] or 0) / (rounds if part.once else 1)
+        found.append(dict(name=part.name, count=part.count, temporaries=needs, accessed=accessed))
     return dict(
         temporaries=max(row["temporaries"] for row in found),
-        accessed=sum(row["count"] * (row["accessed"] or 0) for row in found),
+        accessed=sum(row["count"] * row["accessed"] for row in found),
         collectives=list(rows.values()), parts=found, seconds=round(seconds, 1),
         compiler=told[0]["compiler"], cached=all(one["cached"] for one in told),
+        compiled=sum(not one["cached"] for one in told),
     )  # fmt: skip
 
 

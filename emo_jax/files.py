@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import socket
+import threading
 
 
 @contextlib.contextmanager
@@ -15,7 +16,7 @@ def whole(path):
         path: a str or pathlib.Path, or a path with their methods (epath's, to a bucket).
     """
     path = pathlib.Path(path) if isinstance(path, str) else path
-    writer = f"{socket.gethostname()}-{os.getpid()}"  # process ids repeat on other hosts
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"  # process ids repeat on other hosts
     partial = path.with_name(f".{path.name}.{writer}.tmp")
     try:
         yield partial

@@ -64,8 +64,9 @@ def main(args, config):
     """Runs `emo plan`; returns the exit status."""
     if args.slices > 1 and args.program != "step":
         raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
-    if args.composed and args.program != "step":
-        raise ValueError(f"--composed is for the training step; leave it out for the program {args.program}")
+    what = f"the program {args.program}" if args.program != "step" else f"stage {config.train.stage}"
+    if args.composed and what in ("the program denoise", "stage vae"):
+        raise ValueError(f"--composed is for the step of a stage with UNets; leave it out for {what}")
     devices = find_devices(args.topology, args.slices)
     found, program = count(config, devices, args.topology, args.program)
     print("\n".join(counted_lines(found)), flush=True)
@@ -116,13 +117,16 @@ def compiled(found, program, device, composed=False):
     """The same with what the compiler tells: the `peak` of a chip's memory, collectives, and the Roofline.
 
     `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do. Where it is
-    `composed` it is the sum of what a chip holds, activations, gradients, and temporaries of the part with most.
+    `composed` it is the sum of what a chip holds, activations, gradients, and temporaries of the part with most, and
+    `fits` is None where that is too near to the chip's memory to tell.
     """
     found = found | (_composed if composed else _whole)(program, found, device)
     if found["peak"] is not None:
         found["peak"] += found.get("unread", 0)
     memory, kind = found["memory"], found["kind"]
     found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
+    if composed and found["peak"] is not None and memory and memory / SPREAD < found["peak"] < memory * SPREAD:
+        found["fits"] = None
     sent = {False: 0, True: 0}  # within the slice, and to others
     for row in found["collectives"]:  # of which the compiler counts a loop's once
         sent[row["network"]] += row["sent"] * (found["rounds"] if row["looped"] else 1)
@@ -170,6 +174,7 @@ def _step(config, devices):
         kept = step_activations(emo, config, state, batch) * train.batch_size / shares
     work = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_held(batch), activations=kept)
     work["rounds"] = train.accumulate
+    work["second"] = 0 if train.donate else sum(sizes[name]["held"] for name in ("trained", "ema", "opt_state"))
     work["flops"] = step_flops(emo, config, state, batch)
     work["computed"] = computed_flops(emo, config, state, batch)
     lower = functools.partial(make_step(emo, config, mesh, state).lower, state, batch)
@@ -221,6 +226,9 @@ def _denoise(config, devices):
     return Program(functools.partial(jitted.lower, *given)), sizes, work
 
 
+SPREAD = 1.3
+"""How far a composed sum may be off: whole steps had peaks of 0.8 (small, on CPUs) to 1.28 times theirs (README)."""
+
 PROGRAMS = {"step": _step, "denoise": _denoise}
 """{name: function of (config, devices)}."""
 
@@ -256,9 +264,11 @@ def _composed(program, found, device):
             parts = program.parts()
         told = compose(parts, found["rounds"], found["topology"], device)
     if "temporaries" in told:
-        told["gradients"] = found["bytes"]["trained"]["held"]
-        told["arguments"] = found["held"]
-        told["peak"] = sum(told[name] for name in ("arguments", "gradients", "temporaries")) + found["activations"]
+        gradients = found["bytes"]["trained"]["held"]
+        told |= dict(gradients=gradients, arguments=found["held"])
+        told["peak"] = found["held"] + found["activations"] + gradients + found["second"] + told["temporaries"]
+        if found["rounds"] > 1:
+            told["accessed"] += 3 * gradients  # each round's are added to the others'
     return told
 
 
@@ -310,9 +320,13 @@ def _room(memory):
 def compiled_lines(found):
     """What `compiled` found beside, as text."""
     source = "from the cache" if found["cached"] else f"in {found['seconds']:.0f} s"
+    if 0 < found.get("compiled", 0) < len(found.get("parts", ())):
+        source += f" ({found['compiled']} of them, others from the cache)"
     if found["peak"] is None:
         return [f"does not fit: {found['why']}"]
     verdict = {None: "", True: ": fits", False: ": does NOT fit"}[found["fits"]]
+    if found["memory"] is not None and found["fits"] is None:
+        verdict = ": too near to tell; compile it whole"
     if "parts" in found:
         lines = _parts_lines(found, source)
     else:
@@ -336,7 +350,7 @@ def _parts_lines(found, source):
     most = max(parts, key=lambda part: part["temporaries"])["name"]
     lines = [f"composed of {len(parts)} programs, compiled by {found['compiler']}, {source}; most bytes are moved by"]
     for part in parts[:5]:
-        lines.append(f"  {part['count']:5.0f} {part['name']:<42}{part['accessed'] / 1e9:9.2f} GB each")
+        lines.append(f"  {part['count']:5.0f} {part['name']:<48}{part['accessed'] / 1e9:9.2f} GB each")
     lines.append(_row("gradients", found["gradients"], ", of what is trained"))
     lines.append(_row("temporaries", found["temporaries"], f", most in {most}"))
     return lines

@@ -18,6 +18,7 @@ class Progress:
         self._total, self._name, self._unit, self._every = total, name, unit, every
         self._done, self._bar = 0, None
         self._start = self._last = time.monotonic()
+        self._lock = threading.Lock()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -25,7 +26,11 @@ class Progress:
             self._bar = tqdm(total=total, desc=name, bar_format=shape)
 
     def add(self, amount=1, what=None):
-        """Counts `amount` more; `what` renames the line from here on."""
+        """Counts `amount` more; `what` renames the line from here on. Threads may call it."""
+        with self._lock:
+            self._add(amount, what)
+
+    def _add(self, amount, what):
         self._done += amount
         self._name = what or self._name
         if self._bar is not None:

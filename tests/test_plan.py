@@ -194,6 +194,22 @@ def test_what_crosses_to_other_slices_takes_its_own_time(monkeypatch, kind, netw
     assert told == [", 2 times a step", "", ", between slices"]
 
 
+@pytest.mark.parametrize("memory, fits, words", [
+    (140, True, "fits"), (120, None, "too near to tell; compile it whole"),
+    (99, None, "too near to tell; compile it whole"), (70, False, "does NOT fit"),
+])  # fmt: skip
+def test_a_composed_sum_may_be_too_near_to_tell(monkeypatch, memory, fits, words):
+    part = dict(name="block", count=3, temporaries=10, accessed=5)
+    told = dict(temporaries=10, accessed=15, collectives=[], parts=[part], seconds=1, compiler="", cached=False)
+    monkeypatch.setattr(plan, "compose", lambda *_: told)
+    program = plan.Program(None, lambda: [])
+    counted = dict(topology="a", slices=1, memory=memory, kind="TPU v4", chips=2, flops=1, computed=1, clips=1)
+    counted |= dict(rounds=2, held=40, activations=20, second=10, bytes={"trained": dict(held=20)})
+    found = plan.compiled(counted, program, jax.devices("cpu")[0], composed=True)
+    assert found["peak"] == 100 and found["fits"] is fits and found["accessed"] == 15 + 3 * 20
+    assert any(line.split()[0] == "sum" and line.endswith(words) for line in plan.compiled_lines(found))
+
+
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 def test_shapes_alone_tell_what_cannot_fit(monkeypatch, capsys, tmp_path):
     (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))

@@ -16,6 +16,7 @@ _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's V
 _FUSED_LENGTH = 64  # of queries: for 12, cuDNN took 1.7 times XLA's time in float32 on an H100 (tests/on_gpu.py)
 _LANES = 128  # of a TPU
 _BLOCKS = (512, 256, 128)  # of queries and keys in the TPU's kernel, the largest that divides
+_BLOCK_BYTES = 2**19  # of one head's: more and a v4's fast memory is too small for the backward pass
 _PLATFORM = contextvars.ContextVar("platform", default=None)
 
 
@@ -90,8 +91,9 @@ def _fused(query, key, value):
 
 def _tpu_blocks(query, key):
     """Blocks (of queries, of keys) in which the TPU's kernel goes through long contexts; None for others."""
-    lengths = query.shape[-3], key.shape[-3]
-    blocks = [next((block for block in _BLOCKS if length % block == 0), None) for length in lengths]
+    lengths, row = (query.shape[-3], key.shape[-3]), query.shape[-1] * query.dtype.itemsize
+    fit = [block for block in _BLOCKS if block * row <= _BLOCK_BYTES]
+    blocks = [next((block for block in fit if length % block == 0), None) for length in lengths]
     return blocks if min(lengths) >= _SHORT and None not in blocks else None
 
 

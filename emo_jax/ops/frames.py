@@ -16,15 +16,17 @@ from jax.experimental import pallas as pl
 LONGEST = 64  # of the sequences that the kernel takes
 _ROWS = 128  # of a block, which the matrix units have
 _TILE = 16  # rows are a multiple of it
+_BLOCKS = 12 * 2**20 // 14  # bytes of one: the backward pass has seven, each twice, in 16 MiB
 
 
 def places_at_once(query, key):
     """How many sequences of (..., S, heads, D) make a block; None where the kernel does not take them."""
-    lengths = query.shape[-3], key.shape[-3]
+    lengths, (heads, width) = (query.shape[-3], key.shape[-3]), query.shape[-2:]
     if max(lengths) > LONGEST:
         return None
-    sequences = math.prod(query.shape[:-3])
-    for places in range(_ROWS // max(lengths), 0, -1):
+    sequences, row = math.prod(query.shape[:-3]), heads * width * query.dtype.itemsize
+    rows = min(_ROWS, _BLOCKS // (row * max(lengths)) * max(lengths))
+    for places in range(rows // max(lengths), 0, -1):
         if sequences % places == 0 and all(places * length % _TILE == 0 for length in lengths):
             return places
     return None

@@ -76,10 +76,11 @@ def _inputs(emo, stage, config, params, batch, keys):
     known, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
     blur = config.motion_noise * jax.random.normal(keys["motion"], known.shape)
     known = known.at[:, 1:].add(blur[:, 1:])
-    features = emo.reference_features(params, known)
+    sees = emo.config.model.reference_attention != "off"
+    features = emo.reference_features(params, known) if sees or n else None
     heard = emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None
     conditions = Conditions(
-        reference=_frames(features, slice(0, 1)) if emo.config.model.reference_attention != "off" else None,
+        reference=_frames(features, slice(0, 1)) if sees else None,
         motion=mask_features(_frames(features, slice(1, None)), batch["has_motion"]) if n else None,
         audio=emo.audio_tokens(params, heard),
         speed=emo.speed_features(params, batch["speed"]) if stage.speed else None,
