@@ -229,11 +229,17 @@ def _lower_rest(loss, calls, mesh, state, batch, key):
 
 
 def _stand_in(args, shapes):
+    """Arrays of those shapes that depend on every input: the features of its first place, everywhere.
+
+    Of a number in place of features XLA for TPU would make arrays with the samples along its lanes, 64 times as large.
+    """
     arrays = [a for a in jax.tree.leaves(args) if jnp.issubdtype(a.dtype, jnp.inexact)]
-    seen = sum(a[(slice(None), *[0] * (a.ndim - 1))].astype(jnp.float32) for a in arrays)
+    first = [a[(slice(None), *[0] * (a.ndim - 2))].astype(jnp.float32) for a in arrays]
 
     def fill(a):
-        filled = jnp.broadcast_to(seen.reshape(-1, *[1] * (len(a.shape) - 1)), a.shape)
+        size, *places, width = a.shape
+        seen = sum(jnp.tile(one, -(-width // one.shape[-1]))[:, :width] for one in first)
+        filled = jnp.broadcast_to(seen.reshape(size, *[1] * len(places), width), a.shape)
         return sharding.constrain(filled.astype(a.dtype), "spatial")
 
     return jax.tree.map(fill, shapes)
@@ -271,9 +277,9 @@ def _lower_update(config, mesh, state, told):
 def compose(parts, rounds, topology, device):
     """What the compiler tells of the Parts of a step of so many rounds, added up as if it were one program.
 
-    `temporaries` are those of the part that has most of them, results that are no arguments of the step included;
-    `accessed` is of a round, `parts` rows of each, `compiled` how many were not in the cache, `peak` None (and `why`
-    the reason) where one of them alone is too much for a chip.
+    `temporaries` are those of the part that has most of them, `accessed` is of a round, `parts` has a row of each,
+    `compiled` is how many were not in the cache, `peak` None (and `why` the reason) where one of them alone is too
+    much for a chip.
     """
     started = time.monotonic()
     told, seconds = _compile_all(parts, topology, device), time.monotonic() - started
@@ -287,9 +293,8 @@ def compose(parts, rounds, topology, device):
             sums = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
             for name in ("count", "bytes", "sent"):
                 sums[name] += round(part.count * row[name])
-        needs = one["peak"] - one["arguments"]
         accessed = (one["accessed"] or 0) / (rounds if part.once else 1)
-        found.append(dict(name=part.name, count=part.count, temporaries=needs, accessed=accessed))
+        found.append(dict(name=part.name, count=part.count, temporaries=one["temporaries"], accessed=accessed))
     return dict(
         temporaries=max(row["temporaries"] for row in found),
         accessed=sum(row["count"] * row["accessed"] for row in found),

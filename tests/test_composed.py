@@ -70,7 +70,7 @@ def test_a_reference_that_nothing_sees_is_not_computed():
 
 def told(peak=5, **more):
     row = dict(kind="all-gather", dtype="bf16", network=False, looped=False, count=2, bytes=8, sent=7)
-    return dict(peak=peak, arguments=2, accessed=10, collectives=[row], compiler="tpu 1", cached=True, **more)
+    return dict(peak=peak, temporaries=3, accessed=10, collectives=[row], compiler="tpu 1", cached=True, **more)
 
 
 def test_what_parts_need_is_added_up(monkeypatch):
