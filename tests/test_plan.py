@@ -194,7 +194,7 @@ def test_what_crosses_to_other_slices_takes_its_own_time(monkeypatch, kind, netw
 
 @pytest.mark.parametrize("memory, fits, words", [
     (140, True, "fits"), (120, None, "too near to tell; compile it whole"),
-    (99, None, "too near to tell; compile it whole"), (70, False, "does NOT fit"),
+    (99, None, "too near to tell; compile it whole"), (71, False, "does NOT fit"),
 ])  # fmt: skip
 def test_a_composed_sum_may_be_too_near_to_tell(monkeypatch, memory, fits, words):
     part = dict(name="block", count=3, temporaries=10, accessed=5)
