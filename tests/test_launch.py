@@ -216,14 +216,16 @@ def option(script, name):
 
 
 def slices(words):
-    """On how many TPU slices a command trains."""
+    """On how many TPU slices a command trains, or plans to."""
+    if "--slices" in words:
+        return int(words[words.index("--slices") + 1])
     return next((int(word.removeprefix("SLICES=")) for word in words if word.startswith("SLICES=")), 1)
 
 
 def devices(words):
     """On how many devices a command trains."""
     if "plan" in words:
-        return math.prod(map(int, words[words.index("--topology") + 1].split(":")[1].split("x")))
+        return slices(words) * math.prod(map(int, words[words.index("--topology") + 1].split(":")[1].split("x")))
     (script,) = (pathlib.Path(word).name for word in words if word.startswith("launch/"))
     if script == "tpu_pod.sh":
         return int(option(script, "TYPE").removeprefix("v5p-")) // 2  # it counts cores, JAX chips
