@@ -45,6 +45,17 @@ def told_by_compiler(lowered, topology, device, effort=EFFORT):
     return told | {"cached": False}
 
 
+def joined(rows):
+    """Rows of collectives, with those of the same kind, dtype, network and looped added up."""
+    sums = {}
+    for row in rows:
+        what = {name: row[name] for name in ("kind", "dtype", "network", "looped")}
+        total = sums.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
+        for name in ("count", "bytes", "sent"):
+            total[name] += row[name]
+    return list(sums.values())
+
+
 def _compile(lowered, platform, effort, options=None):
     if platform == "tpu":
         jax.config.update("jax_optimization_level", effort)
@@ -57,14 +68,14 @@ def _compile(lowered, platform, effort, options=None):
             return dict(peak=None, accessed=None, collectives=[], why=why)
         raise ValueError(f"the compiler for {platform} fails ({why}); another mesh or libtpu may do") from error
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    rows = {}
-    for one in roofline.collectives(compiled.as_text()):
-        what = dict(kind=one.kind, dtype=one.dtype, network=one.network, looped=one.looped)
-        row = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
-        row["count"], row["bytes"], row["sent"] = row["count"] + 1, row["bytes"] + one.size, row["sent"] + one.sent
+    rows = joined(
+        dict(kind=one.kind, dtype=one.dtype, network=one.network, looped=one.looped)
+        | dict(count=1, bytes=one.size, sent=one.sent)
+        for one in roofline.collectives(compiled.as_text())
+    )
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     return dict(
         peak=arguments + outputs + memory.temp_size_in_bytes,
         arguments=arguments, temporaries=memory.temp_size_in_bytes,
-        accessed=cost.get("bytes accessed"), executed=cost.get("flops"), collectives=list(rows.values()),
+        accessed=cost.get("bytes accessed"), executed=cost.get("flops"), collectives=rows,
     )  # fmt: skip

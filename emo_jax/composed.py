@@ -21,7 +21,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 
 from emo_jax import sharding
-from emo_jax.compiling import told_by_compiler
+from emo_jax.compiling import joined, told_by_compiler
 from emo_jax.models.attention import SpatialTransformer
 from emo_jax.models.layers import Downsample, ResnetBlock, Upsample
 from emo_jax.models.temporal import MotionModule
@@ -70,11 +70,11 @@ def parts_of_step(emo, config, mesh, state, batch):
     calls, told = _calls(sharding.over(mesh, loss), state.trained, state.frozen, batch, key)
     kinds, learns = {}, False
     for call in calls:
-        parameters = _parameters(call, state)
-        before = tuple(path for path in state.trained if path.startswith(_BEFORE[_network(call.config)]))
-        learns = learns or bool(before) or any(trained for _, trained in parameters.values())
-        kind = call.module, call.fields, call.config, _hashable((call.inputs, parameters)), learns
-        kinds.setdefault(kind, [(call, parameters, learns), 0])[1] += 1
+        trained, frozen = (_within(call.prefix, flat) for flat in (state.trained, state.frozen))
+        before = _BEFORE[_network(call.config)]
+        learns = learns or bool(trained) or any(path.startswith(before) for path in state.trained)
+        kind = call.module, call.fields, call.config, _hashable((call.inputs, trained, frozen)), learns
+        kinds.setdefault(kind, [(call, trained, frozen, learns), 0])[1] += 1
     parts = []
     for given, count in kinds.values():
         parts.append(Part(_name(given[0], given[-1]), functools.partial(_lower_block, mesh, *given), count))
@@ -90,21 +90,16 @@ def parts_of_step(emo, config, mesh, state, batch):
 
 def _calls(loss, *arguments):
     """The Calls of a loss, first to last, and the shapes of what it returns."""
-    found, networks = [], []
+    found = []
 
-    def note(run, args, kwargs, context):
-        module = context.module
-        if isinstance(module, UNet):
-            networks.append(module.config)
-        outputs = run(*args, **kwargs)
-        if _is_block(context):
-            fields = tuple((f.name, getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in _FLAX)
-            prefix = "/".join((_network(networks[-1]), *module.scope.path))
-            inputs, shapes = (jax.tree.map(_shape, tree) for tree in (args, outputs))
-            found.append(Call(prefix, type(module), fields, networks[-1], inputs, shapes))
+    def note(run, module, config, prefix, inputs):
+        outputs = run()
+        fields = tuple((f.name, getattr(module, f.name)) for f in dataclasses.fields(module) if f.name not in _FLAX)
+        shapes = (jax.tree.map(_shape, tree) for tree in (inputs, outputs))
+        found.append(Call(prefix, type(module), fields, config, *shapes))
         return outputs
 
-    with nn.intercept_methods(note):
+    with _each_block(note):
         told = jax.eval_shape(loss, *arguments)
     return found, told
 
@@ -112,13 +107,24 @@ def _calls(loss, *arguments):
 _FLAX = ("parent", "name")  # fields of every module
 
 
-def _is_block(context):
-    """Whether a method that is called is that of a UNet's block; the VAE has resnets too."""
-    module = context.module
-    return context.method_name == "__call__" and isinstance(module, BLOCKS) and module.scope.path[0] not in _VAE
+def _each_block(handle):
+    """Within it, a UNet's block that runs gives what handle(run, module, network's config, prefix, inputs) returns."""
+    networks = []
+
+    def intercept(run, args, kwargs, context):
+        module = context.module
+        if isinstance(module, UNet):
+            networks.append(module.config)
+        is_block = context.method_name == "__call__" and isinstance(module, BLOCKS)
+        if not is_block or module.scope.path[0] in _VAE:
+            return run(*args, **kwargs)
+        prefix = "/".join((_network(networks[-1]), *module.scope.path))
+        return handle(functools.partial(run, *args, **kwargs), module, networks[-1], prefix, args)
+
+    return nn.intercept_methods(intercept)
 
 
-_VAE = ("encoder", "decoder")
+_VAE = ("encoder", "decoder")  # it has resnets too
 
 
 def _network(config):
@@ -147,21 +153,17 @@ def _hashable(tree):
     return tuple((a.shape, str(a.dtype)) if hasattr(a, "shape") else a for a in leaves), structure
 
 
-def _parameters(call, state):
-    """{path within the block: (shape, whether the stage trains it)}."""
-    found, start = {}, f"{call.prefix}/"
-    for flat, trained in ((state.trained, True), (state.frozen, False)):
-        found |= {path.removeprefix(start): (a, trained) for path, a in flat.items() if path.startswith(start)}
-    return dict(sorted(found.items()))
+def _within(prefix, flat):
+    """Those parameters of {path: shape} that lie in a block, by their paths within it."""
+    start = f"{prefix}/"
+    return {path.removeprefix(start): a for path, a in flat.items() if path.startswith(start)}
 
 
 # ---- programs
 
 
-def _lower_block(mesh, call, parameters, learns):
+def _lower_block(mesh, call, trained, frozen, learns):
     """A block's forward pass and, where the stage has gradients for it, its backward pass."""
-    trained = {path: a for path, (a, is_trained) in parameters.items() if is_trained}
-    frozen = {path: a for path, (a, is_trained) in parameters.items() if not is_trained}
     used = slice(None) if call.config.features_only else slice(1)  # the Backbone's features serve nobody
 
     def forward(trained, frozen, inputs):
@@ -174,8 +176,7 @@ def _lower_block(mesh, call, parameters, learns):
         return outputs, backward(cotangents)
 
     outputs = call.outputs[used] if isinstance(call.outputs, tuple) else call.outputs
-    where = {path: NamedSharding(mesh, _spec(mesh, f"{call.prefix}/{path}", a)) for path, (a, _) in parameters.items()}
-    learned, kept = ({path: where[path] for path in flat} for flat in (trained, frozen))
+    learned, kept = _placed(mesh, trained), _placed(mesh, frozen)
     given, made = (jax.tree.map(functools.partial(_activation, mesh), tree) for tree in (call.inputs, outputs))
     if not learns:
         step = jax.jit(sharding.over(mesh, forward), in_shardings=(learned, kept, given), out_shardings=made)
@@ -188,8 +189,10 @@ def _lower_block(mesh, call, parameters, learns):
     return step.lower(trained, frozen, call.inputs, outputs)
 
 
-def _spec(mesh, path, a):
-    return sharding.parameter_spec(path, a.shape, mesh.shape["fsdp"], mesh.shape["tensor"])
+def _placed(mesh, flat):
+    """Where parameters {path: shape} lie, a part of the state or a block's own by their paths within it."""
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    return {path: NamedSharding(mesh, sharding.parameter_spec(path, a.shape, fsdp, tensor)) for path, a in flat.items()}
 
 
 def _activation(mesh, a):
@@ -203,27 +206,18 @@ def _lower_rest(loss, calls, mesh, state, batch, key):
     outside = {path: a for path, a in state.trained.items() if not path.startswith(inside)}
     others = {path: a for path, a in state.trained.items() if path not in outside} | state.frozen
 
-    def without(trained, frozen, batch, key):
-        networks = []
+    def replace(run, module, config, prefix, inputs):
+        return _stand_in(inputs, outputs[prefix])
 
-        def replace(run, args, kwargs, context):
-            if isinstance(context.module, UNet):
-                networks.append(context.module.config)
-            if not _is_block(context):
-                return run(*args, **kwargs)
-            return _stand_in(args, outputs["/".join((_network(networks[-1]), *context.module.scope.path))])
-
-        with nn.intercept_methods(replace):
-            return loss(trained, frozen, batch, key)
-
-    def placed(flat):
-        return {path: NamedSharding(mesh, _spec(mesh, path, a)) for path, a in flat.items()}
+    def without(*given):
+        with _each_block(replace):
+            return loss(*given)
 
     whole = sharding.replicated(mesh)
     step = jax.jit(
         sharding.over(mesh, jax.value_and_grad(without, has_aux=True)),
-        in_shardings=(placed(outside), placed(others), sharding.batch_sharding(mesh), whole),
-        out_shardings=(whole, placed(outside)),
+        in_shardings=(_placed(mesh, outside), _placed(mesh, others), sharding.batch_sharding(mesh), whole),
+        out_shardings=(whole, _placed(mesh, outside)),
     )
     return step.lower(outside, others, batch, key)
 
@@ -248,10 +242,10 @@ def _stand_in(args, shapes):
 def _one_of_each(config, mesh, state):
     """(the state of one trained parameter of each shape and place alone, the share of all bytes that those have)."""
     kinds, size = {}, 0
-    for path, a in state.trained.items():
-        spec = _spec(mesh, path, a)
-        shard = math.prod(NamedSharding(mesh, spec).shard_shape(a.shape))
-        kinds.setdefault((a.shape, spec), (path, shard))
+    for path, place in _placed(mesh, state.trained).items():
+        shape = state.trained[path].shape
+        shard = math.prod(place.shard_shape(shape))
+        kinds.setdefault((shape, place), (path, shard))
         size += shard
     params = unflatten_dict({path: state.trained[path] for path, _ in kinds.values()}, sep="/")
     some = jax.eval_shape(functools.partial(new_state, config), params)
@@ -283,22 +277,19 @@ def compose(parts, rounds, topology, device):
     """
     started = time.monotonic()
     told, seconds = _compile_all(parts, topology, device), time.monotonic() - started
-    rows, found = {}, []
+    rows, found = [], []
     for part, one in zip(parts, told, strict=True):
         if one["peak"] is None:
             return dict(peak=None, accessed=None, collectives=[], why=f"{part.name}: {one['why']}", cached=False)
         for row in one["collectives"]:
-            looped = row["looped"] or (rounds > 1 and not part.once)
-            what = dict(kind=row["kind"], dtype=row["dtype"], network=row["network"], looped=looped)
-            sums = rows.setdefault(tuple(what.values()), what | dict(count=0, bytes=0, sent=0))
-            for name in ("count", "bytes", "sent"):
-                sums[name] += round(part.count * row[name])
+            sums = {name: round(part.count * row[name]) for name in ("count", "bytes", "sent")}
+            rows.append(row | sums | dict(looped=row["looped"] or (rounds > 1 and not part.once)))
         accessed = (one["accessed"] or 0) / (rounds if part.once else 1)
         found.append(dict(name=part.name, count=part.count, temporaries=one["temporaries"], accessed=accessed))
     return dict(
         temporaries=max(row["temporaries"] for row in found),
         accessed=sum(row["count"] * row["accessed"] for row in found),
-        collectives=list(rows.values()), parts=found, seconds=round(seconds, 1),
+        collectives=joined(rows), parts=found, seconds=round(seconds, 1),
         compiler=told[0]["compiler"], cached=all(one["cached"] for one in told),
         compiled=sum(not one["cached"] for one in told),
     )  # fmt: skip

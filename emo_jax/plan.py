@@ -64,8 +64,8 @@ def main(args, config):
     """Runs `emo plan`; returns the exit status."""
     if args.slices > 1 and args.program != "step":
         raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
-    what = f"the program {args.program}" if args.program != "step" else f"stage {config.train.stage}"
-    if args.composed and what in ("the program denoise", "stage vae"):
+    if args.composed and (args.program != "step" or config.train.stage == "vae"):
+        what = f"the program {args.program}" if args.program != "step" else "stage vae"
         raise ValueError(f"--composed is for the step of a stage with UNets; leave it out for {what}")
     devices = find_devices(args.topology, args.slices)
     found, program = count(config, devices, args.topology, args.program)
@@ -265,7 +265,7 @@ def _composed(program, found, device):
         told = compose(parts, found["rounds"], found["topology"], device)
     if "temporaries" in told:
         gradients = found["bytes"]["trained"]["held"]
-        told |= dict(gradients=gradients, arguments=found["held"])
+        told["gradients"] = gradients
         told["peak"] = found["held"] + found["activations"] + gradients + found["second"] + told["temporaries"]
         if found["rounds"] > 1:
             told["accessed"] += 3 * gradients  # each round's are added to the others'
@@ -346,7 +346,7 @@ def compiled_lines(found):
 
 
 def _parts_lines(found, source):
-    parts = sorted(found["parts"], key=lambda part: -part["count"] * (part["accessed"] or 0))
+    parts = sorted(found["parts"], key=lambda part: -part["count"] * part["accessed"])
     most = max(parts, key=lambda part: part["temporaries"])["name"]
     lines = [f"composed of {len(parts)} programs, compiled by {found['compiler']}, {source}; most bytes are moved by"]
     for part in parts[:5]:

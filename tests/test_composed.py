@@ -29,7 +29,8 @@ def made(stage, also=(), **model):
 
 def blocks(parts):
     """(a block's Calls' first, its parameters, whether the stage has gradients for it, how many are like it)."""
-    return [(*part.lower.args[1:], part.count) for part in parts[:-2]]
+    given = [(*part.lower.args[1:], part.count) for part in parts[:-2]]
+    return [(call, trained | frozen, learns, count) for call, trained, frozen, learns, count in given]
 
 
 def test_every_parameter_is_in_one_part():

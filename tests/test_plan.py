@@ -250,7 +250,6 @@ def test_a_missing_compiler_is_one_line(capsys):
 
 SMALL = """
 from tests.layouts import smallest_config
-from tests.test_tpu_compiler import on_tpu
 
 
 def get_config(stage):
