@@ -183,6 +183,8 @@ class Checkpoints:
     def _writing(self):
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # of the devices: a step that failed, as where another process is gone
+            raise
         except (OSError, ValueError, RuntimeError) as error:  # of the file system, of tensorstore, of its threads
             raise OSError(
                 f"a checkpoint could not be written to {self._manager.directory}; the newest whole one is of step "

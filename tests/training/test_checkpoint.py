@@ -12,6 +12,7 @@ import types
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
@@ -196,6 +197,17 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
     checkpoints.save(2, toy(2.0)[1], Place(2), config)
     checkpoints.close()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_a_step_that_failed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lost)  # which waits for the state's arrays
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"):
+        checkpoints.save(1, state, Place(1), config)
+    checkpoints.close()
 
 
 def test_no_checkpoint_is_one_line(tmp_path):
