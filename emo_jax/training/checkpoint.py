@@ -100,6 +100,7 @@ class Checkpoints:
 
         Raises:
             OSError: this or the checkpoint before could not be written; those that were there still are.
+            JaxRuntimeError: the step failed, or another process is gone.
         """
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state._asdict() if hasattr(state, "_asdict") else vars(state)),
@@ -173,19 +174,17 @@ class Checkpoints:
 
     def close(self):
         """Waits until what is being saved is saved; raises as `save` does."""
-        try:
-            with self._writing():
-                self._manager.wait_until_finished()
-        finally:
-            self._manager.close()
+        with self._writing(), contextlib.closing(self._manager) as manager:
+            manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _writing(self):
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of the devices: a step that failed, as where another process is gone
-            raise
         except (OSError, ValueError, RuntimeError) as error:  # of the file system, of tensorstore, of its threads
+            for lost in (error, error.__cause__):  # a step that failed, or another process that is gone
+                if isinstance(lost, jax.errors.JaxRuntimeError):
+                    raise lost from None
             raise OSError(
                 f"a checkpoint could not be written to {self._manager.directory}; the newest whole one is of step "
                 f"{self.latest}; make room and give the same command again ({' '.join(str(error).split())[:300]})"

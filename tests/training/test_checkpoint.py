@@ -203,10 +203,20 @@ def test_a_step_that_failed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
     def lost(*_, **__):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
+    def late(*_):
+        try:
+            lost()
+        except jax.errors.JaxRuntimeError as error:
+            raise TimeoutError("timed out while waiting for the others") from error
+
     checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
     monkeypatch.setattr(ocp.CheckpointManager, "save", lost)  # which waits for the state's arrays
     with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"):
         checkpoints.save(1, state, Place(1), config)
+    for method in ("close", "wait_until_finished"):
+        with monkeypatch.context() as patch, pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"):
+            patch.setattr(ocp.CheckpointManager, method, late)
+            checkpoints.close()
     checkpoints.close()
 
 
