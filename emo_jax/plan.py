@@ -67,6 +67,7 @@ def main(args, config):
     if args.composed and (args.program != "step" or config.train.stage == "vae"):
         what = f"the program {args.program}" if args.program != "step" else "stage vae"
         raise ValueError(f"--composed is for the step of a stage with UNets; leave it out for {what}")
+    jax.config.update("jax_traceback_in_locations_limit", 0)  # or a kernel's text, and its key, tell where EMO lies
     devices = find_devices(args.topology, args.slices)
     found, program = count(config, devices, args.topology, args.program)
     print("\n".join(counted_lines(found)), flush=True)
