@@ -261,7 +261,8 @@ def get_config(stage):
 
 def run(folder, *arguments):
     (folder / "small.py").write_text(SMALL)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_CACHE": str(folder / "cache"), "PYTHONPATH": os.getcwd()}
+    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_CACHE": str(folder / "cache"), "PYTHONPATH": paths}
     command = [sys.executable, "-m", "emo_jax.cli", "plan", f"--config={folder}/small.py:video", *arguments]
     done = subprocess.run(
         [*command, f"--output={folder}/plan.json"], capture_output=True, text=True, env=environment, timeout=500
