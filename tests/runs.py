@@ -20,6 +20,12 @@ def free_port():
         return free.getsockname()[1]
 
 
+def python_path():
+    """A PYTHONPATH for a process of its own: this checkout, and then what stands there already."""
+    root = str(base.__file__).removesuffix("/configs/base.py")
+    return os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+
+
 class Run:
     """A run of `training_config(stage)` from records, as `count` processes of `devices` CPU devices each."""
 
@@ -32,10 +38,8 @@ class Run:
         options |= {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
         command += [f"--workdir={self.workdir}", f"--config.data.directory={records}", *more]
         command += [f"--config.train.{k}={v}" for k, v in options.items()]
-        root = str(base.__file__).removesuffix("/configs/base.py")
-        paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
         flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
-        environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=paths)
+        environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=python_path())
         joined = [[]]
         if count > 1:
             places = ["--coordinator", f"localhost:{free_port()}", "--processes", str(count), "--process"]

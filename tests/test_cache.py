@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.runs import python_path
+
 PROGRAM = """
 from emo_jax.cache import keep_programs
 keep_programs()
@@ -17,7 +19,7 @@ print(jax.config.jax_compilation_cache_dir)
 
 def run(**environment):
     unset = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    always = dict(JAX_PLATFORMS="cpu", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", PYTHONPATH=os.getcwd())
+    always = dict(JAX_PLATFORMS="cpu", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", PYTHONPATH=python_path())
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     return subprocess.run(command, env=unset | always | environment, check=True, text=True, capture_output=True)
 

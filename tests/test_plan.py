@@ -15,6 +15,7 @@ from emo_jax import cli, compiling, plan
 from emo_jax.models.emo import build
 from emo_jax.training import roofline
 from tests.layouts import smallest_config
+from tests.runs import python_path
 from tests.test_tpu_compiler import on_tpu
 
 PROGRAM = """
@@ -261,8 +262,7 @@ def get_config(stage):
 
 def run(folder, *arguments):
     (folder / "small.py").write_text(SMALL)
-    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_CACHE": str(folder / "cache"), "PYTHONPATH": paths}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_CACHE": str(folder / "cache"), "PYTHONPATH": python_path()}
     command = [sys.executable, "-m", "emo_jax.cli", "plan", f"--config={folder}/small.py:video", *arguments]
     done = subprocess.run(
         [*command, f"--output={folder}/plan.json"], capture_output=True, text=True, env=environment, timeout=500
