@@ -38,6 +38,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     synthetic.add_argument("--fps", type=float, default=25.0, help="frames per second (default %(default)s)")
     synthetic.add_argument("--seed", type=int, default=0, help="other seeds give other people (default %(default)s)")
     synthetic.add_argument(
+        "--follow",
+        type=float,
+        default=0.0,
+        help="share of the heads' speed that goes with the voice, 0 to 1 (default %(default)s)",
+    )
+    synthetic.add_argument(
         "--workers",
         type=int,
         default=min(8, os.cpu_count() or 1),
@@ -158,6 +164,7 @@ def _main_synthetic(args: argparse.Namespace) -> None:
         size=args.size,
         fps=args.fps,
         seed=args.seed,
+        follow=args.follow,
         workers=args.workers,
     )
 
@@ -229,6 +236,7 @@ def prepare_synthetic(
     size: int = 160,
     fps: float = 25.0,
     seed: int = 0,
+    follow: float = 0.0,
     workers: int = 2,
 ) -> None:
     """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records."""
@@ -246,7 +254,9 @@ def prepare_synthetic(
         raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
     if not seconds * fps >= 2:
         raise ValueError(f"--seconds {seconds} at --fps {fps} is less than two frames; make the records longer")
-    make = functools.partial(make_record, seconds=seconds, size=size, fps=fps)
+    if not 0 <= follow <= 1:
+        raise ValueError(f"--follow is {follow}; give a share from 0 to 1")
+    make = functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow)
     first = 2 * seed * _SPLIT_SEEDS
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:

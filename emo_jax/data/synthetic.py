@@ -48,10 +48,18 @@ class Track:
     speed: np.ndarray  # (N,) degrees per frame, see `rotation_speed`
 
     @classmethod
-    def sample(cls, rng: np.random.Generator, frames: int, fps: float, opening: np.ndarray | None = None) -> Track:
+    def sample(
+        cls,
+        rng: np.random.Generator,
+        frames: int,
+        fps: float,
+        opening: np.ndarray | None = None,
+        follow: float = 0.0,
+    ) -> Track:
         """Draw a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
 
-        A loud voice lifts the brows: `opening` (N,). Raises ValueError for less than two frames.
+        A loud voice lifts the brows: `opening` (N,). `follow` in [0, 1] is the share of the head's speed that goes with
+        the voice; with 1 the head moves only while the mouth is open. Raises ValueError for less than two frames.
         """
         if frames < 2 or not fps > 0:
             raise ValueError(
@@ -59,7 +67,7 @@ class Track:
             )
         time = np.arange(frames) / fps
         level = np.exp(rng.uniform(np.log(SLOWEST), np.log(FASTEST))) * 25 / fps
-        rotation = _turns(rng, time, level, fps)
+        rotation = _turns(rng, _clock(time, opening, follow), level, fps)
         shift = 0.012 * np.stack([_wander(rng, time, 0.12), _wander(rng, time, 0.1)], 1)
         loud = (
             np.zeros(frames)
@@ -93,6 +101,14 @@ def _wander(rng: np.random.Generator, time: np.ndarray, hertz: float) -> np.ndar
     """A smooth band-limited walk around 0, mostly within +-1."""
     waves = [np.sin(2 * np.pi * (hertz * rng.uniform(0.5, 1.7) * time + rng.random())) for _ in range(4)]
     return np.tanh(0.62 * np.sum(waves, 0))
+
+
+def _clock(time: np.ndarray, opening: np.ndarray | None, follow: float) -> np.ndarray:
+    """The time (N,) in seconds that the head keeps: it runs fast where the mouth is open, and as far in the end."""
+    if not follow or opening is None or not opening.any():
+        return time
+    pace = 1 - follow + follow * opening / opening.mean()
+    return np.cumsum(pace) * time[1]
 
 
 def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float) -> np.ndarray:
@@ -133,10 +149,11 @@ def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, st
     return normalise(synthesise(rng, seconds, language, speaker)), "song" if sings else "formants"
 
 
-def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25) -> Record:
+def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0) -> Record:
     """One shot of one new person with a new voice, N = round(seconds * fps) frames of size x size pixels.
 
-    Equal arguments give equal records (on machines that agree about espeak-ng).
+    `follow`: the share of the head's speed that goes with the voice, see `Track.sample`. Equal arguments give equal
+    records (on machines that agree about espeak-ng).
     """
     frames = round(seconds * fps)
     if seed < 0 or frames < 2:
@@ -149,7 +166,7 @@ def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25) 
     sound, kind = make_voice(np.random.default_rng([seed, 2]), samples / SAMPLE_RATE)
     stored = np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
     mouth = mouth_track(stored / np.float32(32767), fps, frames)
-    track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0])
+    track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow)
     states = [track.state(index, mouth[index]) for index in range(frames)]
     return Record(
         id=f"synthetic-{seed:010d}",

@@ -74,7 +74,7 @@ def get_stage(name):
 
 
 def stage_of(config):
-    """The stage of a config's `train`, with the parts of `train.also` among those that it trains.
+    """The stage of a config's `train`, with the parts of `train.also` among those that it trains (and feeds: speed).
 
     Raises:
         ValueError: an unknown stage or part.
@@ -83,7 +83,8 @@ def stage_of(config):
     unknown = [part for part in config.train.also if part not in parts]
     if unknown:
         raise ValueError(f"train.also has {unknown[0]!r}; expected some of {', '.join(parts)}")
-    return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also))
+    trains = (*stage.trains, *config.train.also)
+    return dataclasses.replace(stage, trains=trains, speed=stage.speed or "speed_layers" in trains)
 
 
 def stages_before(name):

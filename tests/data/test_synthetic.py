@@ -115,6 +115,20 @@ def test_speeds_are_spread_and_poses_stay_in_range():
     assert abs(track(3, 250, 50).speed.mean() / levels[3] - 0.5) < 0.1  # degrees per frame halve at twice the rate
 
 
+def test_heads_may_follow_the_voice():
+    opening = np.clip(np.sin(np.arange(250) / 8), 0, 1)
+
+    def drawn(seed, follow):
+        return Track.sample(np.random.default_rng([seed, 1]), 250, 25, opening, follow)
+
+    free, tied = ([drawn(seed, follow) for seed in range(20)] for follow in (0, 1))
+    assert np.allclose([one.speed.mean() for one in free], [one.speed.mean() for one in tied], rtol=0.05)
+    still = [rotation_speed(one.rotation, 1)[opening == 0] for one in tied]
+    assert max(speeds[1:].max() for speeds in still) < 0.05 < min(one.speed.mean() for one in tied)
+    silent = Track.sample(np.random.default_rng([0, 1]), 250, 25, np.zeros(250), 1)
+    assert np.array_equal(silent.rotation, free[0].rotation)  # nothing to follow
+
+
 def test_record_holds_what_was_drawn():
     record = synthetic.make_record(7, seconds=1.0, size=64, fps=25)
     frames = records.decode_video(record.video, 0, 25)
@@ -145,11 +159,14 @@ def run(*arguments):
 
 
 def test_prepare_writes_two_splits_with_other_people(tmp_path):
-    options = ("--seconds", "0.4", "--size", "32", "--workers", "1")
+    options = ("--seconds", "1", "--size", "32", "--workers", "1", "--follow", "1")
     run("--output", str(tmp_path / "set"), "--records", "3", "--held-out", "2", *options)
     splits = [records.open_records(tmp_path / "set", split) for split in ("train", "validation")]
     people = [{source[i]["id"] for i in range(len(source))} for source in splits]
     assert [len(ids) for ids in people] == [3, 2] and not people[0] & people[1]
+    seed = int(splits[0][0]["id"].rpartition("-")[2])
+    free, tied = (synthetic.make_record(seed, seconds=1, size=32, follow=follow).rotation for follow in (0, 1))
+    assert np.array_equal(splits[0][0]["rotation"], tied) and not np.array_equal(free, tied)
 
 
 def test_workers_keep_the_order():
@@ -180,7 +197,8 @@ def test_records_are_not_made_long_before_they_are_wanted_and_no_worker_stays():
 
 
 @pytest.mark.parametrize(
-    "option, value", [("--records", "0"), ("--workers", "0"), ("--size", "33"), ("--seconds", "0")]
+    "option, value",
+    [("--records", "0"), ("--workers", "0"), ("--size", "33"), ("--seconds", "0"), ("--follow", "1.5")],
 )
 def test_bad_options_are_named(tmp_path, option, value):
     with pytest.raises(ValueError, match=option):

@@ -73,6 +73,9 @@ def test_a_config_may_train_more_than_its_stage():
     config.train.also = ("audio_layers",)
     more = set(split(paths, stage_of(config))[0]) - alone
     assert more == {path for path in paths if part_of(path) == "audio_layers"} and more
+    assert not stage_of(small_config("video")).speed
+    config.train.update(stage="video", also=("speed_layers",))
+    assert stage_of(config).speed  # what is trained is fed
     config.train.also = ("mouth",)
     with pytest.raises(ValueError, match="train.also has 'mouth'; expected some of vae_scale, vae, speed_layers"):
         stage_of(config)
