@@ -1,7 +1,7 @@
 """The last stage with the audio layers frozen, as in the paper, and trained along, which it says harms the lips (3.3).
 
-emo sweep configs/sweeps/joint_audio.py --output runs/joint --init-from runs/video \
-    --config.data.directory=data/synthetic
+emo prepare synthetic --output data/follow --records 1000 --follow 1    # speed that tells something of the voice
+emo sweep configs/sweeps/joint_audio.py --output runs/joint --init-from runs/video --config.data.directory=data/follow
 
 Two seeds of each tell what chance does.
 """

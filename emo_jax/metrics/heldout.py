@@ -108,7 +108,8 @@ def long_voices(count: int, seconds: float) -> np.ndarray:
 def rendered(people: People, person: int, at: list[int], fps: float) -> np.ndarray | None:
     """What the renderer draws for person `person` with the voice it was given: uint8 (len(at), H, W, 3), or None.
 
-    The head moves as in the person's record; only the mouth is comparable with a generated video.
+    The head moves as in the person's record (unless it follows the voice there); only the mouth is comparable with a
+    generated video.
     """
     seed, (height, width) = people.seeds[person], people.references.shape[1:3]
     if seed is None or height != width:
