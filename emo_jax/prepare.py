@@ -156,17 +156,8 @@ def _add_latents(sources: argparse._SubParsersAction) -> None:
 
 def _main_synthetic(args: argparse.Namespace) -> None:
     """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
-    prepare_synthetic(
-        args.output,
-        records=args.records,
-        held_out=args.held_out,
-        seconds=args.seconds,
-        size=args.size,
-        fps=args.fps,
-        seed=args.seed,
-        follow=args.follow,
-        workers=args.workers,
-    )
+    names = ("records", "held_out", "seconds", "size", "fps", "seed", "follow", "workers")
+    prepare_synthetic(args.output, **{name: getattr(args, name) for name in names})
 
 
 def _main_videos(args: argparse.Namespace) -> None:

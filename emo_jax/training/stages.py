@@ -24,29 +24,31 @@ class Stage:
     Attributes:
         trains: parts of PARTS with gradients and optimizer state; all others are frozen.
         video: fed clips of f frames behind n motion frames; otherwise single frames.
-        sound: fed audio. speed: fed head rotation speeds.
+        sound: fed audio. speed: fed head rotation speeds, where it trains the speed layers.
         after: the stage whose weights it starts from; None: from fresh ones.
     """
 
     trains: tuple[str, ...]
     video: bool
     sound: bool
-    speed: bool
     after: str | None
+
+    @property
+    def speed(self):
+        return "speed_layers" in self.trains
 
 
 STAGES = {
-    "vae": Stage(("vae",), video=False, sound=False, speed=False, after=None),
-    "image": Stage(("backbone", "reference_net", "face_locator"), video=False, sound=False, speed=False, after="vae"),
+    "vae": Stage(("vae",), video=False, sound=False, after=None),
+    "image": Stage(("backbone", "reference_net", "face_locator"), video=False, sound=False, after="vae"),
     "video": Stage(
         ("backbone", "reference_net", "face_locator", "temporal_modules", "audio_layers"),
         video=True,
         sound=True,
-        speed=False,
         after="image",
     ),
     # Audio stays frozen on purpose: trained together, speed takes over from the voice (Section 3.3).
-    "speed": Stage(("temporal_modules", "speed_layers"), video=True, sound=True, speed=True, after="video"),
+    "speed": Stage(("temporal_modules", "speed_layers"), video=True, sound=True, after="video"),
 }
 
 
@@ -74,7 +76,7 @@ def get_stage(name):
 
 
 def stage_of(config):
-    """The stage of a config's `train`, with the parts of `train.also` among those that it trains (and feeds: speed).
+    """The stage of a config's `train`, with the parts of `train.also` among those that it trains.
 
     Raises:
         ValueError: an unknown stage or part.
@@ -83,8 +85,7 @@ def stage_of(config):
     unknown = [part for part in config.train.also if part not in parts]
     if unknown:
         raise ValueError(f"train.also has {unknown[0]!r}; expected some of {', '.join(parts)}")
-    trains = (*stage.trains, *config.train.also)
-    return dataclasses.replace(stage, trains=trains, speed=stage.speed or "speed_layers" in trains)
+    return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also))
 
 
 def stages_before(name):
