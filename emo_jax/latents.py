@@ -17,7 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from emo_jax import sharding
-from emo_jax.data import latents, records, transforms
+from emo_jax.data import latents, mp4, records, transforms
 from emo_jax.data.shards import begin
 from emo_jax.files import remove_leftovers, whole, write_text
 from emo_jax.models.audio_encoder import Recording
@@ -31,9 +31,7 @@ ENCODERS = re.compile(r"vae/(encoder|quant_conv|shortcut_in|scaling_factor)|audi
 TOLERANCE = 5e-3  # of their mean magnitudes: bfloat16 moves these by less, another network by more
 
 
-def encode_records(
-    directory, output, checkpoint, config=None, *, split="train", windows=2, seed=0, batch=8, shards=64
-):
+def encode_records(directory, output, checkpoint, config=None, *, split="train", windows=2, seed=0, batch=8, shards=64):
     """Writes the latents of a split of records to `output`, for `data.directory` or `data.sources` of `emo train`.
 
     Several processes find each other as those of `emo train` do.
@@ -154,7 +152,7 @@ def _write_records(writer, encoder, source, positions, layout, seed, progress):
 
 def _entries(encoder, record, position, layout, seed):
     total = len(record["boxes"])
-    frames = records.decode_video(record["video"], 0, total)
+    frames = mp4.decode_video(record["video"], 0, total)
     windows = list(latents.draw_windows(seed, position, frames.shape[1:3], layout))
     fields = {name: record[name] for name in ("boxes", "speed", "audio")} | {"windows": np.array(windows)}
 

@@ -14,11 +14,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from emo_jax.data.records import Record, write_records
-from emo_jax.data.synthetic import make_record
+from emo_jax.data.synthetic import prepare_synthetic
 from emo_jax.files import write_text
 from emo_jax.progress import Progress
-
-_SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -42,6 +40,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=float,
         default=0.0,
         help="share of the heads' speed that goes with the voice, 0 to 1 (default %(default)s)",
+    )
+    synthetic.add_argument(
+        "--babble",
+        type=float,
+        default=0.0,
+        help="share of the sound's energy that is somebody else's voice, 0 to 1 (default %(default)s)",
     )
     synthetic.add_argument(
         "--workers",
@@ -156,7 +160,7 @@ def _add_latents(sources: argparse._SubParsersAction) -> None:
 
 def _main_synthetic(args: argparse.Namespace) -> None:
     """Run `emo prepare synthetic`. Raises ValueError on arguments that make no sense."""
-    names = ("records", "held_out", "seconds", "size", "fps", "seed", "follow", "workers")
+    names = ("records", "held_out", "seconds", "size", "fps", "seed", "follow", "babble", "workers")
     prepare_synthetic(args.output, **{name: getattr(args, name) for name in names})
 
 
@@ -216,51 +220,6 @@ def _main_latents(args: argparse.Namespace, config) -> None:
 
     names = ("split", "windows", "seed", "batch", "shards")
     encode_records(args.directory, args.output, args.checkpoint, config, **{n: getattr(args, n) for n in names})
-
-
-def prepare_synthetic(
-    output: str,
-    *,
-    records: int = 800,
-    held_out: int = 32,
-    seconds: float = 5.0,
-    size: int = 160,
-    fps: float = 25.0,
-    seed: int = 0,
-    follow: float = 0.0,
-    workers: int = 2,
-) -> None:
-    """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records."""
-    from emo_jax.data.workers import ordered
-
-    for name, value, least in (
-        ("--records", records, 1),
-        ("--held-out", held_out, 1),
-        ("--workers", workers, 1),
-        ("--seed", seed, 0),
-    ):
-        if value < least or value >= _SPLIT_SEEDS:
-            raise ValueError(f"{name} is {value}; give a whole number from {least} to {_SPLIT_SEEDS - 1}")
-    if size % 2 or size < 16:
-        raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
-    if not seconds * fps >= 2:
-        raise ValueError(f"--seconds {seconds} at --fps {fps} is less than two frames; make the records longer")
-    if not 0 <= follow <= 1:
-        raise ValueError(f"--follow is {follow}; give a share from 0 to 1")
-    make = functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow)
-    first = 2 * seed * _SPLIT_SEEDS
-
-    def split(name: str, start: int, count: int) -> Iterator[Record]:
-        return report(ordered(make, range(start, start + count), workers), count, name)
-
-    write_records(
-        output,
-        {
-            "train": lambda: split("train", first, records),
-            "validation": lambda: split("validation", first + _SPLIT_SEEDS, held_out),
-        },
-        progress=False,
-    )
 
 
 def prepare_videos(
@@ -393,11 +352,3 @@ def _base_config():
     from configs.base import get_config
 
     return get_config("video")
-
-
-def report(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:
-    """Passes the records on and tells the progress."""
-    with Progress(count, name, "record", every=10) as progress:
-        for item in items:
-            yield item
-            progress.add()

@@ -8,7 +8,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from emo_jax.data import records
+from emo_jax.data import mp4, records
 
 SILENT = (1, 4)
 
@@ -33,7 +33,7 @@ def coded_record(k: int, fps: float) -> records.Record:
         id=f"head-{k}",
         source="tests",
         licence="CC0-1.0",
-        video=records.encode_video(frames, fps),
+        video=mp4.encode_video(frames, fps),
         audio=np.zeros(0, np.int16) if k in SILENT else sound,
         fps=fps,
         boxes=np.array([[12.0, 8.0, 30.0, 28.0]]) + 0.25 * move,

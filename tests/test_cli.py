@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from emo_jax import cli, demo
-from emo_jax.data.records import encode_video
+from emo_jax.data.mp4 import encode_video
 from emo_jax.data.video import probe
 from emo_jax.generate import EmoPipeline
 

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from emo_jax import cli, sharding
 from emo_jax import latents as maker
-from emo_jax.data import latents, pipeline, records, transforms
+from emo_jax.data import latents, mp4, pipeline, records, transforms
 from emo_jax.models.emo import build
 from emo_jax.training import losses
 from emo_jax.training.stages import clip_of, get_stage
@@ -63,7 +63,7 @@ def test_entries_are_what_the_encoders_say(model, encoded, talking_records):
     for name in ("boxes", "speed", "audio"):
         np.testing.assert_array_equal(fields[name], record[name])
     assert len({tuple(window) for window in fields["windows"]}) == 2
-    frames = records.decode_video(record["video"], 7, 3)
+    frames = mp4.decode_video(record["video"], 7, 3)
     for number, window in enumerate(fields["windows"]):
         seen = transforms.crop(frames, tuple(window), (64, 64))
         for mirrored in (False, True):
@@ -179,7 +179,7 @@ def test_the_loss_is_that_of_the_pictures(model, encoded, talking_records):
                 continue
             value = value[None] if name == "reference" else value
             position, window, mirrored, start = next(places(made, value))
-            frames = records.decode_video(source[position]["video"], start, len(value))
+            frames = mp4.decode_video(source[position]["video"], start, len(value))
             seen = transforms.crop(frames, tuple(made[position]["windows"][window]), (64, 64))
             seen = seen[:, :, ::-1] if mirrored else seen
             rows.append(seen[0] if name == "reference" else seen)

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs import base
 from emo_jax import latents
-from emo_jax.data import pipeline, records
+from emo_jax.data import mp4, pipeline, records
 from emo_jax.data.synthetic import make_record
 from emo_jax.models.emo import build
 from emo_jax.progress import Progress
@@ -34,10 +34,10 @@ def write_records(directory, count=4, seconds=10.0):
     def grained(seed):
         record = make_record(seed, seconds=seconds, size=512)
         rng = np.random.default_rng(seed)
-        frames = records.decode_video(record.video, 0, len(record.boxes)).astype(np.int16)
+        frames = mp4.decode_video(record.video, 0, len(record.boxes)).astype(np.int16)
         noise = rng.normal(0, GRAIN, (8, *frames.shape[1:])).round().astype(np.int16)
         noisy = [np.clip(frame + noise[rng.integers(8)], 0, 255).astype(np.uint8) for frame in frames]
-        record.video = records.encode_video(np.stack(noisy), record.fps)
+        record.video = mp4.encode_video(np.stack(noisy), record.fps)
         return record
 
     def made():

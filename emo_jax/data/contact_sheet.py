@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE, context_samples
+from emo_jax.data.mp4 import decode_video
 from emo_jax.data.pipeline import ClipSampler, clip_sampler, suitable_records
-from emo_jax.data.records import decode_video, open_records
+from emo_jax.data.records import open_records
 from emo_jax.data.video import VideoWriter
 from emo_jax.files import whole
 

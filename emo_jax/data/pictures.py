@@ -8,7 +8,8 @@ import numpy as np
 
 from emo_jax.data.face_tracking import FaceAnalyzer, analyzer_flags
 from emo_jax.data.images import load_image
-from emo_jax.data.records import Record, encode_video
+from emo_jax.data.mp4 import encode_video
+from emo_jax.data.records import Record
 from emo_jax.data.shots import Meter, Rules, cut_square, faults, square_window, window_flags
 from emo_jax.data.videos import FPS, record_id
 

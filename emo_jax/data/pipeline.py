@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags, logging
 
-from emo_jax.data import latents, records, transforms
+from emo_jax.data import latents, mp4, records, transforms
 from emo_jax.data.audio import audio_context, exact_fps
 from emo_jax.data.latents import LatentSource, Layout
 
@@ -64,8 +64,8 @@ class ClipSampler:
 
     def _pictures(self, record, rng, reference: int, start: int, before: int) -> dict[str, np.ndarray]:
         """Reference, motion frames, frames and mask, with what the generator changes about them."""
-        pictures = records.decode_video(record["video"], start - before, before + self.frames)
-        alone = records.decode_video(record["video"], reference, 1)
+        pictures = mp4.decode_video(record["video"], start - before, before + self.frames)
+        alone = mp4.decode_video(record["video"], reference, 1)
         size = pictures.shape[1:3]
         # Two windows: with one for both, the place of the face in the reference would tell what the mask tells. But not
         # always: with one, what stays where it is can be copied, as in a video whose mask lies on the portrait's face.
@@ -120,9 +120,7 @@ class LatentSampler(ClipSampler):
     def _sound(self, record, start: int) -> np.ndarray:
         if not self.source.layout.layers:
             return super()._sound(record, start)
-        return self.source.features(
-            record["position"], start - self.audio_window, self.frames + 2 * self.audio_window
-        )
+        return self.source.features(record["position"], start - self.audio_window, self.frames + 2 * self.audio_window)
 
 
 def element_spec(

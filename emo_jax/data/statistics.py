@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from emo_jax.data.records import decode_video, open_records
+from emo_jax.data.mp4 import decode_video
+from emo_jax.data.records import open_records
 from emo_jax.progress import Progress
 
 TRUSTED = 0.5  # confidence from which a head's speed counts

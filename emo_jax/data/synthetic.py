@@ -1,10 +1,13 @@
 """The procedural talking-head world: endless people who talk, and the truth about every frame (`make_record`).
 
-Everything follows from integer seeds. `Track` moves the head, a voice moves the mouth, `rendering.render` draws.
+Everything follows from integer seeds. `Track` moves the head, a voice moves the mouth, `rendering.render` draws;
+`prepare_synthetic` writes the records of many.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -14,9 +17,12 @@ from emo_jax.data.audio import SAMPLE_RATE
 from emo_jax.data.espeak import espeak_available, espeak_passage
 from emo_jax.data.head import State, rotation_speed
 from emo_jax.data.identities import APPEARANCE_NAMES, Identity
-from emo_jax.data.records import Record, encode_video
+from emo_jax.data.mp4 import encode_video
+from emo_jax.data.records import Record, write_records
 from emo_jax.data.rendering import face_box, mouth_box, nose_tip, render
 from emo_jax.data.voices import LANGUAGES, Speaker, mouth_track, normalise, synthesise
+from emo_jax.data.workers import ordered
+from emo_jax.progress import Progress
 
 __all__ = [
     "APPEARANCE_NAMES",
@@ -28,11 +34,13 @@ __all__ = [
     "make_voice",
     "mouth_box",
     "nose_tip",
+    "prepare_synthetic",
     "render",
 ]
 
 POSE_LIMITS = np.array([30.0, 18.0, 15.0])  # yaw, pitch, roll in degrees
 SLOWEST, FASTEST = 0.15, 2.5  # a record's mean rotation speed, degrees per frame at 25 fps
+SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
 _SHARES = np.array([1.0, 0.5, 0.38])  # how much of the motion each axis takes
 
 
@@ -149,11 +157,18 @@ def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, st
     return normalise(synthesise(rng, seconds, language, speaker)), "song" if sings else "formants"
 
 
-def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0) -> Record:
+def _quantise(sound: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+
+
+def make_record(
+    seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0, babble: float = 0.0
+) -> Record:
     """One shot of one new person with a new voice, N = round(seconds * fps) frames of size x size pixels.
 
-    `follow`: the share of the head's speed that goes with the voice, see `Track.sample`. Equal arguments give equal
-    records (on machines that agree about espeak-ng).
+    `follow`: the share of the head's speed that goes with the voice, see `Track.sample`. `babble`: the share of the
+    sound's energy that is somebody else, to whom the mouth does not listen. Equal arguments give equal records (on
+    machines that agree about espeak-ng).
     """
     frames = round(seconds * fps)
     if seed < 0 or frames < 2:
@@ -162,10 +177,13 @@ def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25, 
         )
     cv2.setNumThreads(1)
     identity = Identity.sample(seed)
-    samples = round(frames / fps * SAMPLE_RATE)
-    sound, kind = make_voice(np.random.default_rng([seed, 2]), samples / SAMPLE_RATE)
-    stored = np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
-    mouth = mouth_track(stored / np.float32(32767), fps, frames)
+    seconds = round(frames / fps * SAMPLE_RATE) / SAMPLE_RATE
+    sound, kind = make_voice(np.random.default_rng([seed, 2]), seconds)
+    heard = _quantise(sound)
+    mouth = mouth_track(heard / np.float32(32767), fps, frames)
+    if babble:
+        other, _ = make_voice(np.random.default_rng([seed, 3]), seconds)
+        heard = _quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
     track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow)
     states = [track.state(index, mouth[index]) for index in range(frames)]
     return Record(
@@ -173,7 +191,7 @@ def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25, 
         source=f"emo_jax.data.synthetic, voice: {kind}",
         licence="CC0-1.0",
         video=encode_video(np.stack([render(identity, state, size) for state in states]), fps),
-        audio=stored,
+        audio=heard,
         fps=float(fps),
         boxes=np.stack([face_box(identity, state, size) for state in states]),
         rotation=track.rotation.astype(np.float32),
@@ -181,3 +199,56 @@ def make_record(seed: int, *, seconds: float, size: int = 160, fps: float = 25, 
         mouth=mouth,
         appearance=identity.appearance,
     )
+
+
+def prepare_synthetic(
+    output: str,
+    *,
+    records: int = 800,
+    held_out: int = 32,
+    seconds: float = 5.0,
+    size: int = 160,
+    fps: float = 25.0,
+    seed: int = 0,
+    follow: float = 0.0,
+    babble: float = 0.0,
+    workers: int = 2,
+) -> None:
+    """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records."""
+    for name, value, least in (
+        ("--records", records, 1),
+        ("--held-out", held_out, 1),
+        ("--workers", workers, 1),
+        ("--seed", seed, 0),
+    ):
+        if value < least or value >= SPLIT_SEEDS:
+            raise ValueError(f"{name} is {value}; give a whole number from {least} to {SPLIT_SEEDS - 1}")
+    if size % 2 or size < 16:
+        raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
+    if not seconds * fps >= 2:
+        raise ValueError(f"--seconds {seconds} at --fps {fps} is less than two frames; make the records longer")
+    for name, share in (("--follow", follow), ("--babble", babble)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}; give a share from 0 to 1")
+    make = functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble)
+    first = 2 * seed * SPLIT_SEEDS
+
+    def split(name: str, start: int, count: int) -> Iterator[Record]:
+        return _told(ordered(make, range(start, start + count), workers), count, name)
+
+    write_records(
+        output,
+        {
+            "train": lambda: split("train", first, records),
+            "validation": lambda: split("validation", first + SPLIT_SEEDS, held_out),
+        },
+        progress=False,
+    )
+
+
+def _told(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:
+    """Passes the records on and tells the progress."""
+    with Progress(count, name, "record", every=10) as progress:
+        for item in items:
+            yield item
+            progress.add()

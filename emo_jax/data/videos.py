@@ -14,7 +14,8 @@ import numpy as np
 from emo_jax.data.audio import SAMPLE_RATE, cut, load_audio, open_media
 from emo_jax.data.face_tracking import FaceAnalyzer, analyzer_flags
 from emo_jax.data.head import rotation_speed
-from emo_jax.data.records import Record, encode_video, record_example
+from emo_jax.data.mp4 import encode_video
+from emo_jax.data.records import Record, record_example
 from emo_jax.data.shots import STEADY, Measurements, Meter, Rules, Stretch, choose_stretches, cut_square
 from emo_jax.data.video import read_video
 from emo_jax.data.voices import level_gain

@@ -10,7 +10,8 @@ import numpy as np
 from emo_jax.data.audio import SAMPLE_RATE, exact_fps
 from emo_jax.data.faces import mask_from_box
 from emo_jax.data.identities import Identity
-from emo_jax.data.records import decode_video, open_records
+from emo_jax.data.mp4 import decode_video
+from emo_jax.data.records import open_records
 from emo_jax.data.rendering import render
 from emo_jax.data.synthetic import Track, make_record, make_voice
 from emo_jax.data.transforms import crop, middle_window

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 from emo_jax.data.identities import Identity
-from emo_jax.data.records import decode_video, open_records
+from emo_jax.data.mp4 import decode_video
+from emo_jax.data.records import open_records
 from emo_jax.data.rendering import render
 from emo_jax.data.synthetic import POSE_LIMITS, State
 from emo_jax.metrics import probe

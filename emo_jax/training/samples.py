@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from emo_jax.data import pipeline, records, transforms
+from emo_jax.data import mp4, pipeline, transforms
 from emo_jax.data.latents import LatentSource
 from emo_jax.data.video import VideoWriter
 from emo_jax.files import whole
@@ -105,7 +105,7 @@ def _person(source, position, size, crop_scale):
     if isinstance(source, LatentSource):
         window, reference = tuple(record["windows"][0]), source.frames(position, 0, False, 0, 1)[0]
     else:
-        frame = records.decode_video(record["video"], 0, 1)
+        frame = mp4.decode_video(record["video"], 0, 1)
         window = transforms.middle_window(frame.shape[1:3], size, sum(crop_scale) / 2)
         reference = transforms.crop(frame, window, size)[0]
     mask = transforms.union_mask(record["boxes"][:1], window, size)

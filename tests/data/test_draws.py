@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from emo_jax.data import pipeline, records
+from emo_jax.data import mp4, pipeline, records
 from emo_jax.training.stages import get_stage
 from tests.data.test_pipeline import configs
 
@@ -46,7 +46,7 @@ def draw(monkeypatch):
         return frames
 
     def draw(stage, fps, **clip_options):
-        monkeypatch.setattr(records, "decode_video", decode)
+        monkeypatch.setattr(mp4, "decode_video", decode)
         data, clip = configs("memory", fps, image_size=(2, 2), min_reference_gap=0.2, **clip_options)
         source = Told(fps)
         positions = pipeline.suitable_records(source, clip, get_stage(stage).sound)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from emo_jax import cli
-from emo_jax.data import records
+from emo_jax.data import mp4, records
 from emo_jax.data.face_tracking import overlap
 from emo_jax.data.faces import find_faces
 from emo_jax.data.synthetic import Identity, State, render
@@ -34,10 +34,10 @@ def test_faces_are_cut_out_and_bad_pictures_are_told(tmp_path, capsys):
     found = {record["source"]: record for record in (source[i] for i in range(len(source)))}
     assert set(found) == {"good.png", "sub/good.jpg"}
     for record in found.values():
-        assert records.decode_video(record["video"], 0, 1).shape == (1, 96, 96, 3)
+        assert mp4.decode_video(record["video"], 0, 1).shape == (1, 96, 96, 3)
         assert record["flags"].split()[:2] == ["no-sound", "roll-only"] and record["licence"] == "CC0-1.0"
         assert record["id"].startswith("good-") and len(record["boxes"]) == 1 and not len(record["audio"])
-    picture = records.decode_video(found["good.png"]["video"], 0, 1)[0]
+    picture = mp4.decode_video(found["good.png"]["video"], 0, 1)[0]
     assert overlap(find_faces(picture)[0], found["good.png"]["boxes"][0]) > 0.6
     for sample in samples(take(2, *configs(tmp_path / "out", frames=1, motion_frames=0), batch_size=2, seed=0)):
         assert sample["mask"].any() and sample["frames"].any()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from emo_jax.data import pipeline, records, transforms
+from emo_jax.data import mp4, pipeline, records, transforms
 from emo_jax.data.head import rotation_speed
 
 
@@ -36,7 +36,7 @@ def plain_record(name, frames, fps, box, speed):
         id=name,
         source="tests",
         licence="CC0-1.0",
-        video=records.encode_video(frames, fps),
+        video=mp4.encode_video(frames, fps),
         audio=np.zeros(0, np.int16),
         fps=float(fps),
         boxes=np.tile(np.float32(box), (len(frames), 1)),
@@ -397,9 +397,9 @@ print(xla_bridge.backends_are_initialized(), "tensorflow" in sys.modules)
 
 def test_a_sampler_decodes_only_what_it_needs(record_dir, monkeypatch):
     calls = []
-    decode = records.decode_video
+    decode = mp4.decode_video
     monkeypatch.setattr(
-        records, "decode_video", lambda data, start, count: calls.append(count) or decode(data, start, count)
+        mp4, "decode_video", lambda data, start, count: calls.append(count) or decode(data, start, count)
     )
     take(1, *configs(record_dir, first_clip_prob=0.0, prefetch=1), batch_size=1, seed=0)
     assert set(calls) == {6, 1}

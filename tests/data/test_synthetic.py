@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from emo_jax import prepare
-from emo_jax.data import records, synthetic, workers
+from emo_jax.data import mp4, records, synthetic, workers
 from emo_jax.data.head import rotation_matrices, rotation_speed
 from emo_jax.data.synthetic import APPEARANCE_NAMES, Identity, State, Track, face_box, mouth_box, nose_tip, render
 
@@ -131,7 +131,7 @@ def test_heads_may_follow_the_voice():
 
 def test_record_holds_what_was_drawn():
     record = synthetic.make_record(7, seconds=1.0, size=64, fps=25)
-    frames = records.decode_video(record.video, 0, 25)
+    frames = mp4.decode_video(record.video, 0, 25)
     assert frames.shape == (25, 64, 64, 3) and record.audio.shape == (16000,) and record.audio.dtype == np.int16
     state = State(*record.rotation[12])
     assert np.allclose(face_box(Identity.sample(7), state, 64), record.boxes[12], atol=0.1 * 64)
@@ -151,6 +151,14 @@ def test_record_is_deterministic(monkeypatch):
     assert not np.array_equal(seen[0], seen[2])
 
 
+def test_babble_is_heard_and_moves_no_mouth():
+    alone, among, other = (synthetic.make_record(7, seconds=2, size=32, babble=share) for share in (0, 0.5, 1))
+    assert np.array_equal(alone.mouth, among.mouth) and np.array_equal(alone.rotation, among.rotation)
+    own, mixed, strange = (record.audio / np.float32(32767) for record in (alone, among, other))
+    assert abs(np.corrcoef(own, strange)[0, 1]) < 0.1
+    assert np.allclose(mixed, np.sqrt(0.5) * (own + strange), atol=1e-4)
+
+
 def run(*arguments):
     parser = argparse.ArgumentParser()
     prepare.add_parser(parser.add_subparsers())
@@ -159,7 +167,7 @@ def run(*arguments):
 
 
 def test_prepare_writes_two_splits_with_other_people(tmp_path):
-    options = ("--seconds", "1", "--size", "32", "--workers", "1", "--follow", "1")
+    options = ("--seconds", "1", "--size", "32", "--workers", "1", "--follow", "1", "--babble", "0.5")
     run("--output", str(tmp_path / "set"), "--records", "3", "--held-out", "2", *options)
     splits = [records.open_records(tmp_path / "set", split) for split in ("train", "validation")]
     people = [{source[i]["id"] for i in range(len(source))} for source in splits]
@@ -167,6 +175,8 @@ def test_prepare_writes_two_splits_with_other_people(tmp_path):
     seed = int(splits[0][0]["id"].rpartition("-")[2])
     free, tied = (synthetic.make_record(seed, seconds=1, size=32, follow=follow).rotation for follow in (0, 1))
     assert np.array_equal(splits[0][0]["rotation"], tied) and not np.array_equal(free, tied)
+    heard = synthetic.make_record(seed, seconds=1, size=32, babble=0.5).audio
+    assert np.array_equal(splits[0][0]["audio"], heard)
 
 
 def test_workers_keep_the_order():
@@ -198,7 +208,14 @@ def test_records_are_not_made_long_before_they_are_wanted_and_no_worker_stays():
 
 @pytest.mark.parametrize(
     "option, value",
-    [("--records", "0"), ("--workers", "0"), ("--size", "33"), ("--seconds", "0"), ("--follow", "1.5")],
+    [
+        ("--records", "0"),
+        ("--workers", "0"),
+        ("--size", "33"),
+        ("--seconds", "0"),
+        ("--follow", "1.5"),
+        ("--babble", "-1"),
+    ],
 )
 def test_bad_options_are_named(tmp_path, option, value):
     with pytest.raises(ValueError, match=option):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emo_jax import cli, prepare
-from emo_jax.data import audio, records, statistics, videos, voices
+from emo_jax.data import audio, mp4, records, statistics, videos, voices
 from emo_jax.data.face_tracking import HaarTracker, overlap
 from emo_jax.data.faces import find_faces
 from emo_jax.data.shots import Rules
@@ -58,7 +58,7 @@ def test_click_and_flash_stay_together(tmp_path, fps):
     assert rejected == {} and record["fps"] == 25
     assert len(record["boxes"]) == 50 and record["audio"].shape == (32000,)
     assert record["span"].tolist() == [0, 2]
-    pictures = records.decode_video(record["video"], 0, 50)
+    pictures = mp4.decode_video(record["video"], 0, 50)
     flash = pictures[:, :10].astype(float).mean(axis=(1, 2, 3)).argmax()
     click = np.abs(record["audio"].astype(int)).argmax() / 640
     assert flash == 25 and abs(click - 25) < 1
@@ -199,7 +199,7 @@ def test_usable_videos_are_flagged(bad, name, flags, sound):
 
 
 def test_turned_videos_come_out_upright(bad):
-    straight, turned = (records.decode_video(bad[1][name]["video"], 20, 1)[0] for name in ("good.mp4", "turned.mp4"))
+    straight, turned = (mp4.decode_video(bad[1][name]["video"], 20, 1)[0] for name in ("good.mp4", "turned.mp4"))
     assert np.abs(straight.astype(int) - turned).mean() < 6
 
 
@@ -302,7 +302,7 @@ def test_real_videos(tmp_path):
     assert set(made) == set(FRAMES) and report["seconds_dropped"] == {"no face": 1.2}
     for name, (count, share) in FRAMES.items():
         record = made[name]
-        frames = records.decode_video(record["video"], 0, count)
+        frames = mp4.decode_video(record["video"], 0, count)
         assert len(record["boxes"]) == count and len(record["audio"]) == count * 640
         tall = np.diff(record["boxes"][:, 1::2]).ravel()
         assert np.median(tall) / 128 == pytest.approx(share, abs=0.03)

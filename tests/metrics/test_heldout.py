@@ -5,8 +5,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from emo_jax.data.records import write_records
+from emo_jax.data.synthetic import SPLIT_SEEDS
 from emo_jax.metrics import heldout, picture
-from emo_jax.prepare import _SPLIT_SEEDS
 
 CLIP = ConfigDict(dict(fps=25.0, image_size=(64, 64)))
 
@@ -17,10 +17,10 @@ def people():
 
 
 def test_seeds_lie_in_a_validation_block_beyond_any_validation_split():
-    block = heldout.FIRST_SEED // _SPLIT_SEEDS
+    block = heldout.FIRST_SEED // SPLIT_SEEDS
     assert block % 2 == 1  # prepare: even blocks train, odd ones validate
-    assert (heldout.FIRST_SEED + heldout.LONG_SEEDS + 1000) // _SPLIT_SEEDS == block
-    assert heldout.FIRST_SEED % _SPLIT_SEEDS > 1_000_000
+    assert (heldout.FIRST_SEED + heldout.LONG_SEEDS + 1000) // SPLIT_SEEDS == block
+    assert heldout.FIRST_SEED % SPLIT_SEEDS > 1_000_000
 
 
 def test_shapes_and_the_voice_of_the_next_record(people):
