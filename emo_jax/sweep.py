@@ -62,7 +62,7 @@ def add_parser(subparsers) -> None:
 
 
 def main(args, common: list[str]) -> int:
-    """Runs `emo sweep`; returns the exit status: 1 if a point failed."""
+    """Runs `emo sweep`; returns the exit status: that of the points that failed, 1 if theirs differ."""
     sweep, output = load_sweep(args.file), Path(args.output)
     names = _chosen(sweep, args.points)
     if args.list:
@@ -79,17 +79,19 @@ def main(args, common: list[str]) -> int:
             print(f"# {name}{', finished' if (output / name / FINISHED).exists() else ''}")
             print("\n".join(shlex.join(["emo", *command]) for command, _ in steps))
         return 0
-    failed = []
+    failed = {}
     for count, (name, steps) in enumerate(plans.items(), 1):
         _claim(output / name, sweep, steps)
         status = _run_point(output / name, f"point {count}/{len(plans)} {name}", steps)
         if status in (130, 143):  # told to end, as this command is
             return status
-        failed += [name] * bool(status)
+        if status:
+            failed[name] = status
     print(compare(sweep, output))
     if failed:
         print(f"emo sweep: failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
-    return int(bool(failed))
+    statuses = set(failed.values()) or {0}
+    return statuses.pop() if len(statuses) == 1 else 1
 
 
 def load_sweep(path: str | os.PathLike) -> Sweep:

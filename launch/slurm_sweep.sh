@@ -3,7 +3,8 @@
 #   sbatch --array=0-2 launch/slurm_sweep.sh configs/sweeps/reference_attention.py --output /shared/runs/reference \
 #       --init-from /shared/runs/vae --config.data.directory=/shared/data
 # `emo sweep ... --list` prints the points, of which the array has as many. Two minutes before its time is up, or when it
-# is preempted, a point saves and is queued again. Then `emo sweep ... --table` compares them.
+# is preempted, a point saves and is queued again, and after other ends as slurm.sh has it. Then `emo sweep ... --table`
+# compares them.
 #SBATCH --job-name=emo-sweep
 #SBATCH --ntasks=1
 #SBATCH --gpus=1
@@ -16,6 +17,7 @@ set -euo pipefail
 
 # ---- the environment, all of it here
 VENV=${VENV:-$SLURM_SUBMIT_DIR/.venv}
+RESTARTS=${RESTARTS:-20}
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda} # no GPU is an error, not a slow run
 
 listed=$("$VENV/bin/emo" sweep "$@" --list)
@@ -24,7 +26,7 @@ point=${points[$SLURM_ARRAY_TASK_ID]:?no such point; the sweep has ${#points[@]}
 
 status=0
 srun "$VENV/bin/emo" sweep "$@" --points "$point" || status=$?
-if ((status == 143)); then
+if ((status == 143 || (status != 0 && status != 2 && status != 3 && ${SLURM_RESTART_COUNT:-0} < RESTARTS))); then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -16,7 +16,7 @@ ZONE=${ZONE:?its zone}
 TYPE=${TYPE:-v5p-128}
 VERSION=${VERSION:-v2-alpha-tpuv5}
 PYTHON=${PYTHON:-python3.11} # of the hosts; python3 of Ubuntu 22.04 is 3.10
-TRIES=${TRIES:-3}
+TRIES=${TRIES:-3} # a run that is told to end, or dies, goes on from its last checkpoint
 
 on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"
@@ -42,12 +42,12 @@ case "$command" in
     ;;
   train)
     arguments=$(printf '%q ' "$@")
-    for ((try = 1; try <= TRIES; try++)); do # 143: told to end, and saved
+    for ((try = 1; try <= TRIES; try++)); do
       status=0
       on_all_hosts "cd emo_jax && exec .venv/bin/emo train $arguments" || status=$?
-      ((status == 143)) || exit "$status"
+      case "$status" in 0 | 2 | 3) break ;; esac # done, bad input, diverged: no use to start again
     done
-    exit 143
+    exit "$status"
     ;;
   delete)
     gcloud compute tpus queued-resources delete "$NAME" --zone "$ZONE" --force

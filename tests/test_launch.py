@@ -28,7 +28,7 @@ def run(script, *arguments, **variables):
 
 def stand_in(path, text):
     """A program at that path: a script of sh."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
 
@@ -123,9 +123,12 @@ def test_one_host_trains_as_one_process_of_all_its_gpus(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("status, restarts, again", [
+ENDS = [  # status of emo, times it was started again, whether it is once more
     (143, 99, True), (134, 0, True), (1, 19, True), (1, 20, False), (2, 0, False), (3, 0, False), (0, 0, False),
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("status, restarts, again", ENDS)
 def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_path, status, restarts, again):
     stand_in(tmp_path / "bin" / "emo", TELL.replace("143", str(status)))
     stand_in(tmp_path / "bin" / "scontrol", """
@@ -152,8 +155,8 @@ def test_slurm_starts_one_process_on_each_node_and_tells_it_of_the_others(tmp_pa
     assert option("slurm.sh", "--ntasks-per-node") == "1"
 
 
-@pytest.mark.parametrize("status, told", [(0, []), (1, []), (143, ["scontrol requeue 4099"])])
-def test_each_task_of_an_array_takes_its_point(tmp_path, status, told):
+@pytest.mark.parametrize("status, restarts, again", ENDS)
+def test_each_task_of_an_array_takes_its_point(tmp_path, status, restarts, again):
     stand_in(tmp_path / "bin" / "emo", f"""
         for last; do :; done
         [ "$last" = --list ] && printf "one\\ntwo\\n" && exit
@@ -161,10 +164,11 @@ def test_each_task_of_an_array_takes_its_point(tmp_path, status, told):
     """)  # fmt: skip
     stand_in(tmp_path / "bin" / "srun", 'exec "$@"')
     stand_in(tmp_path / "bin" / "scontrol", 'echo scontrol "$@"')
-    found = dict(SLURM_SUBMIT_DIR="/", SLURM_JOB_ID="4099", PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    found = dict(SLURM_SUBMIT_DIR="/", SLURM_JOB_ID="4099", SLURM_RESTART_COUNT=str(restarts))
+    found |= dict(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     done = run("slurm_sweep.sh", "a.py", "--output", "out", VENV=str(tmp_path), SLURM_ARRAY_TASK_ID="1", **found)
     assert (done.returncode, done.stderr) == (status, "")
-    assert done.stdout.splitlines() == ["sweep a.py --output out --points two", *told]
+    assert done.stdout.splitlines() == ["sweep a.py --output out --points two"] + ["scontrol requeue 4099"] * again
     done = run("slurm_sweep.sh", "a.py", VENV=str(tmp_path), SLURM_ARRAY_TASK_ID="2", **found)
     assert done.returncode and not done.stdout and "no such point; the sweep has 2, from 0" in done.stderr
 
@@ -205,6 +209,14 @@ def test_hosts_of_a_tpu_whose_python_is_too_old_are_one_line(hosts, python):
     done = run("tpu_pod.sh", "install", PYTHON=python, **hosts)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{python} is not Python 3.11 or newer" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("status, tries", [(143, 2), (1, 2), (255, 2), (0, 1), (2, 1), (3, 1)])
+def test_hosts_of_a_tpu_train_again_where_that_helps(tmp_path, hosts, status, tries):
+    stand_in(tmp_path / "emo_jax" / ".venv" / "bin" / "emo", f'echo "$@"; exit {status}')
+    done = run("tpu_pod.sh", "train", "--workdir", "a folder", TRIES="2", **hosts)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert done.stdout.splitlines() == ["train --workdir a folder"] * tries
 
 
 # ---- the commands in the scripts' headers and in README.md

@@ -152,9 +152,12 @@ def test_a_point_that_fails_does_not_stop_the_others(file, ran, tmp_path, capsys
     assert ran.done == POINT[:2] + POINT
     told = capsys.readouterr()
     assert "emo sweep: failed: one" in told.err and "\ntwo " in told.out and "\none " not in told.out
+    ran.fails = lambda command: 2 + ("one/" in " ".join(command))
+    assert emo(file, tmp_path / "out") == 3 and len(ran.done) == 6  # by which a scheduler knows whether to try again
+    assert emo(file, tmp_path / "other") == 1  # one failed with 3, one with 2
     ran.fails = lambda command: 143  # told to end: so does the sweep, at once
     assert emo(file, tmp_path / "out") == 143
-    assert len(ran.done) == 6
+    assert len(ran.done) == 9
 
 
 def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
