@@ -279,6 +279,20 @@ def activation_spec(mesh, shape, place):
     return PartitionSpec(*axes)
 
 
+def gathered_rows(x):
+    """x (B, ..., C), a vector for each sample or frame, whole over fsdp; without a mesh as it is.
+
+    A layer between two of these makes each device's part of its kernel's gradient there: nothing is summed over fsdp.
+    Of so few rows XLA for TPU would sum the whole gradient on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not splits_parameters():
+        return x
+    samples = "data" if x.shape[0] % mesh.shape["data"] == 0 else None
+    kept = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(samples, *kept))
+
+
 def per_device(attention, query, key, value):
     """attention(query, key, value), each device on its own samples, frames (or places, or queries) and heads.
 

@@ -141,6 +141,45 @@ def level(names):
     return found
 
 
+def vectors(names):
+    """The same of the gradients of layers on a vector for each sample or frame, and the bytes of their parameters."""
+    import flax.linen as nn
+
+    from emo_jax import sharding
+    from emo_jax.models.audio_projector import AudioProjector
+    from emo_jax.models.layers import ResnetBlock, TimestepEmbedding
+    from tests.steps import FAST
+
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, timesteps, features, x):
+            temb = TimestepEmbedding(16)(timesteps)[:, None]
+            return AudioProjector(2, 32, 16, 1)(features), ResnetBlock(16, groups=4)(x, temb)
+
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=shape).astype(np.float32) for shape in ((8,), (8, 6, 2, 64), (8, 4, 4, 4, 16))]
+    shapes = flatten_dict(jax.eval_shape(Layers().init, jax.random.key(0), *inputs)["params"], sep="/")
+    params = {path: 0.3 * rng.normal(size=a.shape).astype(np.float32) for path, a in shapes.items()}
+
+    def loss(params, inputs):
+        made = Layers().apply({"params": unflatten_dict(params, sep="/")}, *inputs)
+        return sum((a**2).mean() for a in made)
+
+    def run(mesh):
+        flat, batch = sharding.state_sharding(mesh, params), sharding.batch_sharding(mesh)
+        step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=(flat, batch), out_shardings=flat)
+        step = step.lower(params, inputs).compile(compiler_options=FAST)
+        return jax.device_get(step(*jax.device_put((params, inputs), (flat, batch)))), step.as_text()
+
+    alone, _ = run(sharding.make_mesh(devices=jax.devices()[:1]))
+    found = {}
+    for name in names:
+        gradients, program = run(sharding.make_mesh(**LAYOUTS[name]))
+        found[name] = dict(gradients=_distance(gradients, alone)) | moved(program)
+        found[name]["bytes"] = {path: a.nbytes for path, a in params.items()}
+    return found
+
+
 def sampling():
     """How far a video of two segments, made with guidance by all devices, is from that of one."""
     from emo_jax.models.emo import build

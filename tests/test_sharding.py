@@ -66,6 +66,14 @@ def test_a_device_convolves_its_own_frames_of_several_clips():
         assert told["share"] < 0.15 and told["error"] < 1e-5, (name, told)  # an eighth, and what is small
 
 
+def test_gradients_of_layers_on_vectors_are_not_summed_over_fsdp():
+    (told,) = report("vectors(['fsdp 8'])").values()
+    assert told["gradients"] < 1e-5
+    kernels = {path: size for path, size in told["bytes"].items() if path.endswith("kernel")}
+    convolved = sum(size for path, size in kernels.items() if "/conv" in path)
+    assert sum(told["all-reduce"]) < convolved + 0.25 * (sum(kernels.values()) - convolved), told
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["vae", "image", "video", "speed"])
 def test_eight_devices_equal_one_device(stage):

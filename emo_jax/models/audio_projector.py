@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from emo_jax.models.speed_encoder import gather_window
+from emo_jax.sharding import gathered_rows
 
 
 class AudioProjector(nn.Module):
@@ -22,10 +23,10 @@ class AudioProjector(nn.Module):
 
     @nn.compact
     def __call__(self, features):
-        flat = features.reshape(*features.shape[:2], -1)
-        h = gather_window(flat, self.window).astype(self.dtype)
+        flat = features.reshape(*features.shape[:2], -1).astype(self.dtype)
+        h = gather_window(gathered_rows(flat), self.window)
         h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="proj1")(h))
         h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="proj2")(h))
-        h = nn.Dense(self.tokens * self.features, dtype=self.dtype, name="proj3")(h)
+        h = gathered_rows(nn.Dense(self.tokens * self.features, dtype=self.dtype, name="proj3")(h))
         h = h.reshape(*h.shape[:2], self.tokens, self.features)
         return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(h)

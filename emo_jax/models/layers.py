@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from emo_jax.ops.conv import convolve
-from emo_jax.sharding import per_frame
+from emo_jax.sharding import gathered_rows, per_frame
 
 
 class GroupNorm(nn.Module):
@@ -86,8 +86,8 @@ class ResnetBlock(nn.Module):
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         h = conv(self.features, dtype=self.dtype, name="conv1")(h)
         if temb is not None:
-            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))
-            h = h + shift[..., None, None, :]
+            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(gathered_rows(nn.silu(temb)))
+            h = h + gathered_rows(shift)[..., None, None, :]
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(h))
         h = conv(self.features, dtype=self.dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -163,6 +163,6 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, timesteps):
-        h = sinusoid(timesteps, self.features).astype(self.dtype)
+        h = gathered_rows(sinusoid(timesteps, self.features).astype(self.dtype))
         h = nn.Dense(4 * self.features, dtype=self.dtype, name="linear_1")(h)
-        return nn.Dense(4 * self.features, dtype=self.dtype, name="linear_2")(nn.silu(h))
+        return gathered_rows(nn.Dense(4 * self.features, dtype=self.dtype, name="linear_2")(nn.silu(h)))
