@@ -8,7 +8,10 @@ import jax
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from emo_jax.ops.attention import platform
 
 AXES = ("data", "fsdp", "frame", "tensor")
 """Samples are split over data and fsdp, parameters over fsdp and tensor, a clip over frame, heads over tensor."""
@@ -175,6 +178,7 @@ def parameter_spec(path, shape, fsdp, tensor=1):
 
 
 SMALL = 2**10  # elements, below which a parameter is whole on every device
+LANES = 128  # of a TPU's tile of 8 x 128 numbers
 LARGE = 2**24  # numbers that may lie whole on every device whatever the share of a device is
 
 
@@ -241,6 +245,11 @@ def _gather_forward(a, split, whole, dtype):
 
 
 def _gather_backward(split, whole, dtype, like, gradient):
+    axis = split.index("fsdp")
+    share = gradient.shape[axis] // jax.sharding.get_abstract_mesh().shape["fsdp"]
+    if platform() == "tpu" and share % LANES:  # XLA scatters such a sum along a tile's other axis alone
+        *outer, last = (i for i in range(gradient.ndim) if i != axis)
+        gradient = with_layout_constraint(gradient, Layout(major_to_minor=(*outer, axis, last)))
     return (jax.lax.with_sharding_constraint(gradient, split).astype(like.dtype),)
 
 

@@ -59,6 +59,7 @@ GRADIENTS = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from emo_jax import sharding
+from emo_jax.ops.attention import traced_for
 from emo_jax.topologies import find_devices
 from emo_jax.training import roofline
 path, shape, data, fsdp, topology, slices = GIVEN
@@ -71,7 +72,9 @@ def loss(kernel, x):
     return (jax.nn.gelu(x @ kernel).astype(jnp.float32) ** 2).mean()
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
-for one in roofline.collectives(step.lower(kernel, x).compile().as_text()):
+with traced_for("tpu"):
+    lowered = step.lower(kernel, x)
+for one in roofline.collectives(lowered.compile().as_text()):
     print(one.kind, one.dtype, one.size, one.group, *["network"] * one.network)
 """
 
@@ -92,6 +95,45 @@ def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape,
         f"reduce-scatter bf16 {whole // fsdp} {fsdp}",
     ]  # fmt: skip
 
+
+RESNET = """
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from emo_jax import sharding
+from emo_jax.models.layers import ResnetBlock
+from emo_jax.models.unet import UNetConfig, part_of_level
+from emo_jax.ops.attention import traced_for
+from emo_jax.topologies import find_devices
+from emo_jax.training import roofline
+mesh = sharding.make_mesh(data=16, fsdp=16, devices=list(find_devices("v5e:16x16")))
+config = UNetConfig((1280,), (True,), 1, 8, 32, 4, remat="blocks", dtype=jnp.bfloat16)
+x, temb = (jax.ShapeDtypeStruct((256, *shape, 1280), jnp.bfloat16) for shape in ((5, 16, 16), (1,)))
+params = jax.eval_shape(ResnetBlock(1280).init, jax.random.key(0), x, temb)
+def place(keys, a):
+    return NamedSharding(mesh, sharding.parameter_spec("/".join(key.key for key in keys[1:]), a.shape, 16))
+split, samples = jax.tree_util.tree_map_with_path(place, params), NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def both(params, x, temb, cotangent):
+    block = part_of_level(ResnetBlock, config)(1280, dtype=jnp.bfloat16)
+    return jax.vjp(block.apply, params, x, temb)[1](cotangent)
+given = split, samples, samples, samples
+step = jax.jit(sharding.over(mesh, both), in_shardings=given, out_shardings=(split, samples, samples))
+with traced_for("tpu"):
+    lowered = step.lower(params, x, temb, x)
+for one in roofline.collectives(lowered.compile().as_text()):
+    print(one.kind, one.size)
+"""
+
+
+@pytest.mark.slow
+@on_tpu
+def test_gradients_of_a_resnet_are_scattered_where_a_share_is_no_whole_tile():
+    rows = [line.split() for line in printed(RESNET).splitlines()]
+    shares = 2 * 9 * 1280 * 1280 * 2 / 16  # of two convolutions, in bfloat16
+    scattered, summed = (sum(int(size) for kind, size in rows if kind == name) for name in KINDS)
+    assert scattered >= shares and summed < 1.2 * shares, rows  # the shares are added up over data
+
+
+KINDS = "reduce-scatter", "all-reduce"
 
 SUMS = """
 import jax, jax.numpy as jnp
