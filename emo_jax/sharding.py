@@ -247,7 +247,8 @@ def _gather_forward(a, split, whole, dtype):
 def _gather_backward(split, whole, dtype, like, gradient):
     axis = split.index("fsdp")
     share = gradient.shape[axis] // jax.sharding.get_abstract_mesh().shape["fsdp"]
-    if platform() == "tpu" and share % LANES:  # XLA scatters such a sum along a tile's other axis alone
+    if platform() == "tpu" and gradient.ndim > 1 and share % LANES:
+        # XLA scatters such a sum along the other axis of a tile alone
         *outer, last = (i for i in range(gradient.ndim) if i != axis)
         gradient = with_layout_constraint(gradient, Layout(major_to_minor=(*outer, axis, last)))
     return (jax.lax.with_sharding_constraint(gradient, split).astype(like.dtype),)
@@ -291,8 +292,8 @@ def activation_spec(mesh, shape, place):
 def gathered_rows(x):
     """x (B, ..., C), a vector for each sample or frame, whole over fsdp; without a mesh as it is.
 
-    A layer between two of these makes each device's part of its kernel's gradient there: nothing is summed over fsdp.
-    Of so few rows XLA for TPU would sum the whole gradient on every device.
+    A layer between two of these makes each device's part of its kernel's gradient there, and nothing is summed over
+    fsdp, for which a device computes it of all these rows. Of so few XLA for TPU would sum the whole gradient.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not splits_parameters():

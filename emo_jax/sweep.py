@@ -233,10 +233,11 @@ def _is_done(checkpoint):
 
 
 def _run(command):
-    """The exit status of a command, which is told to end, and waited for, when this one is."""
+    """The exit status of a command, as a shell's; it is told to end, and waited for, when this one is."""
     process = subprocess.Popen(command)
     try:
-        return process.wait()
+        status = process.wait()
+        return status if status >= 0 else 128 - status
     except BaseException:
         process.terminate()
         process.wait()

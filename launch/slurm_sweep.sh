@@ -27,6 +27,6 @@ point=${points[$SLURM_ARRAY_TASK_ID]:?no such point; the sweep has ${#points[@]}
 status=0
 srun "$VENV/bin/emo" sweep "$@" --points "$point" || status=$?
 if ((status == 143 || (status != 0 && status != 2 && status != 3 && ${SLURM_RESTART_COUNT:-0} < RESTARTS))); then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # not the whole array
 fi
 exit "$status"

@@ -17,6 +17,7 @@ TYPE=${TYPE:-v5p-128}
 VERSION=${VERSION:-v2-alpha-tpuv5}
 PYTHON=${PYTHON:-python3.11} # of the hosts; python3 of Ubuntu 22.04 is 3.10
 TRIES=${TRIES:-3} # a run that is told to end, or dies, goes on from its last checkpoint
+PAUSE=${PAUSE:-30}
 
 on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$NAME" --zone "$ZONE" --worker=all --command "$1"
@@ -42,10 +43,12 @@ case "$command" in
     ;;
   train)
     arguments=$(printf '%q ' "$@")
+    status=0
     for ((try = 1; try <= TRIES; try++)); do
+      ((try == 1)) || { echo "ended with $status; starts again in $PAUSE s" >&2 && sleep "$PAUSE"; }
       status=0
       on_all_hosts "cd emo_jax && exec .venv/bin/emo train $arguments" || status=$?
-      case "$status" in 0 | 2 | 3) break ;; esac # done, bad input, diverged: no use to start again
+      case "$status" in 0 | 2 | 3 | 255) break ;; esac # done, bad input, diverged, or out of reach, where it may still run
     done
     exit "$status"
     ;;

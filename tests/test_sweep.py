@@ -160,6 +160,10 @@ def test_a_point_that_fails_does_not_stop_the_others(file, ran, tmp_path, capsys
     assert len(ran.done) == 9
 
 
+def test_the_status_of_a_command_that_was_killed_is_a_shells():
+    assert sweep._run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+
+
 def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
     assert emo(file, tmp_path / "out", "--dry-run", "--points", "two") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -129,17 +129,17 @@ for one in roofline.collectives(lowered.compile().as_text()):
 def test_gradients_of_a_resnet_are_scattered_where_a_share_is_no_whole_tile():
     rows = [line.split() for line in printed(RESNET).splitlines()]
     shares = 2 * 9 * 1280 * 1280 * 2 / 16  # of two convolutions, in bfloat16
-    scattered, summed = (sum(int(size) for kind, size in rows if kind == name) for name in KINDS)
+    kinds = "reduce-scatter", "all-reduce"
+    scattered, summed = (sum(int(size) for kind, size in rows if kind == name) for name in kinds)
     assert scattered >= shares and summed < 1.2 * shares, rows  # the shares are added up over data
 
-
-KINDS = "reduce-scatter", "all-reduce"
 
 SUMS = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from emo_jax import sharding
 from emo_jax.compiling import SLICES_EFFORT, _compile
+from emo_jax.ops.attention import traced_for
 from emo_jax.topologies import find_devices
 mesh = sharding.make_mesh(data=2, fsdp=8, dcn_data=2, devices=list(find_devices("v5e:2x4", 2)))
 kernels = {f"{i}/kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32) for i in range(520)}
@@ -150,7 +150,9 @@ def loss(kernels, x):
     return (x.astype(jnp.float32) ** 2).mean()
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
-told = _compile(step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16)), "tpu", SLICES_EFFORT)
+with traced_for("tpu"):
+    lowered = step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16))
+told = _compile(lowered, "tpu", SLICES_EFFORT)
 print(*(row["count"] for row in told["collectives"] if row["network"]))
 """
 

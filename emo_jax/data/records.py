@@ -35,7 +35,7 @@ class Record:
       id: unique name within the split.
       source: where it comes from.
       licence: under which terms it may be used.
-      video: mp4 file (H.264, GOP 16, no audio track), see `encode_video`.
+      video: mp4 file (H.264, GOP 16, no audio track), see `mp4.encode_video`.
       audio: (round(N / fps * 16000),) int16, 16 kHz mono; (0,) if the record has no sound.
       fps: frames per second.
       boxes: (N, 4) float32, face box (x0, y0, x1, y1) of each frame in pixels.
