@@ -6,14 +6,13 @@ python -m emo_jax.demo --make-assets    # draws and synthesises emo_jax/assets a
 from __future__ import annotations
 
 import argparse
-import wave
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from emo_jax import generate
-from emo_jax.data.audio import SAMPLE_RATE, frame_count
+from emo_jax.data.audio import frame_count, write_wav
 
 ASSETS = Path(__file__).parent / "assets"
 PERSON = (1 << 24) + 121  # a seed of the validation range of `emo prepare synthetic`: training never sees this person
@@ -75,11 +74,7 @@ def make_assets(directory: Path = ASSETS) -> None:
     Image.fromarray(render(Identity.sample(PERSON), State(), SIDE)).save(directory / "portrait.png", optimize=True)
     speaker = Speaker(f0=190.0, tract=1.08, tempo=0.95, breath=0.2, lively=0.6)
     sound = normalise(synthesise(np.random.default_rng([PERSON, 2]), SECONDS, "open", speaker))
-    with wave.open(str(directory / "voice.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(np.round(np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
+    write_wav(directory / "voice.wav", sound)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from emo_jax.ops.attention import platform
+from emo_jax.ops.attention import LANES, platform
 
 AXES = ("data", "fsdp", "frame", "tensor")
 """Samples are split over data and fsdp, parameters over fsdp and tensor, a clip over frame, heads over tensor."""
@@ -178,7 +178,6 @@ def parameter_spec(path, shape, fsdp, tensor=1):
 
 
 SMALL = 2**10  # elements, below which a parameter is whole on every device
-LANES = 128  # of a TPU's tile of 8 x 128 numbers
 LARGE = 2**24  # numbers that may lie whole on every device whatever the share of a device is
 
 

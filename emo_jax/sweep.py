@@ -88,9 +88,10 @@ def main(args, common: list[str]) -> int:
         if status:
             failed[name] = status
     print(compare(sweep, output))
-    if failed:
-        print(f"emo sweep: failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
-    statuses = set(failed.values()) or {0}
+    if not failed:
+        return 0
+    print(f"emo sweep: failed: {', '.join(failed)}; the same command tries them again", file=sys.stderr)
+    statuses = set(failed.values())
     return statuses.pop() if len(statuses) == 1 else 1
 
 

@@ -43,12 +43,13 @@ case "$command" in
     ;;
   train)
     arguments=$(printf '%q ' "$@")
-    status=0
-    for ((try = 1; try <= TRIES; try++)); do
-      ((try == 1)) || { echo "ended with $status; starts again in $PAUSE s" >&2 && sleep "$PAUSE"; }
+    for ((try = 1; ; try++)); do
       status=0
       on_all_hosts "cd emo_jax && exec .venv/bin/emo train $arguments" || status=$?
       case "$status" in 0 | 2 | 3 | 255) break ;; esac # done, bad input, diverged, or out of reach, where it may still run
+      ((try < TRIES)) || break
+      echo "ended with $status; starts again in $PAUSE s" >&2
+      sleep "$PAUSE"
     done
     exit "$status"
     ;;

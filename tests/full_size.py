@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from configs import base
 from emo_jax.convert import file_tensors
-from emo_jax.metrics.properties import peak_memory, write_wav
+from emo_jax.data.audio import write_wav
+from emo_jax.metrics.properties import peak_memory
 from emo_jax.models.emo import build
 
 FILES = {"unet": "sd/unet", "vae": "sd/vae", "motion": "motion", "audio": "voice"}

@@ -94,10 +94,8 @@ def steps(stage, names):
 
 def level(names):
     """The same of the gradients of one level of the UNet, with all its parts."""
-    from emo_jax import sharding
     from emo_jax.models.attention import Conditions
     from emo_jax.models.unet import Block, UNetConfig
-    from tests.steps import FAST
 
     config = UNetConfig((16,), (True,), 1, 2, 8, 4, reference="cross", audio=True, temporal=True, speed=True)
     rng = np.random.default_rng(0)
@@ -121,34 +119,15 @@ def level(names):
     shapes = jax.eval_shape(lambda: made().init(jax.random.key(0), x, temb, seen)["params"])
     params = {path: 0.3 * draw(*a.shape) for path, a in flatten_dict(shapes, sep="/").items()}
 
-    def run(mesh):
-        flat = sharding.state_sharding(mesh, params)
-        batch = sharding.batch_sharding(mesh)
-        step = jax.jit(
-            sharding.over(mesh, jax.value_and_grad(loss)), in_shardings=(flat, batch, batch, batch),
-            out_shardings=(sharding.replicated(mesh), flat),
-        )  # fmt: skip
-        step = step.lower(params, x, temb, seen).compile(compiler_options=FAST)
-        value, gradients = jax.device_get(step(*jax.device_put((params, x, temb, seen), (flat, batch, batch, batch))))
-        return value, gradients, step.as_text()
-
-    value, gradients, _ = run(sharding.make_mesh(devices=jax.devices()[:1]))
-    found = {}
-    for name in names:
-        told, moments, program = run(sharding.make_mesh(**LAYOUTS[name]))
-        found[name] = dict(losses=abs(float(told / value) - 1), gradients=_distance(moments, gradients))
-        found[name] |= moved(program)
-    return found
+    return _compared(loss, params, (x, temb, seen), names)
 
 
 def vectors(names):
     """The same of the gradients of layers on a vector for each sample or frame, and the bytes of their parameters."""
     import flax.linen as nn
 
-    from emo_jax import sharding
     from emo_jax.models.audio_projector import AudioProjector
     from emo_jax.models.layers import ResnetBlock, TimestepEmbedding
-    from tests.steps import FAST
 
     class Layers(nn.Module):
         @nn.compact
@@ -161,22 +140,36 @@ def vectors(names):
     shapes = flatten_dict(jax.eval_shape(Layers().init, jax.random.key(0), *inputs)["params"], sep="/")
     params = {path: 0.3 * rng.normal(size=a.shape).astype(np.float32) for path, a in shapes.items()}
 
-    def loss(params, inputs):
+    def loss(params, *inputs):
         made = Layers().apply({"params": unflatten_dict(params, sep="/")}, *inputs)
         return sum((a**2).mean() for a in made)
 
+    found = _compared(loss, params, inputs, names)
+    return {name: told | dict(bytes={path: a.nbytes for path, a in params.items()}) for name, told in found.items()}
+
+
+def _compared(loss, params, inputs, names):
+    """{layout: how far loss(params, *inputs) and its gradients are from one device's, and what they move}."""
+    from emo_jax import sharding
+    from tests.steps import FAST
+
     def run(mesh):
         flat, batch = sharding.state_sharding(mesh, params), sharding.batch_sharding(mesh)
-        step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=(flat, batch), out_shardings=flat)
-        step = step.lower(params, inputs).compile(compiler_options=FAST)
-        return jax.device_get(step(*jax.device_put((params, inputs), (flat, batch)))), step.as_text()
+        placed = flat, *(batch for _ in inputs)
+        step = jax.jit(
+            sharding.over(mesh, jax.value_and_grad(loss)), in_shardings=placed,
+            out_shardings=(sharding.replicated(mesh), flat),
+        )  # fmt: skip
+        step = step.lower(params, *inputs).compile(compiler_options=FAST)
+        value, gradients = jax.device_get(step(*jax.device_put((params, *inputs), placed)))
+        return value, gradients, step.as_text()
 
-    alone, _ = run(sharding.make_mesh(devices=jax.devices()[:1]))
+    value, gradients, _ = run(sharding.make_mesh(devices=jax.devices()[:1]))
     found = {}
     for name in names:
-        gradients, program = run(sharding.make_mesh(**LAYOUTS[name]))
-        found[name] = dict(gradients=_distance(gradients, alone)) | moved(program)
-        found[name]["bytes"] = {path: a.nbytes for path, a in params.items()}
+        told, moments, program = run(sharding.make_mesh(**LAYOUTS[name]))
+        found[name] = dict(losses=abs(float(told / value) - 1), gradients=_distance(moments, gradients))
+        found[name] |= moved(program)
     return found
 
 

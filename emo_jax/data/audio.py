@@ -1,4 +1,4 @@
-"""Sound in: any container to 16 kHz mono, and the windows of it that belong to video frames.
+"""Sound: of any container at 16 kHz mono, as a WAV file, and the windows of it that belong to video frames.
 
 Every place that turns frames into samples or back uses the functions below, in exact rational arithmetic, so that
 training, sampling and the written file agree on where a frame's sound lies.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import wave
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -86,6 +87,20 @@ def require_frames(audio: np.ndarray, fps: float | Fraction, name: object = "the
             f"({need:.1f} ms at {float(fps):g} fps): give a longer recording"
         )
     return frame_count(len(audio), fps)
+
+
+def quantise(sound: np.ndarray) -> np.ndarray:
+    """Sound in [-1, 1], clipped there, as int16."""
+    return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+
+
+def write_wav(path: str | os.PathLike, sound: np.ndarray) -> None:
+    """Writes sound (samples,) in [-1, 1], 16 kHz, as a 16-bit mono WAV file."""
+    with wave.open(os.fspath(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(quantise(sound).astype("<i2").tobytes())
 
 
 def load_audio(path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_video: bool = False) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from emo_jax.data.audio import SAMPLE_RATE
+from emo_jax.data.audio import SAMPLE_RATE, quantise
 from emo_jax.data.espeak import espeak_available, espeak_passage
 from emo_jax.data.head import State, rotation_speed
 from emo_jax.data.identities import APPEARANCE_NAMES, Identity
@@ -157,10 +157,6 @@ def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, st
     return normalise(synthesise(rng, seconds, language, speaker)), "song" if sings else "formants"
 
 
-def _quantise(sound: np.ndarray) -> np.ndarray:
-    return np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
-
-
 def make_record(
     seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0, babble: float = 0.0
 ) -> Record:
@@ -179,11 +175,11 @@ def make_record(
     identity = Identity.sample(seed)
     seconds = round(frames / fps * SAMPLE_RATE) / SAMPLE_RATE
     sound, kind = make_voice(np.random.default_rng([seed, 2]), seconds)
-    heard = _quantise(sound)
+    heard = quantise(sound)
     mouth = mouth_track(heard / np.float32(32767), fps, frames)
     if babble:
         other, _ = make_voice(np.random.default_rng([seed, 3]), seconds)
-        heard = _quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
+        heard = quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
     track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow)
     states = [track.state(index, mouth[index]) for index in range(frames)]
     return Record(

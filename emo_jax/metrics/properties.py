@@ -10,11 +10,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import wave
 
 import numpy as np
 from PIL import Image
 
+from emo_jax.data.audio import write_wav
 from emo_jax.metrics.heldout import long_voices
 from emo_jax.metrics.identity import colour_distance, drift, nearest, retrieval
 from emo_jax.metrics.motion import following_slope, mask_centres, measured_speed, seam_ratio
@@ -210,15 +210,6 @@ def peak_memory(command: list[str]) -> float:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise ValueError(f"{' '.join(command[:4])} failed (exit status {done.returncode}): {last}")
     return int(done.stdout.split()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def write_wav(path: str, voice: np.ndarray) -> None:
-    """16-bit mono at 16 kHz."""
-    with wave.open(path, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16000)
-        file.writeframes(np.round(np.clip(voice, -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def _list(values) -> list[float]:

@@ -14,7 +14,7 @@ _SHORT = 1024
 _SCORES = 2**26  # held at once where memory is large and many small steps are slow: 256 MB
 _FUSED_WIDTH = 128  # of a head, the most that cuDNN takes on every card; SD's VAE and deepest level have wider ones
 _FUSED_LENGTH = 64  # of queries: for 12, cuDNN took 1.7 times XLA's time in float32 on an H100 (tests/on_gpu.py)
-_LANES = 128  # of a TPU
+LANES = 128  # of a TPU's tile of 8 x 128 numbers
 _BLOCKS = (512, 256, 128)  # of queries and keys in the TPU's kernel, the largest that divides
 _BLOCK_BYTES = 2**19  # of one head's: more and a v4's fast memory is too small for the backward pass
 _PLATFORM = contextvars.ContextVar("platform", default=None)
@@ -74,7 +74,7 @@ def _at_once(query, key):
     keys, scores = key.shape[-2], query.shape[-2] * key.shape[-2]
     if platform() == "cpu":
         return scores <= _SHORT * _SHORT // 4
-    return keys <= _LANES or scores <= _SHORT * _SHORT and math.prod(query.shape[:-2]) * scores <= _SCORES
+    return keys <= LANES or scores <= _SHORT * _SHORT and math.prod(query.shape[:-2]) * scores <= _SCORES
 
 
 def _fits_cudnn(query):

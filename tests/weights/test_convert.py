@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import cli
+from emo_jax.data.audio import write_wav
 from emo_jax.data.video import probe
-from emo_jax.metrics.properties import write_wav
 from emo_jax.models.emo import build
 from emo_jax.weights import names
 from emo_jax.weights.assemble import assemble
