@@ -96,7 +96,7 @@ class EMO:
 
     def hidden_states(self, params, audio, lengths=None, sketch=None):
         """wav2vec 2.0's hidden states of the config's layers, (B, T, L, D) float32; arguments as models.wav2vec2."""
-        states, _ = self.audio_encoder.apply(whole(params["audio_encoder"]), audio, lengths, sketch)
+        states, _ = self.audio_encoder.apply(self._whole(params, "audio_encoder"), audio, lengths, sketch)
         return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
     def audio_tokens(self, params, features):
@@ -124,7 +124,7 @@ class EMO:
         return self.backbone.apply(self._whole(params, "backbone"), latents, timesteps, conditions)[0]
 
     def _whole(self, params, name):
-        return whole(params[name], self.config.model.dtype)
+        return whole(params[name], self.config.model.dtype, as_they_are=("conv_out",) if name == "backbone" else ())
 
     def init(self, key):
         """Fresh params of every part, float32 numpy arrays.
@@ -174,14 +174,14 @@ class EMO:
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
-def whole(params, dtype=None):
+def whole(params, dtype=None, as_they_are=()):
     """The variables of a part as it runs: whole on every device where a mesh splits them; UNets' levels see to it.
 
     Left to choose, XLA's partitioner splits what is computed in place of what it is computed with. They travel in the
-    networks' `dtype`, but for the kernel of a last convolution, which computes in float32; None: as they are.
+    networks' `dtype` (None: as they are), but for layers that compute in float32, named in `as_they_are`.
     """
     rest = {name: sub for name, sub in params.items() if not _LEVEL.match(name)}
-    rest = {name: gathered({name: sub}, None if name == "conv_out" else dtype)[name] for name, sub in rest.items()}
+    rest = {name: gathered({name: sub}, None if name in as_they_are else dtype)[name] for name, sub in rest.items()}
     return {"params": {**params, **rest}}
 
 

@@ -189,6 +189,7 @@ class _WeightNormConv(nn.Module):
         features, initial = x.shape[-1], nn.initializers.normal()
         g = self.param("weight_g", nn.initializers.ones, (self.kernel, 1, 1))
         v = self.param("weight_v", initial, (self.kernel, features // self.groups, features))
+        v = v.astype(self.dtype).astype(jnp.float32)  # as precise as it is at rest, and travels over a mesh
         bias = self.param("bias", nn.initializers.zeros, (features,))
         kernel = g * v / jnp.linalg.norm(v.reshape(self.kernel, -1), axis=1)[:, None, None]
         y = jax.lax.conv_general_dilated(

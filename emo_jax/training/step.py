@@ -58,7 +58,7 @@ def at_rest(path, array, dtype):
 
     The networks would cast these kernels themselves, so that nothing changes but the memory.
     """
-    return array.astype(dtype) if path.endswith("/kernel") and not _FLOAT32.search(path) else array
+    return array.astype(dtype) if path.endswith(("/kernel", "/weight_v")) and not _FLOAT32.search(path) else array
 
 
 _FLOAT32 = re.compile(r"(backbone|decoder)/conv_out/")  # the networks' outputs, computed in float32

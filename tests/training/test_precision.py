@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.extend.core import jaxprs_in_params
 
 from emo_jax import sharding
 from emo_jax.models.emo import build
-from emo_jax.training.step import at_rest, make_loss, make_step, new_state
+from emo_jax.training.step import at_rest, make_flat_loss, make_loss, make_step, new_state
 from tests.layouts import smallest_config
-from tests.small import small_config
+from tests.small import HEARING, small_config
 from tests.steps import fixed_batch, random_params
 
 
@@ -30,7 +31,8 @@ def test_what_is_frozen_has_no_state_and_no_float32_kernels(stage):
     assert kept <= state.trained.keys()
     fine = sum(a.size for a in state.frozen.values() if a.dtype == jnp.float32)
     assert fine < 0.1 * sum(a.size for a in state.frozen.values())
-    assert all(a.dtype == jnp.float32 for path, a in state.frozen.items() if not path.endswith("/kernel"))
+    others = [a for path, a in state.frozen.items() if not path.endswith(("/kernel", "/weight_v"))]
+    assert all(a.dtype == jnp.float32 for a in others)
     assert {a.dtype for a in shapes_of(small_config(stage)).frozen.values()} == {jnp.dtype("float32")}
 
 
@@ -45,6 +47,26 @@ def test_frozen_kernels_at_rest_give_the_same_loss_to_the_bit():
     assert sum(a.dtype == jnp.bfloat16 for a in rested.values()) > 50
     found = [loss(unflatten_dict(tree, sep="/"), batch, jax.random.key(1))[0] for tree in (flat, rested)]
     assert found[0] == found[1]
+
+
+def test_parameters_travel_over_a_mesh_in_the_precision_of_the_networks(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALL", 1)
+    config = small_config("speed", dtype="bfloat16", audio=HEARING)
+    state, mesh = shapes_of(config), jax.sharding.AbstractMesh((1, 2, 1, 1), sharding.AXES)
+    loss = sharding.over(mesh, make_flat_loss(build(config), config))
+    jaxpr = jax.make_jaxpr(loss)(state.trained, state.frozen, fixed_batch(config), jax.random.key(0))
+    gathers = [e.outvars[0].aval for e in equations(jaxpr.jaxpr) if e.params.get("name") == sharding.GATHERED]
+    outputs = [state.frozen["vae/decoder/conv_out/kernel"].shape, state.frozen["backbone/conv_out/kernel"].shape]
+    assert [a.shape for a in gathers if a.dtype == jnp.float32] == outputs
+    assert sum(a.dtype == jnp.bfloat16 for a in gathers) > 100
+
+
+def equations(jaxpr):
+    """All of a jaxpr, and of those inside it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.parametrize("donate", [True, False])
