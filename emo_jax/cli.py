@@ -51,6 +51,7 @@ def _run(argv):
     name = f"emo {verb}" if verb else "emo"
     try:
         args, rest = _parser(verb).parse_known_args(argv)
+        _check_outputs(args)
         takes_config = getattr(args, "takes_config", False)
         if takes_config == "overrides":
             status = args.main(args, _overrides(rest))
@@ -77,6 +78,13 @@ def _run(argv):
     except _Terminated:
         return _fail(name, "terminated", TERMINATED)
     return status or 0
+
+
+def _check_outputs(args):
+    for name in ("output", "out"):
+        path = getattr(args, name, None) or ""
+        if "://" in path:
+            raise ValueError(f"--{name} {path} is no path of this machine; only emo train writes to buckets, --workdir")
 
 
 def _overrides(rest):

@@ -253,6 +253,12 @@ def test_bad_command_lines_are_one_line(arguments, capsys):
     check_refused(cli.main(arguments), capsys, "--help tells more", "emo")
 
 
+@pytest.mark.parametrize("verb", [["sweep", "x.py"], ["evaluate"], ["convert"]])
+def test_a_bucket_is_no_folder_for_results(capsys, verb):
+    status = cli.main([*verb, "--output", "gs://bucket/x"])
+    check_refused(status, capsys, "--output gs://bucket/x is no path of this machine", "emo ")
+
+
 @pytest.mark.parametrize(
     "verb",
     [
