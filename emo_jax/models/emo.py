@@ -121,10 +121,11 @@ class EMO:
 
     def denoise(self, params, latents, timesteps, conditions):
         """The Backbone's prediction (B, f, h, w, c) for noisy latents (B, f, h, w, c) at timesteps (B,)."""
-        return self.backbone.apply(self._whole(params, "backbone"), latents, timesteps, conditions)[0]
+        variables = whole(params["backbone"], self.config.model.dtype, as_they_are=("conv_out",))
+        return self.backbone.apply(variables, latents, timesteps, conditions)[0]
 
     def _whole(self, params, name):
-        return whole(params[name], self.config.model.dtype, as_they_are=("conv_out",) if name == "backbone" else ())
+        return whole(params[name], self.config.model.dtype)
 
     def init(self, key):
         """Fresh params of every part, float32 numpy arrays.
