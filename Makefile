@@ -16,6 +16,7 @@ slow: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 tiny-weights: $(VENV)/.installed-test
 	launch/tiny_weights.sh

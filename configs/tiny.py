@@ -3,7 +3,7 @@
 make tiny-weights   # prepares the data and trains: tiny.py:vae, tiny.py:image, tiny.py:video, tiny.py:speed
 """
 
-from configs import base
+from emo_jax.configs import base
 
 _STAGES = {
     "vae": dict(steps=1800, batch_size=16, optimizer="adamw", learning_rate=2e-3),

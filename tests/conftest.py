@@ -8,7 +8,8 @@ import tempfile
 import numpy as np
 import pytest
 
-from emo_jax.data import mp4, records
+from emo_jax.data import records
+from emo_jax.media import mp4
 
 SILENT = (1, 4)
 
@@ -89,7 +90,7 @@ def weights_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pipeline(weights_dir):
     """The pipeline of `weights_dir`: one for all tests, so that its one program is compiled once."""
-    from emo_jax.generate import EmoPipeline
+    from emo_jax.generation.pipeline import EmoPipeline
 
     return EmoPipeline.from_pretrained(weights_dir)
 

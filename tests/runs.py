@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from configs import base
+from emo_jax.configs import base
 
 CONFIG = "from tests.steps import training_config as get_config\n"
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -33,7 +33,7 @@ class Run:
         config = folder / "config.py"
         config.write_text(CONFIG)
         self.workdir, self.log = folder / name, folder / f"{name}-{count}.log"
-        command = [sys.executable, "-m", "emo_jax.cli", "train", f"--config={config}:{stage}"]
+        command = [sys.executable, "-m", "emo_jax.cli.main", "train", f"--config={config}:{stage}"]
         options = dict(batch_size=batch_size, steps=steps, log_every=1)
         options |= {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
         command += [f"--workdir={self.workdir}", f"--config.data.directory={records}", *more]

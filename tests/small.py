@@ -1,6 +1,6 @@
 """An EMO with every part, as small as it gets, for tests."""
 
-from configs import tiny
+from emo_jax.configs import tiny
 
 HEARING = dict(
     encoder="wav2vec2",
@@ -29,7 +29,7 @@ def small_config(stage="video", **model):
 def draw_people(directory, count, seconds):
     """Writes `count` drawn people who talk, at 80 x 80 pixels and 25 fps, as records; returns their directory."""
     from emo_jax.data.records import write_records
-    from emo_jax.data.synthetic import make_record
+    from emo_jax.synthetic.world import make_record
 
     splits = {"train": lambda: (make_record(seed, seconds=seconds, size=80) for seed in range(count))}
     write_records(directory, splits, shards=1, progress=False)

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from emo_jax import sharding
 from emo_jax.data.pipeline import element_spec
+from emo_jax.distributed.mesh import make_mesh, place_batch
 from emo_jax.models.emo import EMO, build
+from emo_jax.models.placement import state_sharding
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import TrainState, make_step, new_state
 from tests.small import small_config
@@ -80,7 +81,7 @@ def step_of(stage):
     """(emo, mesh, compiled step) of `training_config(stage)` on one device."""
     config = training_config(stage)
     emo = build(config)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    mesh = make_mesh(devices=jax.devices()[:1])
     shapes = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
     step = make_step(emo, config, mesh, shapes)
     return emo, mesh, step.lower(shapes, fixed_batch(config)).compile(compiler_options=FAST)
@@ -102,9 +103,9 @@ def first_steps(stage):
     emo, mesh, step = step_of(stage)
     state = new_state(config, random_params(emo))
     states, metrics = [jax.device_get(state)], []
-    state = jax.device_put(state, sharding.state_sharding(mesh, state))
+    state = jax.device_put(state, state_sharding(mesh, state))
     for k in range(STEPS):
-        state, told = step(state, sharding.place_batch(mesh, fixed_batch(config, seed=k)))
+        state, told = step(state, place_batch(mesh, fixed_batch(config, seed=k)))
         states.append(jax.device_get(state))
         metrics.append({name: np.asarray(value).tolist() for name, value in told.items()})
     return FirstSteps(emo, states, metrics)

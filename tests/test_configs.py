@@ -7,14 +7,15 @@ import pathlib
 import re
 
 import pytest
+from emo_jax.configs import base
 from flax.traverse_util import flatten_dict
 
-from configs import base
 from emo_jax import config as config_lib
 from emo_jax.diffusion.schedule import make_schedule, timesteps
 from emo_jax.models.emo import build
+from emo_jax.models.parts import part_of
 from emo_jax.training.optimizer import make_optimizer
-from emo_jax.training.stages import STAGES, get_stage, part_of, split
+from emo_jax.training.stages import STAGES, get_stage, split
 from tests.small import small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
@@ -27,7 +28,7 @@ ARGUMENTS = {"base.py": tuple(STAGES), "tiny.py": tuple(STAGES)}
 def every_config():
     """(file, argument) of every config; the argument is None where a file takes none."""
     for file in FILES:
-        module = importlib.import_module("configs." + file.removesuffix(".py").replace("/", "."))
+        module = importlib.import_module("emo_jax.configs." + file.removesuffix(".py").replace("/", "."))
         if not hasattr(module, "get_config"):
             continue
         takes = inspect.signature(module.get_config).parameters

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from emo_jax import cli, config, sharding
-from emo_jax.training import processes
+from emo_jax import config
+from emo_jax.cli import main as cli
+from emo_jax.distributed import processes
+from emo_jax.distributed.mesh import AXES, check_mesh
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
 ARGUMENTS = ["--config", "configs/base.py:image", "--workdir", "/mnt/it's #1", "--config.train.mesh.fsdp=-1"]
@@ -265,9 +267,9 @@ def test_the_batches_of_the_commands_shown_divide_over_their_devices(file):
         options = words[words.index("--config") : words.index("|") if "|" in words else None]
         chosen = config.parse(cli._parser(verb).parse_known_args([verb, *options])[1])
         assert chosen.train.mesh.dcn_data == slices(words)
-        sizes = {axis: chosen.train.mesh[axis] for axis in sharding.AXES}
+        sizes = {axis: chosen.train.mesh[axis] for axis in AXES}
         taken = math.prod(size for size in sizes.values() if size != -1)
         sizes = {axis: devices(words) // taken if size == -1 else size for axis, size in sizes.items()}
         made_up = [types.SimpleNamespace(process_index=i // 4) for i in range(devices(words))]  # no host has fewer
         grid = np.array(made_up).reshape(tuple(sizes.values()))
-        sharding.check(types.SimpleNamespace(shape=sizes, devices=grid), chosen)
+        check_mesh(types.SimpleNamespace(shape=sizes, devices=grid), chosen)

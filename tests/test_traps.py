@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emo_jax import sampling
-from emo_jax.data.audio import frame_count
 from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.generation import sampler as sampling
+from emo_jax.generation.sampler import VideoSampler
+from emo_jax.media.timing import frame_count
 from emo_jax.models.emo import build
-from emo_jax.sampling import VideoSampler
 from emo_jax.training.losses import denoising_loss
 from emo_jax.training.stages import get_stage
 from emo_jax.training.step import make_loss

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags, logging
 
-from emo_jax.data import latents, mp4, records, transforms
-from emo_jax.data.audio import audio_context, exact_fps
+from emo_jax.data import latents, records, transforms
 from emo_jax.data.latents import LatentSource, Layout
+from emo_jax.media import mp4
+from emo_jax.media.timing import audio_context, exact_fps
 
 if TYPE_CHECKING:
     from emo_jax.data import elastic

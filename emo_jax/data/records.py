@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from emo_jax.data.audio import SAMPLE_RATE, exact_fps
-from emo_jax.data.mp4 import count_frames
 from emo_jax.files import write_text
+from emo_jax.media.mp4 import count_frames
+from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 INDEX_FILE = "index.json"
 _BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")

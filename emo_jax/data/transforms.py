@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from emo_jax.data.audio import audio_context, context_samples, cut, window_bounds
+from emo_jax.media.timing import audio_context, context_samples, cut, window_bounds
 
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 PICTURES = ("reference", "motion", "frames")

@@ -55,6 +55,6 @@ def scan_clips(make_clip: Callable, carry, per_clip) -> tuple[tuple[jax.Array, j
         f, n = latents.shape[1], motion.shape[1]
         if n > f:
             raise ValueError(f"clip.motion_frames is {n}, expected at most clip.frames ({f}): make the clips longer")
-        return (latents[:, f - n:].astype(motion.dtype), jnp.ones_like(has_motion)), latents
+        return (latents[:, f - n :].astype(motion.dtype), jnp.ones_like(has_motion)), latents
 
     return jax.lax.scan(body, carry, per_clip)

@@ -40,10 +40,16 @@ def guide(denoise: Callable, mode: str, reference_scale, audio_scale) -> Callabl
         raise ValueError(f"guidance mode is {mode!r}, expected one of {', '.join(PASSES)}")
     numbers = isinstance(reference_scale, (int, float)) and isinstance(audio_scale, (int, float))
     if mode == "joint" and numbers and reference_scale != audio_scale:
-        raise ValueError(f"reference_scale and audio_scale are {reference_scale} and {audio_scale}, expected "
-                         "equal scales in mode joint: use mode separate")
-    scales = {"none": (), "joint": (reference_scale,), "audio": (audio_scale,),
-              "separate": (reference_scale, audio_scale)}[mode]
+        raise ValueError(
+            f"reference_scale and audio_scale are {reference_scale} and {audio_scale}, expected "
+            "equal scales in mode joint: use mode separate"
+        )
+    scales = {
+        "none": (),
+        "joint": (reference_scale,),
+        "audio": (audio_scale,),
+        "separate": (reference_scale, audio_scale),
+    }[mode]
     flags = jnp.asarray(PASSES[mode])  # (P, 2)
     passes = len(PASSES[mode])
 

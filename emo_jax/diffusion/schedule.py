@@ -54,8 +54,10 @@ def make_schedule(config) -> Schedule:
     if config.train_steps < 2:
         raise ValueError(f"diffusion.train_steps is {config.train_steps}, expected at least 2; 1000 is usual")
     if not 0 < config.beta_start <= config.beta_end < 1:
-        raise ValueError(f"diffusion.beta_start, beta_end are {config.beta_start}, {config.beta_end}, expected "
-                         "0 < beta_start <= beta_end < 1; Stable Diffusion uses 0.00085 and 0.012")
+        raise ValueError(
+            f"diffusion.beta_start, beta_end are {config.beta_start}, {config.beta_end}, expected "
+            "0 < beta_start <= beta_end < 1; Stable Diffusion uses 0.00085 and 0.012"
+        )
     for name in ("min_snr_gamma", "noise_offset"):
         if not config[name] >= 0:
             raise ValueError(f"diffusion.{name} is {config[name]}, expected a number >= 0; 0 turns it off")
@@ -71,8 +73,11 @@ def make_schedule(config) -> Schedule:
         lambdas = np.log(alphas) - np.log(sigmas)
     return Schedule(
         *(jnp.asarray(table, jnp.float32) for table in (alphas, sigmas, lambdas)),
-        prediction=config.prediction, spacing=config.spacing, zero_terminal_snr=bool(config.zero_terminal_snr),
-        min_snr_gamma=float(config.min_snr_gamma), noise_offset=float(config.noise_offset),
+        prediction=config.prediction,
+        spacing=config.spacing,
+        zero_terminal_snr=bool(config.zero_terminal_snr),
+        min_snr_gamma=float(config.min_snr_gamma),
+        noise_offset=float(config.noise_offset),
     )
 
 
@@ -168,5 +173,7 @@ def _check(name: str, value: str, known: tuple[str, ...]) -> None:
 
 def _check_kind(prediction: str) -> None:
     if prediction == "eps":
-        raise ValueError("diffusion.prediction is 'eps' with zero_terminal_snr, where eps says nothing about x0: "
-                         "use prediction 'v' or 'x0', or turn zero_terminal_snr off")
+        raise ValueError(
+            "diffusion.prediction is 'eps' with zero_terminal_snr, where eps says nothing about x0: "
+            "use prediction 'v' or 'x0', or turn zero_terminal_snr off"
+        )

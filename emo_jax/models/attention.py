@@ -6,9 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
+from emo_jax.distributed.activations import constrain, per_device
 from emo_jax.models.layers import GroupNorm, grid_positions
 from emo_jax.ops.attention import attention
-from emo_jax.sharding import constrain, per_device
 
 
 @struct.dataclass

@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.data.audio import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_count, window_bounds
+from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_count, window_bounds
 
 SECONDS, OVERLAP = 16.0, 2.0
 """Length of the windows in which a Recording is heard, about that of wav2vec 2.0's training examples, and how much of

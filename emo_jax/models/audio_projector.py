@@ -5,8 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from emo_jax.distributed.activations import gathered_rows
 from emo_jax.models.speed_encoder import gather_window
-from emo_jax.sharding import gathered_rows
 
 
 class AudioProjector(nn.Module):

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.data.audio import AUDIO_MARGIN, window_bounds
+from emo_jax.media.timing import AUDIO_MARGIN, window_bounds
 from emo_jax.models import audio_encoder
 from emo_jax.models.attention import Conditions
 from emo_jax.models.audio_projector import AudioProjector
 from emo_jax.models.face_locator import FaceLocator
+from emo_jax.models.placement import gathered
 from emo_jax.models.reference_net import features as reference_net_features
 from emo_jax.models.reference_net import reference_net
 from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig, cosine_basis
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from emo_jax.sharding import gathered
 
 
 @dataclasses.dataclass(frozen=True)

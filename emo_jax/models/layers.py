@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emo_jax.distributed.activations import gathered_rows, per_frame
 from emo_jax.ops.conv import convolve
-from emo_jax.sharding import gathered_rows, per_frame
 
 
 class GroupNorm(nn.Module):

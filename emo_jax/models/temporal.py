@@ -5,9 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention, FeedForward
 from emo_jax.models.layers import GroupNorm
-from emo_jax.sharding import constrain
 
 
 def positions(length, features):

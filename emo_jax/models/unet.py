@@ -8,10 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emo_jax.distributed.activations import constrain
+from emo_jax.distributed.parameters import GATHERED, splits_parameters
 from emo_jax.models.attention import Conditions, SpatialTransformer
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
+from emo_jax.models.placement import gathered
 from emo_jax.models.temporal import MotionModule
-from emo_jax.sharding import GATHERED, constrain, gathered, splits_parameters
 
 
 @dataclasses.dataclass(frozen=True)

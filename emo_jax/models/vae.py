@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
-from emo_jax.sharding import constrain
 
 _EPSILON = 1e-6
 

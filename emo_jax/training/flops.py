@@ -8,34 +8,6 @@ from jax.extend.core import jaxprs_in_params
 from emo_jax.ops.attention import traced_for
 from emo_jax.training.step import make_flat_loss
 
-PEAKS = {
-    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
-    "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # cloud.google.com/tpu/docs/v5p
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,  # NVIDIA's data sheets, without sparsity
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H200 NVL": 835e12,
-}
-"""bf16 FLOP/s of a device, by the beginning of what JAX calls its kind; the longest that fits holds."""
-
-
-def peak_flops(device_kind):
-    """bf16 FLOP/s of one device of a kind such as 'NVIDIA H100 80GB HBM3'; None where PEAKS has none."""
-    return of_kind(PEAKS, device_kind)
-
-
-def of_kind(table, device_kind):
-    """The row of a table {beginning of a device kind: row} with the longest beginning that fits; None without one."""
-    fitting = [name for name in table if f"{device_kind} ".startswith((f"{name} ", f"{name}-"))]
-    return table[max(fitting, key=len)] if fitting else None
-
 
 def step_flops(emo, config, state, batch):
     """FLOPs that a step of the config's stage needs: forward and backward, without what memory makes it compute anew.

@@ -45,9 +45,7 @@ def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
     error = (prediction - target) ** 2 * face_weights(batch["mask"], x0.shape[2:4], config.face_weight)
     error = error.mean(axis=(1, 2, 3, 4))
     weight = diffusion.loss_weight(schedule, t, schedule.prediction, schedule.min_snr_gamma)
-    metrics = {
-        f"loss_t{band}": _sum_where(error, 3 * t // schedule.train_steps == band) for band in range(3)
-    }
+    metrics = {f"loss_t{band}": _sum_where(error, 3 * t // schedule.train_steps == band) for band in range(3)}
     return (weight * error).mean(), metrics
 
 

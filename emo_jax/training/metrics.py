@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from emo_jax.training.flops import peak_flops
+from emo_jax.distributed.devices import peak_flops
 
 
 class MetricsWriter:

@@ -1,18 +1,17 @@
 """The optimizers: AdamW or Muon, with warm-up and global-norm clipping."""
 
-import re
 
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
+
+from emo_jax.models.parts import layer_of
 
 
 def learning_rate(config, steps):
     """The schedule of `train.optimizer` over that many steps: step -> learning rate."""
     rate, warmup = config.learning_rate, min(config.warmup, max(steps // 2, 1))
     if config.schedule == "constant":
-        return optax.join_schedules(
-            [optax.linear_schedule(0.0, rate, warmup), optax.constant_schedule(rate)], [warmup]
-        )
+        return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), optax.constant_schedule(rate)], [warmup])
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, max(steps, warmup + 1), end_value=rate * 0.02)
     raise ValueError(f"train.optimizer.schedule is {config.schedule!r}; expected 'constant' or 'cosine'")
@@ -46,17 +45,14 @@ def make_optimizer(config, steps):
 
 
 def _kernels(params):
-    return {path: path.endswith("/kernel") for path in params}
+    return {path: layer_of(path).update != "vector" for path in params}
 
 
 def _matrices(params):
     """How Muon sees each kernel as a matrix: a convolution's taps and input channels against its output channels."""
     return {
         path: MuonDimensionNumbers(tuple(range(a.ndim - 1)), a.ndim - 1)
-        if path.endswith("/kernel") and not _ENDS.search(path)
+        if layer_of(path).update == "matrix"
         else None
         for path, a in params.items()
     }
-
-
-_ENDS = re.compile(r"^(\w+/)?(\w+/)?conv_(in|out)/|time_embedding/")

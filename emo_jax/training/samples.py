@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from emo_jax.data import mp4, pipeline, transforms
+from emo_jax.data import pipeline, transforms
 from emo_jax.data.latents import LatentSource
-from emo_jax.data.video import VideoWriter
+from emo_jax.distributed import processes
 from emo_jax.files import whole
-from emo_jax.sampling import VideoSampler
-from emo_jax.training import processes
-from emo_jax.training.checkpoint import folder_of
+from emo_jax.generation.sampler import VideoSampler
+from emo_jax.media import mp4
+from emo_jax.media.video import VideoWriter
 from emo_jax.training.step import at_rest
+from emo_jax.weights.runs import folder_of
 
 _PEOPLE, _SECONDS = 2, 2.0
 

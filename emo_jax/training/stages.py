@@ -1,20 +1,8 @@
 """The training stages as rows of a table (Section 3.3), and which parameters each trains."""
 
 import dataclasses
-import re
 
-PARTS = (
-    ("vae_scale", r"vae/scaling_factor$"),
-    ("vae", r"vae/"),
-    ("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/"),
-    ("temporal_modules", r"backbone/.*/motion_modules_\d+/"),
-    ("audio_encoder", r"audio_encoder/"),  # wav2vec 2.0 as it was pretrained: no stage trains it
-    ("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio)/"),
-    ("face_locator", r"face_locator/"),
-    ("reference_net", r"reference_net/"),
-    ("backbone", r"backbone/"),
-)
-"""Parts of EMO by parameter path; the first match decides."""
+from emo_jax.models.parts import PARTS, part_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,30 +26,16 @@ class Stage:
         return "speed_layers" in self.trains
 
 
+def _parts(stage):
+    return tuple(part.name for part in PARTS if stage in part.stages)
+
+
 STAGES = {
-    "vae": Stage(("vae",), video=False, sound=False, after=None),
-    "image": Stage(("backbone", "reference_net", "face_locator"), video=False, sound=False, after="vae"),
-    "video": Stage(
-        ("backbone", "reference_net", "face_locator", "temporal_modules", "audio_layers"),
-        video=True,
-        sound=True,
-        after="image",
-    ),
-    # Audio stays frozen on purpose: trained together, speed takes over from the voice (Section 3.3).
-    "speed": Stage(("temporal_modules", "speed_layers"), video=True, sound=True, after="video"),
+    "vae": Stage(_parts("vae"), video=False, sound=False, after=None),
+    "image": Stage(_parts("image"), video=False, sound=False, after="vae"),
+    "video": Stage(_parts("video"), video=True, sound=True, after="image"),
+    "speed": Stage(_parts("speed"), video=True, sound=True, after="video"),
 }
-
-
-def part_of(path):
-    """The part of PARTS that a parameter path such as 'backbone/conv_in/kernel' belongs to.
-
-    Raises:
-        ValueError: a path that no row matches.
-    """
-    for part, pattern in PARTS:
-        if re.match(pattern, path):
-            return part
-    raise ValueError(f"parameter {path!r} belongs to no part; add a row to training.stages.PARTS")
 
 
 def get_stage(name):
@@ -81,7 +55,7 @@ def stage_of(config):
     Raises:
         ValueError: an unknown stage or part.
     """
-    stage, parts = get_stage(config.train.stage), [part for part, _ in PARTS]
+    stage, parts = get_stage(config.train.stage), [part.name for part in PARTS]
     unknown = [part for part in config.train.also if part not in parts]
     if unknown:
         raise ValueError(f"train.also has {unknown[0]!r}; expected some of {', '.join(parts)}")

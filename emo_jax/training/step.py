@@ -1,7 +1,6 @@
 """Training state and the jitted step."""
 
 import functools
-import re
 from typing import Any
 
 import jax
@@ -10,12 +9,14 @@ import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from emo_jax import sharding
 from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.distributed.mesh import batch_sharding, replicated, traced_for_mesh
 from emo_jax.models.emo import EMO
+from emo_jax.models.parts import layer_of, part_of
+from emo_jax.models.placement import state_sharding
 from emo_jax.training import losses
 from emo_jax.training.optimizer import learning_rate, make_optimizer
-from emo_jax.training.stages import part_of, split, stage_of
+from emo_jax.training.stages import split, stage_of
 
 
 @struct.dataclass
@@ -58,10 +59,7 @@ def at_rest(path, array, dtype):
 
     The networks would cast these kernels themselves, so that nothing changes but the memory.
     """
-    return array.astype(dtype) if path.endswith(("/kernel", "/weight_v")) and not _FLOAT32.search(path) else array
-
-
-_FLOAT32 = re.compile(r"(backbone|decoder)/conv_out/")  # the networks' outputs, computed in float32
+    return array.astype(dtype) if layer_of(path).frozen_dtype == "networks" else array
 
 
 def make_loss(emo: EMO, config):
@@ -92,11 +90,11 @@ def make_step(emo: EMO, config, mesh, state):
         grads, metrics = _accumulate(jax.value_and_grad(loss_of, has_aux=True), state, batch, key, train.accumulate)
         return update(state, grads, metrics)
 
-    placed = sharding.state_sharding(mesh, state)
+    placed = state_sharding(mesh, state)
     return jax.jit(
-        sharding.over(mesh, step),
-        in_shardings=(placed, sharding.batch_sharding(mesh)),
-        out_shardings=(placed, sharding.replicated(mesh)),  # the metrics: every process reads them
+        traced_for_mesh(mesh, step),
+        in_shardings=(placed, batch_sharding(mesh)),
+        out_shardings=(placed, replicated(mesh)),  # the metrics: every process reads them
         donate_argnums=0 if train.donate else (),
     )
 

@@ -6,8 +6,8 @@ import sys
 
 import jax
 
+from emo_jax.distributed import processes
 from emo_jax.progress import meanwhile
-from emo_jax.training import processes
 
 _SETTLING = 3
 """Steps before those that are traced, in which things are compiled and buffers filled."""

@@ -6,7 +6,7 @@ import re
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from emo_jax.training.stages import PARTS, STAGES, part_of
+from emo_jax.models.parts import PARTS, part_of
 from emo_jax.weights import names
 
 _TEXT = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.attn2\.to_[kv]\."
@@ -142,7 +142,8 @@ def parts(emo, flat=None):
     Args:
         flat: {path: array} of a checkpoint; without it, float32 as training has them.
     """
-    table = {part: [] for part, _ in PARTS}
+    trained_in = {part.name: part.stages for part in PARTS}
+    table = {part.name: [] for part in PARTS}
     for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items():
         table[part_of(path)].append(leaf if not flat else flat[path])
     return [
@@ -152,7 +153,7 @@ def parts(emo, flat=None):
             sum(int(np.prod(a.shape)) for a in leaves),
             ", ".join(sorted({str(a.dtype) for a in leaves})),
             sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in leaves) / 1e6,
-            ", ".join(name for name, stage in STAGES.items() if part in stage.trains) or "none",
+            ", ".join(trained_in[part]) or "none",
         )
         for part, leaves in table.items()
         if leaves

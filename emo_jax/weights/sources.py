@@ -34,9 +34,7 @@ def stable_diffusion(path, layers, levels):
             found["vae"] = _folder(path / "vae")
         return found, read_config(path / "vae").get("scaling_factor"), {}
     tensors = read_tensors(path)
-    parts = {
-        kind: {n.removeprefix(p): a for n, a in tensors.items() if n.startswith(p)} for kind, p in _SINGLE.items()
-    }
+    parts = {kind: {n.removeprefix(p): a for n, a in tensors.items() if n.startswith(p)} for kind, p in _SINGLE.items()}
     if not parts["unet"]:
         raise ValueError(f"{path} holds no {_SINGLE['unet']}*; expected a checkpoint of Stable Diffusion 1.5")
     rest = [n for n in tensors if not n.startswith(tuple(_SINGLE.values()))]

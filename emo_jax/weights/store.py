@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
 from emo_jax.files import whole, write_text
-from emo_jax.training.stages import part_of
+from emo_jax.models.parts import part_of
 
 BUNDLED = {"tiny": pathlib.Path(__file__).parent / "tiny"}
 """Presets whose weights are in the package."""
@@ -46,7 +46,7 @@ def read_flat(name_or_directory):
     """
     directory = BUNDLED.get(str(name_or_directory), pathlib.Path(name_or_directory))
     if "://" in str(name_or_directory) or (directory / "checkpoints").is_dir():  # in a bucket: a run, or nothing
-        from emo_jax.training.checkpoint import load_run
+        from emo_jax.weights.runs import load_run
 
         return load_run(name_or_directory)
     if str(name_or_directory) in BUNDLED and not (directory / "model.safetensors").is_file():

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from emo_jax.data import mp4, pipeline, records
+from emo_jax.data import pipeline, records
+from emo_jax.media import mp4
 from emo_jax.training.stages import get_stage
 from tests.data.test_pipeline import configs
 

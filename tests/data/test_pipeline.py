@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from emo_jax.data import mp4, pipeline, records, transforms
-from emo_jax.data.head import rotation_speed
+from emo_jax.data import pipeline, records, transforms
+from emo_jax.faces.rotation import rotation_speed
+from emo_jax.media import mp4
 
 
 def configs(directory, fps=25, **changes):

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from emo_jax.configs import tiny
 from ml_collections import ConfigDict
 
-from configs import tiny
 from emo_jax import config as config_lib
 from emo_jax.data import pipeline, records
 from emo_jax.training.stages import clip_of, get_stage

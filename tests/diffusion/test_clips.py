@@ -46,7 +46,7 @@ def test_segment_size_does_not_change_the_video(n):
 @pytest.mark.parametrize("n", [0, 2])
 def test_the_carry_is_the_last_frames(n):
     latents, (motion, has_motion), _ = video(2, 2, n)
-    np.testing.assert_array_equal(motion, latents[-1][:, F - n:])
+    np.testing.assert_array_equal(motion, latents[-1][:, F - n :])
     assert has_motion.all() and not first_carry(B, n, LATENT)[1].any()
 
 

@@ -35,9 +35,15 @@ def test_each_mode_is_its_equation():
     np.testing.assert_allclose(run("separate", 2.0, 4.0), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scales, mode", [
-    ((1, 1), "none"), ((3.5, 3.5), "joint"), ((1.0, 2.0), "audio"), ((2.0, 1.0), "separate"),
-])
+@pytest.mark.parametrize(
+    "scales, mode",
+    [
+        ((1, 1), "none"),
+        ((3.5, 3.5), "joint"),
+        ((1.0, 2.0), "audio"),
+        ((2.0, 1.0), "separate"),
+    ],
+)
 def test_the_cheapest_mode_is_exact(scales, mode):
     assert guidance_mode(*scales) == mode
     np.testing.assert_allclose(run(mode, *scales), run("separate", *scales), rtol=1e-5)

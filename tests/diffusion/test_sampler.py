@@ -19,6 +19,7 @@ def denoiser(s, kind):
         x0 = MEAN + gain * (x - alpha * MEAN)
         eps = (x - alpha * x0) / sigma
         return {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[kind]
+
     return denoise
 
 

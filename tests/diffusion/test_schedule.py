@@ -64,15 +64,18 @@ def test_the_terminal_step_is_trained_at_zero_snr(schedule, kind):
     np.testing.assert_allclose(loss_weight(s, jnp.array([999]), kind, 5.0), [1.0])
 
 
-@pytest.mark.parametrize("spacing, steps, expected", [
-    ("leading", 40, np.arange(976, 0, -25)),
-    ("trailing", 40, np.arange(999, 0, -25)),
-    ("leading", 3, [667, 334, 1]),
-    ("trailing", 3, [999, 666, 332]),
-    ("linspace", 5, [999, 749, 500, 250, 0]),
-    ("leading", 1000, np.arange(999, -1, -1)),
-    ("trailing", 1000, np.arange(999, -1, -1)),
-])
+@pytest.mark.parametrize(
+    "spacing, steps, expected",
+    [
+        ("leading", 40, np.arange(976, 0, -25)),
+        ("trailing", 40, np.arange(999, 0, -25)),
+        ("leading", 3, [667, 334, 1]),
+        ("trailing", 3, [999, 666, 332]),
+        ("linspace", 5, [999, 749, 500, 250, 0]),
+        ("leading", 1000, np.arange(999, -1, -1)),
+        ("trailing", 1000, np.arange(999, -1, -1)),
+    ],
+)
 def test_timesteps_are_those_of_diffusers(schedule, spacing, steps, expected):
     ts = timesteps(schedule(), steps, spacing)
     assert ts.dtype == np.int32
@@ -87,10 +90,20 @@ def test_noise_offset_is_shared_by_frames_and_pixels(schedule):
     assert len(np.unique(difference[:, 0, 0, 0].round(4))) == 4  # one for each sample and channel
 
 
-@pytest.mark.parametrize("change", [
-    {"zero_terminal_snr": True}, {"prediction": "noise"}, {"spacing": "even"}, {"beta_schedule": "cosine"},
-    {"beta_start": 0.0}, {"beta_end": 1.0}, {"train_steps": 1}, {"min_snr_gamma": -1.0}, {"noise_offset": -0.1},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"zero_terminal_snr": True},
+        {"prediction": "noise"},
+        {"spacing": "even"},
+        {"beta_schedule": "cosine"},
+        {"beta_start": 0.0},
+        {"beta_end": 1.0},
+        {"train_steps": 1},
+        {"min_snr_gamma": -1.0},
+        {"noise_offset": -0.1},
+    ],
+)
 def test_bad_config_is_one_line_that_names_the_field(schedule, change):
     with pytest.raises(ValueError, match=next(iter(change))) as error:
         schedule(**change)
@@ -99,9 +112,14 @@ def test_bad_config_is_one_line_that_names_the_field(schedule, change):
 
 def test_bad_input(schedule):
     zero, t, x = schedule(zero_terminal_snr=True, prediction="v"), jnp.array([1]), jnp.ones((1, 2))
-    for call in (lambda: convert(zero, x, x, t, "eps"), lambda: loss_weight(zero, t, "eps", 5.0),
-                 lambda: convert(zero, x, x, t, "noise"), lambda: target(zero, "noise", x, x, t),
-                 lambda: timesteps(zero, 0, "leading"), lambda: timesteps(zero, 1001, "leading"),
-                 lambda: timesteps(zero, 10, "even")):
+    for call in (
+        lambda: convert(zero, x, x, t, "eps"),
+        lambda: loss_weight(zero, t, "eps", 5.0),
+        lambda: convert(zero, x, x, t, "noise"),
+        lambda: target(zero, "noise", x, x, t),
+        lambda: timesteps(zero, 0, "leading"),
+        lambda: timesteps(zero, 1001, "leading"),
+        lambda: timesteps(zero, 10, "even"),
+    ):
         with pytest.raises(ValueError):
             call()

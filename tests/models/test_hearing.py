@@ -9,16 +9,17 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from emo_jax import sharding
-from emo_jax.data.audio import AUDIO_MARGIN, audio_context, cut, window_bounds
-from emo_jax.data.synthetic import make_voice
 from emo_jax.data.transforms import audio_window, audio_window_samples
-from emo_jax.generate import EmoPipeline
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.sampler import VideoSampler
+from emo_jax.media.timing import AUDIO_MARGIN, audio_context, cut, window_bounds
 from emo_jax.models.audio_encoder import Recording, frame_positions, interpolate, sketch, standardise
 from emo_jax.models.emo import build
+from emo_jax.models.parts import part_of
+from emo_jax.models.placement import parameter_spec
 from emo_jax.models.wav2vec2 import Wav2Vec2Config
-from emo_jax.sampling import VideoSampler
-from emo_jax.training.stages import STAGES, part_of, split
+from emo_jax.synthetic.world import make_voice
+from emo_jax.training.stages import STAGES, split
 from emo_jax.training.step import make_loss
 from tests.echo import Listener, echo
 from tests.small import HEARING, small_config
@@ -203,7 +204,7 @@ def test_it_is_frozen_in_every_stage_and_every_parameter_has_a_place(emo):
     for stage in STAGES.values():
         assert ours <= set(split(paths, stage)[1])
     for path in ours:
-        sharding.parameter_spec(path, paths[path].shape, 8)
+        parameter_spec(path, paths[path].shape, 8)
     assert build(small_config(audio=HEARING, audio_attention=False)).audio_encoder is None
 
 

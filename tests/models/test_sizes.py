@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from emo_jax.configs import base
 from flax.traverse_util import flatten_dict
 
-from configs import base
-from emo_jax import sampling
-from emo_jax.generate import EmoPipeline
+from emo_jax.generation import sampler as sampling
+from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
 from emo_jax.weights.store import save_weights

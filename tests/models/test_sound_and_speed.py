@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emo_jax.data import audio as data_audio
+from emo_jax.media.timing import cut, window_bounds
 from emo_jax.models.audio_encoder import mel_features
 from emo_jax.models.audio_projector import AudioProjector
 from emo_jax.models.speed_encoder import SpeedEncoder, buckets, gather_window
@@ -19,7 +19,7 @@ def noise(samples, seed=0):
 
 def window(sound, start, frames, fps=FPS):
     """The sound of some frames as (1, W), as the pipeline and the sampler cut it."""
-    return data_audio.cut(sound, *data_audio.window_bounds(start, frames, fps))[None]
+    return cut(sound, *window_bounds(start, frames, fps))[None]
 
 
 def features(sound, start, frames, fps=FPS):

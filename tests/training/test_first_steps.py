@@ -8,7 +8,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from emo_jax.training.stages import STAGES, part_of
+from emo_jax.models.parts import part_of
+from emo_jax.training.stages import STAGES
 from tests.steps import STEPS, first_steps
 
 # {stage: [(loss, gradient norm) of steps 1, 2, 3]}

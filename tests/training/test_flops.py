@@ -5,10 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import pytest
+from emo_jax.configs import base
 
-from configs import base
+from emo_jax.distributed.devices import peak_flops
 from emo_jax.models.emo import build
-from emo_jax.training import flops
+from emo_jax.training.flops import count_flops, gradient_flops, kept_bytes, step_activations, step_flops
 from emo_jax.training.step import new_state
 from tests.steps import fixed_batch, step_of, training_config
 
@@ -36,7 +37,7 @@ def convolve(x, kernel, **options):
     (lambda x, w: jnp.tanh(x).sum() + w.sum(), (shape(4, 5), shape(5, 5)), 0),
 ])  # fmt: skip
 def test_known_products(function, arguments, wanted):
-    assert flops.count_flops(function, *arguments) == wanted
+    assert count_flops(function, *arguments) == wanted
 
 
 @pytest.mark.parametrize("wrap, anew", [(lambda f: f, 0), (jax.checkpoint, 1)])
@@ -53,18 +54,18 @@ def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_an
     forward = 2 * b * (i * j + j * k + k * m)
     backward = 2 * b * (i * j + j * k + 2 * k * m)  # the first has no input to reach, the middle one is frozen
     given = trained, shape(j, k), shape(b, i)
-    assert flops.gradient_flops(loss, *given) == forward + backward
+    assert gradient_flops(loss, *given) == forward + backward
     again = anew * 2 * b * (i * j + k * m)  # of both hidden layers, as their sign is needed
-    assert flops.count_flops(jax.grad(loss), *given) == forward + backward + again
+    assert count_flops(jax.grad(loss), *given) == forward + backward + again
 
 
 def test_a_convolutions_gradient_costs_two_more_however_it_strides():
     for stride in (1, 2):
         strided = functools.partial(convolve, window_strides=(stride, stride))
         x, kernel = shape(2, 8, 8, 4), shape(3, 3, 4, 6)
-        one = flops.count_flops(strided, x, kernel)
-        assert flops.gradient_flops(lambda both, f=strided: f(*both).sum(), (x, kernel)) == 3 * one
-        told = flops.count_flops(jax.grad(lambda both, f=strided: f(*both).sum()), (x, kernel))  # as it is computed
+        one = count_flops(strided, x, kernel)
+        assert gradient_flops(lambda both, f=strided: f(*both).sum(), (x, kernel)) == 3 * one
+        told = count_flops(jax.grad(lambda both, f=strided: f(*both).sum()), (x, kernel))  # as it is computed
         assert told == pytest.approx(3 * one, rel=0.01)
 
 
@@ -77,7 +78,7 @@ def of_a_step(count, stage, remat="none"):
     return count(emo, config, state, fixed_batch(config))
 
 
-counted = functools.partial(of_a_step, flops.step_flops)
+counted = functools.partial(of_a_step, step_flops)
 
 
 def test_a_step_costs_what_its_compiled_program_does():
@@ -88,15 +89,15 @@ def test_a_step_costs_what_its_compiled_program_does():
 
 def test_what_is_kept_for_the_backward_pass():
     x, w = shape(4, 3), shape(3, 5)
-    product = flops.kept_bytes(lambda w, x: (x @ w).sum(), w, x)
+    product = kept_bytes(lambda w, x: (x @ w).sum(), w, x)
     assert product == 4 * 4 * 3  # the inputs of the one product whose gradient is asked for
-    hidden = flops.kept_bytes(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum(), w, x)
+    hidden = kept_bytes(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum(), w, x)
     assert hidden == product + 2 * 4 * 4 * 5
-    assert flops.kept_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
+    assert kept_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
 
 
 def test_blocks_that_are_computed_anew_keep_little():
-    kept = {remat: of_a_step(flops.step_activations, "image", remat) for remat in ("none", "blocks")}
+    kept = {remat: of_a_step(step_activations, "image", remat) for remat in ("none", "blocks")}
     assert 0 < kept["blocks"] < 0.4 * kept["none"]
 
 
@@ -105,7 +106,7 @@ def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
     config = base.get_config()
     config.model.unet.channels = (32, 32, 32, 32)  # of no account here
     emo = build(config)
-    count = flops.count_flops(emo.encode, emo.abstract_params(), shape(1, 1, 512, 512, 3))
+    count = count_flops(emo.encode, emo.abstract_params(), shape(1, 1, 512, 512, 3))
     assert count == pytest.approx(1.117e12, rel=0.02)
 
 
@@ -115,5 +116,4 @@ def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
     ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("cpu", None), ("NVIDIA H1000", None),
 ])  # fmt: skip
 def test_peaks_by_device(kind, wanted):
-    assert flops.peak_flops(kind) == wanted
-
+    assert peak_flops(kind) == wanted

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from emo_jax import sharding
+from emo_jax.distributed.mesh import make_mesh
 from emo_jax.training import step as step_lib
 from emo_jax.training.optimizer import learning_rate, make_optimizer
 from emo_jax.training.step import make_step, new_state
@@ -41,7 +41,7 @@ def run(monkeypatch):
         for name, value in train.items():
             (config.train if name in config.train else config.train.optimizer)[name] = value
         state = new_state(config, PARAMS)
-        mesh = sharding.make_mesh(devices=jax.devices()[:1])
+        mesh = make_mesh(devices=jax.devices()[:1])
         step = make_step(None, config, mesh, state)
         states, metrics = [jax.device_get(state)], []
         for k in range(steps):
@@ -71,9 +71,7 @@ def test_the_average_follows_its_formula(run):
     assert not np.allclose(states[-1].ema["vae/line/kernel"], states[-1].trained["vae/line/kernel"], rtol=1e-4)
     nested = states[-1].params(ema=True)
     np.testing.assert_array_equal(nested["vae"]["line"]["kernel"], states[-1].ema["vae/line/kernel"])
-    np.testing.assert_array_equal(
-        states[-1].params()["vae"]["line"]["kernel"], states[-1].trained["vae/line/kernel"]
-    )
+    np.testing.assert_array_equal(states[-1].params()["vae"]["line"]["kernel"], states[-1].trained["vae/line/kernel"])
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -9,10 +9,12 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import jaxprs_in_params
 
-from emo_jax import sharding
+from emo_jax.distributed import parameters
+from emo_jax.distributed.mesh import AXES, make_mesh, traced_for_mesh
+from emo_jax.distributed.parameters import GATHERED
 from emo_jax.models.emo import build
 from emo_jax.training.step import at_rest, make_flat_loss, make_loss, make_step, new_state
-from tests.layouts import smallest_config
+from tests.distributed.layouts import smallest_config
 from tests.small import HEARING, small_config
 from tests.steps import fixed_batch, random_params
 
@@ -50,12 +52,12 @@ def test_frozen_kernels_at_rest_give_the_same_loss_to_the_bit():
 
 
 def test_parameters_travel_over_a_mesh_in_the_precision_of_the_networks(monkeypatch):
-    monkeypatch.setattr(sharding, "SMALL", 1)
+    monkeypatch.setattr(parameters, "SMALL", 1)
     config = small_config("speed", dtype="bfloat16", audio=HEARING)
-    state, mesh = shapes_of(config), jax.sharding.AbstractMesh((1, 2, 1, 1), sharding.AXES)
-    loss = sharding.over(mesh, make_flat_loss(build(config), config))
+    state, mesh = shapes_of(config), jax.sharding.AbstractMesh((1, 2, 1, 1), AXES)
+    loss = traced_for_mesh(mesh, make_flat_loss(build(config), config))
     jaxpr = jax.make_jaxpr(loss)(state.trained, state.frozen, fixed_batch(config), jax.random.key(0))
-    gathers = [e.outvars[0].aval for e in equations(jaxpr.jaxpr) if e.params.get("name") == sharding.GATHERED]
+    gathers = [e.outvars[0].aval for e in equations(jaxpr.jaxpr) if e.params.get("name") == GATHERED]
     outputs = [state.frozen["vae/decoder/conv_out/kernel"].shape, state.frozen["backbone/conv_out/kernel"].shape]
     assert [a.shape for a in gathers if a.dtype == jnp.float32] == outputs
     assert sum(a.dtype == jnp.bfloat16 for a in gathers) > 100
@@ -73,7 +75,7 @@ def equations(jaxpr):
 def test_the_old_state_is_overwritten_where_the_config_says_so(donate):
     config = smallest_config("vae")
     config.train.donate = donate
-    shapes, mesh = shapes_of(config), sharding.make_mesh(devices=jax.devices()[:1])
+    shapes, mesh = shapes_of(config), make_mesh(devices=jax.devices()[:1])
     program = make_step(build(config), config, mesh, shapes).lower(shapes, fixed_batch(config)).as_text()
     assert ("tf.aliasing_output" in program or "jax.buffer_donor" in program) == donate
 

@@ -13,15 +13,19 @@ import numpy as np
 import psutil
 import pytest
 
-from emo_jax import cli, sharding
 from emo_jax import config as config_lib
-from emo_jax import train as train_lib
+from emo_jax.cli import main as cli
 from emo_jax.data.pipeline import make_iterator
+from emo_jax.distributed import processes
+from emo_jax.distributed.mesh import make_mesh, place_batch
 from emo_jax.models.emo import build
-from emo_jax.training import processes
-from emo_jax.training.checkpoint import Checkpoints
+from emo_jax.models.placement import state_sharding
+from emo_jax.training import loop
+from emo_jax.training.initial_weights import _initial_params
+from emo_jax.training.loop import train
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import new_state
+from emo_jax.weights.checkpoint import Checkpoints
 from tests.steps import step_of, training_config
 from tests.training.test_metrics_writer import events
 
@@ -30,7 +34,7 @@ from tests.training.test_metrics_writer import events
 def one_program():
     """The step of the VAE's stage is compiled once, for the other tests too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_lib, "make_step", lambda *args: step_of("vae")[2])
+        patch.setattr(loop, "make_step", lambda *args: step_of("vae")[2])
         yield
 
 
@@ -48,13 +52,13 @@ def whole(talking_records, tmp_path_factory):
     config = training_config("vae")
     config.data.directory = str(talking_records)
     directory = tmp_path_factory.mktemp("runs") / "whole"
-    return directory, jax.device_get(train_lib.train(config, directory))
+    return directory, jax.device_get(train(config, directory))
 
 
 def saved(config, workdir, step):
     """The state and the next batch that a run's checkpoint leads to."""
     shapes = jax.eval_shape(functools.partial(new_state, config), build(config).abstract_params())
-    placed = sharding.state_sharding(sharding.make_mesh(devices=jax.devices()[:1]), shapes)
+    placed = state_sharding(make_mesh(devices=jax.devices()[:1]), shapes)
     shapes = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
     iterator = make_iterator(config.data, clip_of(config, get_stage("vae")), batch_size=2, seed=config.train.seed)
     checkpoints = Checkpoints(workdir)
@@ -69,7 +73,7 @@ def same(one, other):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(config, whole, tmp_path, monkeypatch, capsys):
-    place, calls = sharding.place_batch, []
+    place, calls = place_batch, []
 
     def place_until_interrupted(mesh, batch):
         calls.append(batch)
@@ -77,11 +81,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, whole, tmp_path, m
             raise KeyboardInterrupt
         return place(mesh, batch)
 
-    monkeypatch.setattr(sharding, "place_batch", place_until_interrupted)
+    monkeypatch.setattr(loop, "place_batch", place_until_interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_lib.train(config, tmp_path)
+        train(config, tmp_path)
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2"}  # the third step will be done again
-    parts = jax.device_get(train_lib.train(config, tmp_path))
+    parts = jax.device_get(train(config, tmp_path))
     assert len(calls) == 4 + 2
 
     directory, end = whole
@@ -98,7 +102,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, whole, tmp_path, m
 
 
 def test_a_sigterm_saves_and_the_rest_equals_uninterrupted(config, whole, tmp_path, monkeypatch, capsys):
-    place, calls = sharding.place_batch, []
+    place, calls = place_batch, []
 
     def place_and_terminate(mesh, batch):
         calls.append(batch)
@@ -107,7 +111,7 @@ def test_a_sigterm_saves_and_the_rest_equals_uninterrupted(config, whole, tmp_pa
         return place(mesh, batch)
 
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(sharding, "place_batch", place_and_terminate)
+    monkeypatch.setattr(loop, "place_batch", place_and_terminate)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 143
     assert capsys.readouterr().err == "emo train: terminated; step 3 is saved\n"
@@ -130,7 +134,7 @@ def test_a_sigterm_ends_a_run_that_waits_for_its_data(config, tmp_path, monkeypa
             time.sleep(600)
         return next(iterator)
 
-    monkeypatch.setattr(train_lib, "next_batch", stalls)
+    monkeypatch.setattr(loop, "next_batch", stalls)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 143
     assert capsys.readouterr().err == f"emo train: terminated; {told}\n"
@@ -152,7 +156,7 @@ def test_a_truncated_newest_checkpoint_costs_the_steps_behind_the_one_before(con
     shutil.copytree(whole[0], tmp_path / "run")
     (values, *_) = sorted((tmp_path / "run/checkpoints/4/state").rglob("d/*"), key=lambda p: -p.stat().st_size)
     values.write_bytes(values.read_bytes()[:1000])
-    end = jax.device_get(train_lib.train(config, tmp_path / "run"))
+    end = jax.device_get(train(config, tmp_path / "run"))
     assert same(end, whole[1])
     told = capsys.readouterr()
     assert "warning: " in told.err and "checkpoints/4 is damaged" in told.err and "step 4/4" in told.out
@@ -169,9 +173,9 @@ def test_steps_that_are_never_finite_end_the_run_in_one_line(config, tmp_path, m
         return go
 
     left = []
-    monkeypatch.setattr(train_lib, "make_step", poisoned)
+    monkeypatch.setattr(loop, "make_step", poisoned)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
-    monkeypatch.setattr(train_lib.processes, "leave", left.append)
+    monkeypatch.setattr(processes, "leave", left.append)
     config.train.max_skipped = 2
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == cli.DIVERGED == 3
     assert left == [3]  # of several processes, too
@@ -194,7 +198,7 @@ def test_a_profile_is_written(config, tmp_path, monkeypatch, capsys):
 
 
 def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(config, tmp_path, monkeypatch, capsys):
-    place, since = sharding.place_batch, []
+    place, since = place_batch, []
 
     def workers():
         return [child for child in psutil.Process().children(recursive=True) if "spawn_main" in str(child.cmdline())]
@@ -205,7 +209,7 @@ def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(config, tmp_path,
             since.append(time.monotonic())
         return place(mesh, batch)
 
-    monkeypatch.setattr(sharding, "place_batch", place_and_kill)
+    monkeypatch.setattr(loop, "place_batch", place_and_kill)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
     config.data.num_workers = 2
     config.train.update(steps=100, save_every=3)
@@ -219,9 +223,9 @@ def test_a_data_worker_that_is_killed_ends_the_run_in_one_line(config, tmp_path,
 
 
 def test_a_finished_run_is_left_as_it_is(config, whole, monkeypatch):
-    monkeypatch.delattr(sharding, "place_batch")  # nothing is left to do
+    monkeypatch.delattr(loop, "place_batch")  # nothing is left to do
     directory, end = whole
-    assert same(jax.device_get(train_lib.train(config, directory)), end)
+    assert same(jax.device_get(train(config, directory)), end)
 
 
 def test_every_checkpoint_of_the_vae_has_the_scale_of_its_latents(config, whole):
@@ -237,7 +241,7 @@ def test_every_checkpoint_of_the_vae_has_the_scale_of_its_latents(config, whole)
 def test_a_run_of_another_config_is_one_line(config, whole):
     config.model.vae.update(channels=(8, 16, 16))
     with pytest.raises(ValueError, match="does not fit this config") as caught:
-        train_lib.train(config, whole[0])
+        train(config, whole[0])
     assert "\n" not in str(caught.value)
 
 
@@ -246,17 +250,17 @@ def test_a_stage_starts_from_the_weights_of_the_one_before(whole, capsys):
     config = training_config("image")
     config.train.init_from = str(directory)
     emo = build(config)
-    params = train_lib._initial_params(config, emo)
+    params = _initial_params(config, emo)
     np.testing.assert_array_equal(params["vae"]["encoder"]["conv_in"]["kernel"], end.ema["vae/encoder/conv_in/kernel"])
     np.testing.assert_array_equal(params["vae"]["scaling_factor"], end.frozen["vae/scaling_factor"])
     assert "warning" not in capsys.readouterr().err
     config.train.init_from = ""
-    train_lib._initial_params(config, emo)
+    _initial_params(config, emo)
     assert capsys.readouterr().err.count("starts from nothing") == 1
     config.train.init_from = str(directory)
     config.model.vae.channels = (8, 16, 16)
     with pytest.raises(ValueError, match="weights are of another config: vae/.*has shape .* expected"):
-        train_lib._initial_params(config, build(config))
+        _initial_params(config, build(config))
 
 
 @pytest.mark.parametrize("field, value", [
@@ -269,7 +273,7 @@ def test_an_ablation_starts_from_the_same_vae(whole, capsys, field, value):
     config.train.init_from = str(whole[0])
     branch, name = field.split(".")
     config[branch][name] = value
-    params = train_lib._initial_params(config, build(config))
+    params = _initial_params(config, build(config))
     kernel = whole[1].ema["vae/encoder/conv_in/kernel"]
     np.testing.assert_array_equal(params["vae"]["encoder"]["conv_in"]["kernel"], kernel)
     told = capsys.readouterr().err
@@ -279,5 +283,5 @@ def test_an_ablation_starts_from_the_same_vae(whole, capsys, field, value):
 def test_a_stage_that_skips_one_is_told(whole, capsys):
     config = training_config("speed")
     config.train.init_from = str(whole[0])
-    train_lib._initial_params(config, build(config))
+    _initial_params(config, build(config))
     assert "meant to start from stage video" in capsys.readouterr().err

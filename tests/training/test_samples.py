@@ -4,7 +4,7 @@ import numpy as np
 
 from emo_jax.data import records
 from emo_jax.training.samples import Samples
-from tests.layouts import report
+from tests.distributed.layouts import report
 from tests.small import small_config
 
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from emo_jax import cli
-from emo_jax.data.audio import write_wav
-from emo_jax.data.video import probe
+from emo_jax.cli import main as cli
+from emo_jax.media.audio import write_wav
+from emo_jax.media.video import probe
 from emo_jax.models.emo import build
-from emo_jax.weights import names
+from emo_jax.weights import names, runs
 from emo_jax.weights.assemble import assemble
 from emo_jax.weights.store import load_weights, nest, read_flat
 from tests.parity import cases
@@ -327,7 +327,6 @@ def test_an_output_that_is_there_is_not_overwritten(files, capsys):
     "error", [OSError("disk full"), ValueError("RESOURCE_EXHAUSTED:\nNo space left on device"), KeyboardInterrupt()]
 )
 def test_a_run_that_fails_while_it_writes_leaves_nothing(files, monkeypatch, capsys, error):
-    from emo_jax.training import checkpoint
 
     def broken(workdir, config, flat):
         folder = workdir / "checkpoints/0.orbax-checkpoint-tmp"
@@ -336,7 +335,7 @@ def test_a_run_that_fails_while_it_writes_leaves_nothing(files, monkeypatch, cap
         raise error
 
     before = sorted(files.rglob("*"))
-    monkeypatch.setattr(checkpoint, "save_weights_as_run", broken)
+    monkeypatch.setattr(runs, "save_weights_as_run", broken)
     assert convert(files) == (130 if isinstance(error, KeyboardInterrupt) else 1)
     told = capsys.readouterr().err.splitlines()[-1]
     assert isinstance(error, KeyboardInterrupt) or f"{files}/out cannot be written" in told

@@ -1,0 +1,165 @@
+"""The people and voices of an evaluation: none that training has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from emo_jax.data.records import open_records
+from emo_jax.data.transforms import crop, middle_window
+from emo_jax.faces.boxes import mask_from_box
+from emo_jax.media.mp4 import decode_video
+from emo_jax.media.timing import SAMPLE_RATE, exact_fps
+from emo_jax.synthetic.identities import Identity
+from emo_jax.synthetic.rendering import render
+from emo_jax.synthetic.world import Track, make_record, make_voice
+
+FIRST_SEED = 3 << 23
+"""`emo prepare` draws each split from a block of 2**24 seeds; this is the middle of the first validation block."""
+LONG_SEEDS = 100_000  # added to a person's number for the voice of a long video
+MASK_PAD = 0.02  # a clip's union of boxes is about this much larger than one box, on each side
+
+
+@dataclasses.dataclass
+class People:
+    """P people to animate; number p speaks with the voice of record p + 1 (the last with that of record 0).
+
+    Attributes:
+        references: uint8 (P, H, W, 3). others: uint8 (D, H, W, 3), people who are not among them.
+        boxes: (P, 4) the face in each reference, in pixels.
+        voices: float32 (P, samples). openings: (P, N), the mouth track that goes with each voice.
+        renders: uint8 (P, N, H, W, 3), the records' own frames, of the person speaking with its own voice.
+        rendered_openings: (P, N), the truth about `renders`. rendered_speeds: (P, N), degrees per frame.
+        seeds: of the people, None for those that cannot be drawn again. widths: (P, N), as `openings`.
+        scale: side of a view relative to the record's frame.
+    """
+
+    references: np.ndarray
+    others: np.ndarray
+    boxes: np.ndarray
+    voices: np.ndarray
+    openings: np.ndarray
+    widths: np.ndarray
+    renders: np.ndarray
+    rendered_openings: np.ndarray
+    rendered_speeds: np.ndarray
+    seeds: list[int | None]
+    scale: float
+
+    def masks(self, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
+        """Where the faces may be, uint8 (P, H, W, 1); `shift` moves them, x and y in shares of the image."""
+        height, width = self.references.shape[1:3]
+        moved = self.boxes + np.tile([shift[0] * width, shift[1] * height], 2)
+        return np.stack([mask_from_box(tuple(box), height, width, MASK_PAD) for box in moved])
+
+
+def choose_people(count: int, others: int, seconds: float, clip, scale: float, data: str | None = None) -> People:
+    """The first `count` held-out people and `others` more to tell them apart from.
+
+    Args:
+        clip: `config.clip`: fps and image_size. scale: side of the view in a record's frame, the middle of
+            `config.data.crop_scale`. data: a directory of records, whose split validation is used; None:
+            people are drawn for the purpose, from seeds of FIRST_SEED on.
+
+    Raises:
+        ValueError: the records are too few, too short, silent, or not drawn ones.
+    """
+    frames = round(seconds * clip.fps)
+    if count < 2 or frames < 2:
+        raise ValueError(f"{count} identities of {frames} frames; an evaluation needs two of each at least")
+    records = _stored(data, count, others) if data else _drawn(count, others, seconds, clip, scale)
+    rows, distractors, size = [], [], tuple(clip.image_size)
+    for number, record in enumerate(records):
+        middle = len(record["boxes"]) // 2
+        window = middle_window(decode_video(record["video"], 0, 1).shape[1:3], size, scale)
+        picture, box = _view(record, middle, window, size)
+        if number >= count:
+            distractors.append(picture)
+            continue
+        _check(record, frames, clip.fps)
+        video = crop(decode_video(record["video"], 0, frames), window, size)
+        rows.append((record, picture, box, video))
+    samples = round(frames / exact_fps(clip.fps) * SAMPLE_RATE)
+    own = [row[0] for row in rows]
+    speaks = own[1:] + own[:1]
+    return People(
+        references=np.stack([row[1] for row in rows]),
+        others=np.stack(distractors) if distractors else np.zeros((0, *size, 3), np.uint8),
+        boxes=np.stack([row[2] for row in rows]),
+        voices=np.stack([r["audio"][:samples].astype(np.float32) / 32768 for r in speaks]),
+        openings=np.stack([r["mouth"][:frames, 0] for r in speaks]),
+        widths=np.stack([r["mouth"][:frames, 1] for r in speaks]),
+        renders=np.stack([row[3] for row in rows]),
+        rendered_openings=np.stack([r["mouth"][:frames, 0] for r in own]),
+        rendered_speeds=np.stack([r["speed"][:frames] for r in own]),
+        seeds=[_seed(r["id"]) for r in own],
+        scale=scale,
+    )
+
+
+def long_voices(count: int, seconds: float) -> np.ndarray:
+    """Held-out voices of any length, float32 (count, samples)."""
+    seeds = [FIRST_SEED + LONG_SEEDS + number for number in range(count)]
+    return np.stack([make_voice(np.random.default_rng([seed, 2]), seconds)[0] for seed in seeds])
+
+
+def rendered(people: People, person: int, at: list[int], fps: float) -> np.ndarray | None:
+    """What the renderer draws for person `person` with the voice it was given: uint8 (len(at), H, W, 3), or None.
+
+    The head moves as in the person's record (unless it follows the voice there); only the mouth is comparable with a
+    generated video.
+    """
+    seed, (height, width) = people.seeds[person], people.references.shape[1:3]
+    if seed is None or height != width:
+        return None
+    opening = people.openings[person]
+    identity = Identity.sample(seed)
+    track = Track.sample(np.random.default_rng([seed, 1]), len(opening), fps, opening)
+    mouths = np.stack([opening, people.widths[person]], 1)
+    whole = _record_size(height, people.scale)
+    frames = np.stack([render(identity, track.state(t, mouths[t]), whole) for t in at])
+    edge = (whole - height) // 2
+    return frames[:, edge : edge + height, edge : edge + width]
+
+
+def _record_size(side: int, scale: float) -> int:
+    return 2 * round(side / scale / 2)
+
+
+def _drawn(count: int, others: int, seconds: float, clip, scale: float) -> Iterator[dict]:
+    size = _record_size(max(clip.image_size), scale)
+    for number in range(count + others):
+        length = seconds if number < count else 5 / clip.fps  # of a stranger one frame is needed
+        yield dataclasses.asdict(make_record(FIRST_SEED + number, seconds=length, size=size, fps=clip.fps))
+
+
+def _stored(data: str, count: int, others: int) -> Iterator[dict]:
+    source = open_records(data, "validation")
+    if len(source) < count:
+        raise ValueError(f"{data}, split validation: {len(source)} records, expected {count}: lower --identities")
+    for position in range(min(count + others, len(source))):
+        yield source[position]
+
+
+def _check(record: dict, frames: int, fps: float) -> None:
+    if exact_fps(record["fps"]) != exact_fps(fps):
+        raise ValueError(f"record {record['id']} has {record['fps']:g} fps, the model {fps:g}; leave --data out")
+    if len(record["boxes"]) < frames:
+        raise ValueError(f"record {record['id']} has {len(record['boxes'])} frames, expected {frames}: lower --seconds")
+    if len(record["mouth"]) < frames or not len(record["audio"]):
+        raise ValueError(f"record {record['id']} has no sound or no truth about the mouth; leave --data out")
+
+
+def _view(record: dict, at: int, window, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """One frame through a window (top, left, height, width), and its face box there."""
+    top, left, height, width = window
+    picture = crop(decode_video(record["video"], at, 1), window, image_size)[0]
+    scale = np.array([image_size[1] / width, image_size[0] / height])
+    return picture, (record["boxes"][at] - np.tile([left, top], 2)) * np.tile(scale, 2)
+
+
+def _seed(name: str) -> int | None:
+    kind, _, number = name.rpartition("-")
+    return int(number) if kind == "synthetic" and number.isdigit() else None

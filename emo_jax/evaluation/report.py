@@ -1,0 +1,42 @@
+"""`emo evaluate`: generates videos of held-out people with held-out voices, and measures them.
+
+emo evaluate --checkpoint tiny --output out/evaluation
+
+All measures are taken from the frames alone, by a small network that was trained on rendered frames (metrics/probe.py).
+Lips, identity, seams and place have a control, a generation without the part that should bring it about, which must
+fail. The column "renders" tells what the same measure gives for rendered videos: what a perfect model would score.
+"""
+
+from __future__ import annotations
+
+import json
+
+from emo_jax.evaluation.properties import (
+    Row,
+)
+from emo_jax.files import write_text
+
+
+def write_report(path, rows: list[Row], settings: dict) -> None:
+    """report.json: the settings, and each row with what it is made of."""
+    write_text(path, json.dumps({"settings": settings, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text."""
+    head = ("property", "measure", "value", "bar", "", "renders", "control", "value", "bar", "")
+    lines = [head]
+    for row in rows:
+        sign, held = ("<=" if row.below else ">="), row.control_failed
+        lines.append((
+            row.property, row.measure, _number(row.value), f"{sign} {row.bar:g}", "pass" if row.passed else "FAIL",
+            _number(row.renders), row.control, _number(row.control_value),
+            "" if row.control_bar is None else f"{'>' if row.below else '<='} {row.control_bar:.2g}",
+            "" if held is None else ("fails, as it must" if held else "DOES NOT FAIL"),
+        ))  # fmt: skip
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -1,0 +1,217 @@
+"""`emo sweep`: trains and evaluates every point of a sweep, one after the other, and compares them.
+
+emo sweep configs/sweeps/reference_attention.py --output runs/reference --init-from runs/vae \\
+    --config.data.directory=data/synthetic --config.train.steps=1000
+
+A sweep file names a config, the stages that each point trains, and yields the points: names and overrides. Without
+stages each point evaluates --checkpoint, sampled as its overrides say. What is finished is skipped and what was
+interrupted goes on when the command is given again. It ends with OUTPUT/sweep.csv, sweep.png, and the table in print.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from emo_jax.files import whole, write_text
+from emo_jax.training.stages import get_stage
+
+FINISHED = "evaluation/report.json"
+"""Of a point: written last, and whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep file holds.
+
+    Attributes:
+        config: file of the config, CONFIG. stages: which each point trains, in order, STAGES.
+        evaluate: more arguments of emo evaluate, EVALUATE. points: {name: overrides {field: value}} of get_sweep().
+    """
+
+    config: str
+    stages: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    points: dict[str, dict]
+
+
+def load_sweep(path: str | os.PathLike) -> Sweep:
+    """The sweep of a file.
+
+    Raises:
+        ValueError: no such file, or one that lacks something or yields a name twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"sweep file {str(path)!r} does not exist; configs/sweeps/ holds those of this project")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    missing = [name for name in ("CONFIG", "STAGES", "get_sweep") if not hasattr(module, name)]
+    if missing:
+        raise ValueError(f"{path} has no {missing[0]}; expected CONFIG, STAGES and get_sweep(), see configs/sweeps/")
+    points = list(module.get_sweep())
+    names = [name for name, _ in points]
+    for name in names:
+        if names.count(name) > 1 or Path(name).name != name or name.startswith("."):
+            raise ValueError(f"{path} has a point {name!r}; expected names of folders, each once")
+    return Sweep(module.CONFIG, tuple(module.STAGES), tuple(getattr(module, "EVALUATE", ())), dict(points))
+
+
+def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[list[str], Path | None]]:
+    """The commands of a point, each with the checkpoint that it ends with (None for the evaluation).
+
+    Raises:
+        ValueError: an override that the config does not take, parts that do not fit together, or a first stage that
+            has nothing to start from.
+    """
+    overrides, steps, previous = sweep.points[name], [], args.init_from
+    changes = [f"--config.{field}={value}" for field, value in overrides.items()]
+    for field in overrides:
+        if any(text.startswith(f"--config.{field}=") for text in common):
+            raise ValueError(f"point {name} sets {field} itself; leave --config.{field} out")
+    for stage in sweep.stages:
+        arguments = [f"--config={sweep.config}:{stage}", *changes, *common]
+        config, workdir = resolve(arguments, name), folder / stage
+        before = get_stage(config.train.stage).after
+        if before and not (previous or config.train.init_from):  # emo train would begin with fresh networks, and warn
+            raise ValueError(f"stage {stage} comes first and starts from stage {before}; give its run as --init-from")
+        command = ["train", *arguments, f"--workdir={workdir}"]
+        command += [f"--config.train.init_from={previous}"] if previous else []
+        steps.append((command, workdir / "checkpoints" / str(config.train.steps)))
+        previous = workdir
+    command = ["evaluate", "--checkpoint", str(previous if sweep.stages else args.checkpoint)]
+    command += ["--output", str(folder / "evaluation"), *sweep.evaluate]
+    if not sweep.stages:
+        command += _sampling(sweep, name, common)
+    return [*steps, (command, None)]
+
+
+def resolve(arguments: list[str], name: str):
+    """The config of `emo train`'s arguments, checked as far as training and sampling check it before they compile.
+
+    Raises:
+        ValueError: it does not fit together; the point is named.
+    """
+    import jax
+
+    from emo_jax import config as config_lib
+    from emo_jax.diffusion.schedule import make_schedule, timesteps
+    from emo_jax.diffusion.solvers import make_solver
+    from emo_jax.models.emo import build
+
+    try:
+        config = config_lib.parse(arguments)
+        build(config)
+        # As shapes: an array would take hold of the accelerator, which the commands are to have.
+        schedule = jax.eval_shape(lambda: make_schedule(config.diffusion))
+        timesteps(schedule, config.sampling.steps, schedule.spacing)
+        make_solver(config.sampling.solver, schedule, config.sampling.eta)
+    except ValueError as error:
+        raise ValueError(f"point {name}: {error}") from error
+    return config
+
+
+def _sampling(sweep, name, common):
+    """The overrides of a point that trains nothing, as arguments of emo evaluate."""
+    fields = sweep.points[name]
+    other = [field for field in fields if not field.startswith("sampling.")] + list(common)
+    if other:
+        raise ValueError(f"point {name}: {other[0]} needs training, but STAGES is empty; only sampling.* may be set")
+    resolve([f"--config={sweep.config}", *(f"--config.{field}={value}" for field, value in fields.items())], name)
+    changes = [f"{field.removeprefix('sampling.')}={value}" for field, value in fields.items()]
+    return ["--sampling", *changes] if changes else []
+
+
+def _chosen(sweep, names):
+    unknown = [name for name in names or () if name not in sweep.points]
+    if unknown:
+        raise ValueError(f"--points names {unknown[0]!r}; expected some of {', '.join(sweep.points)}")
+    return names or list(sweep.points)
+
+
+def _claim(folder, sweep, steps):
+    """Notes what a folder is of; raises ValueError if it is there already and of something else."""
+    told = {"overrides": sweep.points[folder.name], "commands": [shlex.join(command) for command, _ in steps]}
+    told = json.loads(json.dumps(told))
+    file = folder / "point.json"
+    if file.exists():
+        if json.loads(file.read_text()) != told:
+            raise ValueError(f"{folder} was begun with other settings ({file}); choose another --output, or delete it")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(told, indent=1) + "\n")
+
+
+def _run_point(folder, title, steps):
+    """Runs what is not done yet; the exit status of the first command that failed."""
+    if (folder / FINISHED).exists():
+        print(f"{title}: finished", flush=True)
+        return 0
+    for command, checkpoint in steps:
+        if checkpoint is not None and _is_done(checkpoint):
+            continue
+        print(f"{title}: emo {shlex.join(command)}", flush=True)
+        status = _run([sys.executable, "-m", "emo_jax.cli.main", *command])
+        if status:
+            return status
+    return 0
+
+
+def _is_done(checkpoint):
+    """Whether a stage's last checkpoint is there and whole; a damaged one is told and put aside: it is made again."""
+    if not checkpoint.exists():
+        return False
+    from emo_jax.weights.checkpoint import put_aside
+    from emo_jax.weights.runs import Damaged, check_whole
+
+    try:
+        check_whole(checkpoint)
+    except Damaged as error:
+        print(f"warning: {error}", file=sys.stderr, flush=True)
+        put_aside(checkpoint)
+        return False
+    return True
+
+
+def _run(command):
+    """The exit status of a command, as a shell's; it is told to end, and waited for, when this one is."""
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait()
+        return status if status >= 0 else 128 - status
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def compare(sweep: Sweep, output: Path) -> str:
+    """Writes sweep.csv and sweep.png of the points finished so far, and returns the table as text."""
+    from emo_jax.evaluation.chart import save_bars
+
+    found = {}
+    for name in sweep.points:
+        if (output / name / FINISHED).exists():
+            rows = json.loads((output / name / FINISHED).read_text())["rows"]
+            found[name] = {row["property"]: row["value"] for row in rows}
+    measures = list(dict.fromkeys(measure for values in found.values() for measure in values))
+    fields = list(dict.fromkeys(field for overrides in sweep.points.values() for field in overrides))
+    lines = [["point", *fields, *measures]]
+    for name, values in found.items():
+        lines.append([name, *(str(sweep.points[name].get(field, "")) for field in fields),
+                      *(f"{values[m]:.4f}" if m in values else "" for m in measures)])  # fmt: skip
+    with whole(output / "sweep.csv") as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    if found:
+        save_bars(output / "sweep.png", {m: {name: values.get(m) for name, values in found.items()} for m in measures})
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*text, f"{output}/sweep.csv, sweep.png"])

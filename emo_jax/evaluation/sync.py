@@ -1,0 +1,48 @@
+"""Do the lips follow the voice: the mouth's measured opening against the voice's mouth track."""
+
+from __future__ import annotations
+
+import numpy as np
+
+SILENT, VOICED = 0.05, 0.2
+"""True openings below and above which a frame counts as silent and as voiced; those between count as neither."""
+STRETCH = 5
+"""Frames that a silent stretch lasts at least; its first and last frame are left out."""
+
+
+def lip_correlation(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pearson's r over time (..., N) of measured and true opening; 0 where either does not move. Returns (...,).
+
+    Raises ValueError where the shapes differ.
+    """
+    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    if found.shape != truth.shape:
+        raise ValueError(f"openings have shapes {found.shape} and {truth.shape}; expected one value a frame in both")
+    found, truth = (a - a.mean(-1, keepdims=True) for a in (found, truth))
+    norm = np.linalg.norm(found, axis=-1) * np.linalg.norm(truth, axis=-1)
+    return np.where(norm > 1e-9, (found * truth).sum(-1) / np.maximum(norm, 1e-9), 0.0)
+
+
+def silent_frames(truth: np.ndarray) -> np.ndarray:
+    """Which frames (..., N) lie inside a silent stretch, by the true opening."""
+    flat = np.asarray(truth).reshape(-1, truth.shape[-1])
+    inside = np.zeros(flat.shape, bool)
+    for row, values in zip(inside, flat, strict=True):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], values < SILENT, [0]])))
+        for start, end in edges.reshape(-1, 2):
+            if end - start >= STRETCH:
+                row[start + 1 : end - 1] = True
+    return inside.reshape(truth.shape)
+
+
+def silence_ratio(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean measured opening in silent stretches over that in voiced frames, all videos (..., N) together.
+
+    The measure is taken as it is (negative readings count as 0, no floor is subtracted). NaN where there are no silent
+    or no voiced frames.
+    """
+    silent, voiced = silent_frames(truth), np.asarray(truth) > VOICED
+    if not silent.any() or not voiced.any():
+        return float("nan")
+    opening = np.maximum(found, 0)
+    return float(opening[silent].mean() / max(opening[voiced].mean(), 1e-9))

@@ -1,1 +1,0 @@
-"""Measures on generated frames."""

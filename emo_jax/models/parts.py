@@ -1,0 +1,112 @@
+"""One table of parameter metadata: which part of EMO a parameter belongs to, and how its layer is treated.
+
+A parameter is named by its path in the params tree, for example ``backbone/mid_block/attentions_0/norm/scale``.
+``PARTS`` groups paths into the parts that the training stages train or freeze. ``LAYERS`` says for each kind of layer
+how its parameters are split over the mesh, in which precision they are stored while frozen, and how the optimizer
+updates them.
+No other module matches parameter paths for these purposes.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A group of parameters that a training stage trains or freezes as a unit.
+
+    Attributes:
+        name: the name used in `train.also`, in reports and in metrics.
+        pattern: regular expression, matched at the start of a parameter path.
+        stages: the training stages that train it (Section 3.3).
+    """
+
+    name: str
+    pattern: str
+    stages: tuple[str, ...]
+
+
+PARTS = (
+    Part("vae_scale", r"vae/scaling_factor$", ()),
+    Part("vae", r"vae/", ("vae",)),
+    Part("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/", ("speed",)),
+    Part("temporal_modules", r"backbone/.*/motion_modules_\d+/", ("video", "speed")),
+    Part("audio_encoder", r"audio_encoder/", ()),  # wav2vec 2.0 stays as it was pretrained
+    # The audio layers stay frozen in stage speed: trained together, speed replaces the voice as the driver (3.3).
+    Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio)/", ("video",)),
+    Part("face_locator", r"face_locator/", ("image", "video")),
+    Part("reference_net", r"reference_net/", ("image", "video")),
+    Part("backbone", r"backbone/", ("image", "video")),
+)
+"""The parts of EMO. The first row whose pattern matches decides."""
+
+ENCODERS = re.compile(r"vae/(encoder|quant_conv|shortcut_in|scaling_factor)|audio_encoder/")
+"""Parameters that stored latents and audio features depend on (`emo prepare latents`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """How the parameters of one kind of layer are placed, stored and optimized.
+
+    Attributes:
+        pattern: regular expression, matched at the start of a parameter path. It also matches the path inside a
+            resnet, transformer or temporal module, because these gather their parameters by the same rules.
+        tensor: the axis that the mesh axis `tensor` splits: "output" (the last), "input" (the one before) or None.
+            Heads and inner features between an output-split and an input-split kernel then stay on one device.
+        fsdp: the axis that the mesh axis `fsdp` splits: the "largest" other axis that it divides, the "input" axis if
+            it divides it, or None.
+        frozen_dtype: precision in which a frozen parameter is stored: that of the "networks" or "float32".
+        update: "matrix" (Muon, weight decay), "kernel" (Adam, weight decay under AdamW) or "vector" (Adam, no decay).
+    """
+
+    pattern: str
+    tensor: Literal["output", "input"] | None = None
+    fsdp: Literal["largest", "input"] | None = None
+    frozen_dtype: Literal["networks", "float32"] = "float32"
+    update: Literal["matrix", "kernel", "vector"] = "vector"
+
+
+LAYERS = (
+    # The networks' outputs are computed in float32.
+    Layer(r".*(backbone|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
+    Layer(r"(\w+/){0,2}conv_(in|out)/kernel$", None, "largest", "networks", "kernel"),
+    Layer(r".*time_embedding/.*kernel$", None, "largest", "networks", "kernel"),
+    Layer(r".*(^|/)(attn[12]|\w+_attn)/to_[qkv]/kernel$", "output", "largest", "networks", "matrix"),
+    Layer(r".*(^|/)(attn[12]|\w+_attn)/to_out_0/kernel$", "input", "largest", "networks", "matrix"),
+    # Split by outputs, XLA for TPU would not scatter the gradients of GEGLU's wide kernels over 16 chips.
+    Layer(r".*(^|/)ff/net_0/proj/kernel$", "output", "input", "networks", "matrix"),
+    Layer(r".*(^|/)ff/net_2/kernel$", "input", "largest", "networks", "matrix"),
+    Layer(r".*(^|/)(conv1|time_emb_proj)/kernel$", "output", "largest", "networks", "matrix"),
+    Layer(r".*(^|/)conv2/kernel$", "input", "largest", "networks", "matrix"),
+    Layer(r".*(^|/)kernel$", None, "largest", "networks", "matrix"),
+    Layer(r".*(^|/)weight_v$", None, "largest", "networks", "vector"),  # wav2vec 2.0's weight-normalised convolution
+    Layer(r".*(^|/)(bias|scale|weight_g|scaling_factor)$"),
+)
+"""The kinds of layers. The first row whose pattern matches decides."""
+
+
+def part_of(path: str) -> str:
+    """Returns the name of the part that a parameter path belongs to.
+
+    Raises:
+        ValueError: no row of PARTS matches.
+    """
+    for part in PARTS:
+        if re.match(part.pattern, path):
+            return part.name
+    raise ValueError(f"parameter {path!r} belongs to no part; add a row to models.parts.PARTS")
+
+
+@functools.cache
+def layer_of(path: str) -> Layer:
+    """Returns the row of LAYERS for a parameter path.
+
+    Raises:
+        ValueError: no row matches.
+    """
+    for layer in LAYERS:
+        if re.match(layer.pattern, path):
+            return layer
+    raise ValueError(f"parameter {path!r} has no layer rule; add a row to models.parts.LAYERS")

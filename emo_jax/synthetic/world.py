@@ -1,0 +1,252 @@
+"""The procedural talking-head world: endless people who talk, and the truth about every frame (`make_record`).
+
+Everything follows from integer seeds. `Track` moves the head, a voice moves the mouth, `rendering.render` draws;
+`prepare_synthetic` writes the records of many.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from emo_jax.data.records import Record, write_records
+from emo_jax.faces.rotation import rotation_speed
+from emo_jax.media.audio import quantise
+from emo_jax.media.loudness import normalise
+from emo_jax.media.mp4 import encode_video
+from emo_jax.media.timing import SAMPLE_RATE
+from emo_jax.progress import Progress
+from emo_jax.synthetic.espeak import espeak_available, espeak_passage
+from emo_jax.synthetic.head import State
+from emo_jax.synthetic.identities import APPEARANCE_NAMES, Identity
+from emo_jax.synthetic.rendering import face_box, mouth_box, nose_tip, render
+from emo_jax.synthetic.voices import LANGUAGES, Speaker, mouth_track, synthesise
+from emo_jax.workers import ordered
+
+__all__ = [
+    "APPEARANCE_NAMES",
+    "Identity",
+    "State",
+    "Track",
+    "face_box",
+    "make_record",
+    "make_voice",
+    "mouth_box",
+    "nose_tip",
+    "prepare_synthetic",
+    "render",
+]
+POSE_LIMITS = np.array([30.0, 18.0, 15.0])  # yaw, pitch, roll in degrees
+SLOWEST, FASTEST = 0.15, 2.5  # a record's mean rotation speed, degrees per frame at 25 fps
+SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
+_SHARES = np.array([1.0, 0.5, 0.38])  # how much of the motion each axis takes
+
+
+@dataclass(frozen=True)
+class Track:
+    """How one person moves in N frames; the mouth comes from the voice."""
+
+    rotation: np.ndarray  # (N, 3) yaw, pitch, roll in degrees
+    shift: np.ndarray  # (N, 2) in image heights
+    blink: np.ndarray  # (N,) in [0, 1]
+    brow: np.ndarray  # (N,) in [0, 1]
+    gaze: np.ndarray  # (N, 2) in [-1, 1]
+    speed: np.ndarray  # (N,) degrees per frame, see `rotation_speed`
+
+    @classmethod
+    def sample(
+        cls,
+        rng: np.random.Generator,
+        frames: int,
+        fps: float,
+        opening: np.ndarray | None = None,
+        follow: float = 0.0,
+    ) -> Track:
+        """Draw a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
+
+        A loud voice lifts the brows: `opening` (N,). `follow` in [0, 1] is the share of the head's speed that goes with
+        the voice; with 1 the head moves only while the mouth is open. Raises ValueError for less than two frames.
+        """
+        if frames < 2 or not fps > 0:
+            raise ValueError(
+                f"cannot draw a track of {frames} frames at {fps} fps; give two frames or more and a positive rate"
+            )
+        time = np.arange(frames) / fps
+        level = np.exp(rng.uniform(np.log(SLOWEST), np.log(FASTEST))) * 25 / fps
+        rotation = _turns(rng, _clock(time, opening, follow), level, fps)
+        shift = 0.012 * np.stack([_wander(rng, time, 0.12), _wander(rng, time, 0.1)], 1)
+        loud = (
+            np.zeros(frames)
+            if opening is None
+            else np.convolve(np.pad(opening, 6, mode="edge"), np.full(13, 1 / 13), "valid")
+        )
+        brow = np.clip(0.25 * _wander(rng, time, 0.3) + 0.5 * loud * rng.uniform(0.2, 1.2), 0, 1)
+        look = np.stack([_wander(rng, time, 0.25), 0.6 * _wander(rng, time, 0.2)], 1)
+        gaze = np.clip(np.round(look * 2) / 2 - rotation[:, :2] / 45, -1, 1)  # saccades; the eyes hold on to the camera
+        kernel = np.array([0.25, 0.5, 0.25])
+        gaze = np.stack([np.convolve(np.pad(column, 1, mode="edge"), kernel, "valid") for column in gaze.T], 1)
+        return cls(rotation, shift, _blinks(rng, time), brow, gaze, rotation_speed(rotation))
+
+    def __len__(self) -> int:
+        return len(self.rotation)
+
+    def state(self, frame: int, mouth: np.ndarray) -> State:
+        """The state of one frame; `mouth` is (opening, width)."""
+        values = (
+            *self.rotation[frame],
+            *self.shift[frame],
+            self.blink[frame],
+            self.brow[frame],
+            *self.gaze[frame],
+            *mouth,
+        )
+        return State(*(float(value) for value in values))
+
+
+def _wander(rng: np.random.Generator, time: np.ndarray, hertz: float) -> np.ndarray:
+    """A smooth band-limited walk around 0, mostly within +-1."""
+    waves = [np.sin(2 * np.pi * (hertz * rng.uniform(0.5, 1.7) * time + rng.random())) for _ in range(4)]
+    return np.tanh(0.62 * np.sum(waves, 0))
+
+
+def _clock(time: np.ndarray, opening: np.ndarray | None, follow: float) -> np.ndarray:
+    """The time (N,) in seconds that the head keeps: it runs fast where the mouth is open, and as far in the end."""
+    if not follow or opening is None or not opening.any():
+        return time
+    pace = 1 - follow + follow * opening / opening.mean()
+    return np.cumsum(pace) * time[1]
+
+
+def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float) -> np.ndarray:
+    """(N, 3) angles within POSE_LIMITS, `level` degrees per frame on average: wide when fast, narrow when slow."""
+    per_second = level * fps
+    reach = np.clip(4.0 + 0.55 * per_second, 5, 26) * _SHARES * rng.uniform(0.75, 1.25, 3)
+    reach = np.minimum(reach, POSE_LIMITS * 0.9)
+    middle = rng.uniform(-1, 1, 3) * (POSE_LIMITS * 0.95 - reach) * 0.8
+    rates, phases = rng.uniform(0.5, 1.7, (3, 4)), rng.random((3, 4))
+    hertz = per_second / (4 * reach[0])
+    for _ in range(8):  # the waves' sum has no simple speed: measure it, correct the tempo
+        waves = np.sin(2 * np.pi * (hertz * rates[:, :, None] * time + phases[:, :, None])).sum(1)
+        angles = middle + reach * np.tanh(0.62 * waves).T
+        hertz *= np.clip(level / max(rotation_speed(angles).mean(), 1e-6), 0.5, 2)
+        hertz = min(hertz, 2.0)  # nobody shakes the head faster
+    return angles
+
+
+def _blinks(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    blink, at = np.zeros(len(time)), rng.uniform(0.3, 3)
+    while at < time[-1]:
+        blink = np.maximum(blink, np.clip(1.5 - np.abs(time - at) / 0.09, 0, 1))
+        at += rng.uniform(2, 4)
+    return blink
+
+
+def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, str]:
+    """A levelled voice, float32 (round(seconds * 16000),), and what made it.
+
+    A sixth sings, a third is espeak-ng where the machine has it, the rest are formant voices.
+    """
+    kind = rng.random()
+    if kind < 1 / 3 and espeak_available():
+        return normalise(espeak_passage(rng, seconds)), "espeak-ng"
+    sings = kind > 5 / 6
+    speaker = Speaker.sample(rng, sings)
+    language = str(rng.choice(list(LANGUAGES)))
+    return normalise(synthesise(rng, seconds, language, speaker)), "song" if sings else "formants"
+
+
+def make_record(
+    seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0, babble: float = 0.0
+) -> Record:
+    """One shot of one new person with a new voice, N = round(seconds * fps) frames of size x size pixels.
+
+    `follow`: the share of the head's speed that goes with the voice, see `Track.sample`. `babble`: the share of the
+    sound's energy that is somebody else, to whom the mouth does not listen. Equal arguments give equal records (on
+    machines that agree about espeak-ng).
+    """
+    frames = round(seconds * fps)
+    if seed < 0 or frames < 2:
+        raise ValueError(
+            f"cannot make a record from seed {seed} with {frames} frames; give a seed >= 0 and two frames or more"
+        )
+    cv2.setNumThreads(1)
+    identity = Identity.sample(seed)
+    seconds = round(frames / fps * SAMPLE_RATE) / SAMPLE_RATE
+    sound, kind = make_voice(np.random.default_rng([seed, 2]), seconds)
+    heard = quantise(sound)
+    mouth = mouth_track(heard / np.float32(32767), fps, frames)
+    if babble:
+        other, _ = make_voice(np.random.default_rng([seed, 3]), seconds)
+        heard = quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
+    track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow)
+    states = [track.state(index, mouth[index]) for index in range(frames)]
+    return Record(
+        id=f"synthetic-{seed:010d}",
+        source=f"emo_jax.synthetic.world, voice: {kind}",
+        licence="CC0-1.0",
+        video=encode_video(np.stack([render(identity, state, size) for state in states]), fps),
+        audio=heard,
+        fps=float(fps),
+        boxes=np.stack([face_box(identity, state, size) for state in states]),
+        rotation=track.rotation.astype(np.float32),
+        speed=track.speed,
+        mouth=mouth,
+        appearance=identity.appearance,
+    )
+
+
+def prepare_synthetic(
+    output: str,
+    *,
+    records: int = 800,
+    held_out: int = 32,
+    seconds: float = 5.0,
+    size: int = 160,
+    fps: float = 25.0,
+    seed: int = 0,
+    follow: float = 0.0,
+    babble: float = 0.0,
+    workers: int = 2,
+) -> None:
+    """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records."""
+    for name, value, least in (
+        ("--records", records, 1),
+        ("--held-out", held_out, 1),
+        ("--workers", workers, 1),
+        ("--seed", seed, 0),
+    ):
+        if value < least or value >= SPLIT_SEEDS:
+            raise ValueError(f"{name} is {value}; give a whole number from {least} to {SPLIT_SEEDS - 1}")
+    if size % 2 or size < 16:
+        raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
+    if not seconds * fps >= 2:
+        raise ValueError(f"--seconds {seconds} at --fps {fps} is less than two frames; make the records longer")
+    for name, share in (("--follow", follow), ("--babble", babble)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is {share}; give a share from 0 to 1")
+    make = functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble)
+    first = 2 * seed * SPLIT_SEEDS
+
+    def split(name: str, start: int, count: int) -> Iterator[Record]:
+        return _told(ordered(make, range(start, start + count), workers), count, name)
+
+    write_records(
+        output,
+        {
+            "train": lambda: split("train", first, records),
+            "validation": lambda: split("validation", first + SPLIT_SEEDS, held_out),
+        },
+        progress=False,
+    )
+
+
+def _told(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:
+    """Passes the records on and tells the progress."""
+    with Progress(count, name, "record", every=10) as progress:
+        for item in items:
+            yield item
+            progress.add()

@@ -1,0 +1,308 @@
+"""Placement on meshes: eight CPU devices give what one gives, and parameters and activations are really split."""
+
+import dataclasses
+import math
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from emo_jax.configs import base
+from flax.traverse_util import flatten_dict
+from jax.sharding import AxisType, PartitionSpec
+
+from emo_jax.diffusion.guidance import PASSES
+from emo_jax.distributed import mesh as mesh_lib
+from emo_jax.distributed.activations import constrain
+from emo_jax.distributed.mesh import AXES, _grid, check_mesh, local_rows, make_mesh, place_batch
+from emo_jax.generation import sampler as sampler_lib
+from emo_jax.generation.sampler import mesh_for
+from emo_jax.models.emo import build
+from emo_jax.models.parts import LAYERS, layer_of
+from emo_jax.models.placement import parameter_spec, state_sharding
+from tests.distributed.layouts import LAYOUTS, report
+from tests.small import HEARING, small_config
+from tests.steps import training_config
+
+STEP_LAYOUTS = ["data 8", "fsdp 8", "data 2 fsdp 4", "data 2 fsdp 2 frame 2", "data 4 tensor 2"]
+
+
+def check_steps(stage, names):
+    found = report(f"steps({stage!r}, {names!r})")
+    assert set(found) == set(names)
+    for name, told in found.items():
+        assert told["losses"] < 1e-4 and told["gradients"] < 1e-3, (name, told)
+        assert told["parameters"] < 0.02 and told["average"] < 0.02 and told["frozen"] == 0, (name, told)
+        fsdp, tensor = (LAYOUTS[name].get(axis, 1) for axis in ("fsdp", "tensor"))
+        for share in (told["share"], told["optimizer_share"]):
+            assert 1 / fsdp / tensor <= share < 1 / fsdp + (0.35 if fsdp > 1 else 1e-9), (name, told)
+            assert tensor == 1 or share < 0.9
+        check_collectives(name, told, clips=stage in ("video", "speed"))
+        gathers = told["all-gather"]
+        assert max(gathers, default=0) <= max(told["largest"], told["bytes"] / 10), (name, max(gathers))
+
+
+def check_collectives(name, told, clips=True):
+    """Parameters are gathered one by one where they are split, gradients added up over devices, clips turned."""
+    gathers, sums = told["all-gather"], told["all-reduce"] + told["reduce-scatter"]
+    assert sums, name
+    if LAYOUTS[name].get("fsdp", 1) > 1:
+        assert len(gathers) > 5, name
+    if name == "data 8":
+        assert not gathers
+    if clips and LAYOUTS[name].get("frame", 1) > 1:
+        assert told["all-to-all"], name
+
+
+def test_a_level_over_all_axes_equals_one_device():
+    names = ["data 2 fsdp 2 frame 2", "fsdp 2 frame 2 tensor 2"]
+    found = report(f"level({names!r})")
+    for name in names:
+        assert found[name]["losses"] < 1e-4 and found[name]["gradients"] < 1e-4, (name, found[name])
+        check_collectives(name, found[name])
+
+
+def test_a_device_convolves_its_own_frames_of_several_clips():
+    found = report("resnet(4, ['data 2 frame 4', 'data 2 fsdp 2 frame 2'])")
+    assert len(found) == 2
+    for name, told in found.items():
+        assert told["share"] < 0.15 and told["error"] < 1e-5, (name, told)  # an eighth, and what is small
+
+
+def test_gradients_of_layers_on_vectors_are_not_summed_over_fsdp():
+    (told,) = report("vectors(['fsdp 8'])").values()
+    assert told["gradients"] < 1e-5
+    kernels = {path: size for path, size in told["bytes"].items() if path.endswith("kernel")}
+    convolved = sum(size for path, size in kernels.items() if "/conv" in path)
+    assert sum(told["all-reduce"]) < convolved + 0.25 * (sum(kernels.values()) - convolved), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vae", "image", "video", "speed"])
+def test_eight_devices_equal_one_device(stage):
+    check_steps(stage, STEP_LAYOUTS)
+
+
+@pytest.mark.slow
+def test_a_video_made_by_eight_devices_is_that_of_one():
+    told = report("sampling()")
+    assert told["mesh"] == dict(data=2, fsdp=1, frame=4, tensor=1) and told["programs"] == 1
+    assert told["steps"] <= 1 and told["spread"] > 20  # of 255
+
+
+# ---- parameters
+
+
+def flat_shapes(config):
+    return flatten_dict(build(config).abstract_params(), sep="/")
+
+
+def test_every_parameter_has_a_place():
+    paths, split = flat_shapes(small_config()), 0
+    for path, leaf in paths.items():
+        spec = parameter_spec(path, leaf.shape, 8)
+        if spec != PartitionSpec():
+            split += leaf.size
+            axis = spec.index("fsdp")
+            assert leaf.shape[axis] % 8 == 0
+            by_inputs = path.endswith("ff/net_0/proj/kernel") and axis == leaf.ndim - 2
+            assert by_inputs or leaf.shape[axis] == max(s for s in leaf.shape if s % 8 == 0)
+        assert parameter_spec(path, leaf.shape, 1) == PartitionSpec()
+    assert split > 0.9 * sum(leaf.size for leaf in paths.values())
+    with pytest.raises(ValueError, match="backbone/odd/weight"):
+        parameter_spec("backbone/odd/weight", (8, 8), 8)
+
+
+BLOCK = "backbone/down_blocks_0/attentions_0/transformer_blocks_0"
+
+
+@pytest.mark.parametrize("path, shape, spec", [
+    (f"{BLOCK}/attn1/to_q/kernel", (64, 64), ("fsdp", "tensor")),
+    (f"{BLOCK}/audio_attn/to_v/kernel", (768, 64), ("fsdp", "tensor")),
+    (f"{BLOCK}/attn2/to_out_0/kernel", (64, 64), ("tensor", "fsdp")),
+    (f"{BLOCK}/attn2/to_out_0/bias", (64,), ()),
+    (f"{BLOCK}/ff/net_0/proj/kernel", (64, 512), ("fsdp", "tensor")),
+    (f"{BLOCK}/ff/net_2/kernel", (256, 64), ("tensor", "fsdp")),
+    ("reference_net/mid_block/resnets_0/conv1/kernel", (3, 3, 64, 64), (None, None, "fsdp", "tensor")),
+    ("reference_net/mid_block/resnets_0/conv2/kernel", (3, 3, 64, 64), (None, None, "tensor", "fsdp")),
+    ("vae/encoder/mid_block/attentions_0/attn/to_q/kernel", (64, 64), (None, "fsdp")),
+])  # fmt: skip
+def test_heads_and_inner_features_stay_on_their_device(path, shape, spec):
+    assert parameter_spec(path, shape, 4, 2) == PartitionSpec(*spec)
+
+
+def test_a_part_gathers_its_parameters_as_they_lie():
+    """It knows their paths within itself alone."""
+    paths = flat_shapes(small_config("speed"))
+    within = {path: re.match(r".*?/(resnets|attentions|motion_modules)_\d+/", path) for path in paths}
+    within = {path: path[found.end() :] for path, found in within.items() if found and not path.startswith("vae/")}
+    assert any("conv1" in path for path in within.values()) and any("audio_attn" in path for path in within.values())
+    for path, relative in within.items():
+        shape = paths[path].shape
+        assert parameter_spec(relative, shape, 4, 2) == parameter_spec(path, shape, 4, 2), path
+
+
+def test_every_rule_is_used():
+    config = small_config("speed", audio=HEARING)
+    assert {layer_of(path) for path in flat_shapes(config)} == set(LAYERS)
+
+
+class _Mesh:
+    local_devices = range(8)
+
+    def __init__(self, processes=1, **shape):
+        self.shape = dict(data=1, fsdp=1, frame=1, tensor=1) | shape
+        sizes = tuple(self.shape.values())
+        count = math.prod(sizes)
+        self.devices = np.array([_Device(i, i * processes // count, None) for i in range(count)]).reshape(sizes)
+
+
+def abstract_mesh(**sizes):
+    sizes = dict(data=1, fsdp=1, frame=1, tensor=1) | sizes
+    return jax.sharding.AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 4)
+
+
+def test_axes_that_do_not_divide_parameters_are_one_line():
+    state = flat_shapes(small_config())
+    with pytest.raises(ValueError, match=r"tensor is 3, .*to_q.*divisor of 16"):
+        parameter_spec(f"{BLOCK}/attn1/to_q/kernel", (16, 16), 1, 3)
+    with pytest.raises(ValueError, match="mesh.fsdp is 7, which divides no axis of parameters .*'largest'") as caught:
+        state_sharding(abstract_mesh(fsdp=7), state)
+    assert "\n" not in str(caught.value)
+
+
+# ---- meshes and batches
+
+
+def test_meshes_that_do_not_fit_are_one_line():
+    (device,) = jax.devices()[:1]
+    assert dict(make_mesh(devices=[device]).shape) == dict(data=1, fsdp=1, frame=1, tensor=1)
+    for axes in (dict(data=3), dict(data=2, fsdp=4), dict(data=1, tensor=2), dict(fsdp=-1), dict(frame=0)):
+        with pytest.raises(ValueError, match="train.mesh is data=") as caught:
+            make_mesh(**axes, devices=[device])
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="dcn_data is 2 and data 1, but the devices lie in 1 processes; set dcn_data"):
+        make_mesh(dcn_data=2, devices=[device])
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(tensor=3), "train.mesh.tensor is 3, which does not divide model.unet.heads, 2"),
+    (dict(frame=3), "train.mesh.frame is 3, which does not divide clip.frames, 4"),
+    (dict(data=2, fsdp=2), r"train.batch_size is 2, .*data x fsdp x train.accumulate = 2 x 2 x 1; .* multiple of 4"),
+    (dict(train=dict(accumulate=0)), "train.accumulate is 0; expected 1 or more"),
+    (dict(train=dict(batch_size=0)), "train.batch_size is 0; expected 1 or more"),
+    (dict(frame=4, tensor=2, processes=2), "frame x tensor = 8 devices share samples, but they lie in several proc"),
+])  # fmt: skip
+def test_a_mesh_that_does_not_divide_the_config_is_one_line(changes, message):
+    config = training_config("video")
+    config.train.update(changes.get("train", {}))
+    changes = {name: value for name, value in changes.items() if name != "train"}
+    with pytest.raises(ValueError, match=message) as caught:
+        check_mesh(_Mesh(**changes), config)
+    assert "\n" not in str(caught.value)
+    if "processes" in changes:
+        check_mesh(_Mesh(**changes | dict(processes=1)), training_config("video"))
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_one_line():
+    batch = {"speed": np.zeros((6, 2))}
+    with pytest.raises(ValueError, match="a batch of 6 does not divide over 8 devices"):
+        place_batch(_Mesh(), batch)
+    with pytest.raises(ValueError, match="a batch of 6 does not divide over 4 devices"):
+        place_batch(_Mesh(tensor=2), batch)
+    with pytest.raises(ValueError, match="frame x tensor = 16 devices share samples, but a process has 8"):
+        place_batch(_Mesh(tensor=2, frame=8), batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    id: int
+    process_index: int
+    slice_index: int | None
+    platform: str = "other"
+    device_kind: str = "other"
+
+
+@pytest.mark.parametrize("sizes", [(4, 2, 1, 1), (2, 2, 2, 1)])
+def test_each_process_makes_the_samples_of_its_own_places(monkeypatch, sizes):
+    lie = [0, 0, 1, 1, 1, 1, 0, 0]  # the processes of neighbours, as create_device_mesh lays some slices of TPUs
+    grid = np.array([_Device(i, process, None) for i, process in enumerate(lie)]).reshape(sizes)
+    mesh = types.SimpleNamespace(devices=grid, shape=dict(zip(AXES, sizes, strict=True)))
+    shares = []
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        shares.append(local_rows(mesh, 16))
+    assert shares == [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize("slices", [True, False])
+def test_slices_or_processes_are_joined_along_data_alone(slices):
+    devices = [_Device(i, i // 4, i // 4 if slices else None) for i in (3, 7, 1, 5, 2, 6, 0, 4)]
+    grid = _grid((4, 2, 1, 1), 2, devices)
+    assert grid.shape == (4, 2, 1, 1)
+    assert [{d.process_index for d in row.ravel()} for row in grid] == [{0}, {0}, {1}, {1}]
+
+
+def test_slices_that_nobody_has_told_of_are_one_line():
+    devices = [_Device(i, i // 4, i // 4) for i in range(8)]
+    with pytest.raises(ValueError, match="dcn_data is 1 and data 1, but .* lie in 2 slices; set dcn_data to 2"):
+        _grid((1, 8, 1, 1), 1, devices)
+
+
+def test_devices_that_share_samples_lie_in_one_process(monkeypatch):
+    devices = [_Device(i, i // 4, None) for i in range(8)]
+    along = np.array(devices).reshape(4, 1, 2, 1)[:, :, ::-1]  # neighbours are kept where processes hold them
+    across = np.array(devices).reshape(2, 4).T.reshape(4, 1, 2, 1)
+    for grid in (along, across):
+        monkeypatch.setattr(mesh_lib.mesh_utils, "create_device_mesh", lambda *_, grid=grid, **options: grid)
+        found = _grid((4, 1, 2, 1), 1, devices)
+        assert [len({d.process_index for d in row.ravel()}) for row in found] == [1] * 4
+        assert (found is along) == (grid is along)
+
+
+def test_what_an_axis_leaves_whole_at_full_size_is_one_line():
+    state = {"trained": flat_shapes(base.get_config("video"))}
+    for fsdp in (8, 64):
+        placed = state_sharding(abstract_mesh(fsdp=fsdp), state)
+        held = sum(
+            math.prod(placed["trained"][path].shard_shape(leaf.shape)) for path, leaf in state["trained"].items()
+        )
+        assert held < 1.1 / fsdp * sum(leaf.size for leaf in state["trained"].values())
+    with pytest.raises(ValueError, match="mesh.fsdp is 256, which divides no axis of parameters .*"):
+        state_sharding(abstract_mesh(fsdp=256), state)
+
+
+# ---- activations
+
+
+def test_without_a_mesh_nothing_is_constrained():
+    x = jnp.ones((2, 4, 4, 4, 8))
+    assert constrain(x, "spatial") is x
+    assert "sharding" not in str(jax.make_jaxpr(lambda a: constrain(a, "temporal"))(x))
+
+
+@pytest.mark.parametrize("place, frames, spec", [
+    ("spatial", 4, (("data", "fsdp"), "frame", None, None, None)),
+    ("spatial", 3, (("data", "fsdp"), None, "frame", None, None)),
+    ("temporal", 4, (("data", "fsdp"), None, "frame", None, None)),
+    ("shared", 4, (("data", "fsdp"), None, None, None, None)),
+])  # fmt: skip
+def test_places_split_what_divides(place, frames, spec):
+    with jax.sharding.use_abstract_mesh(abstract_mesh(data=2, fsdp=2, frame=2)):
+        program = jax.make_jaxpr(lambda a: constrain(a, place))(np.ones((4, frames, 2, 3, 5)))
+    (equation,) = program.eqns
+    assert equation.params["sharding"].spec == PartitionSpec(*spec)
+
+
+@pytest.mark.parametrize("mode, frames, count, shape", [
+    ("joint", 12, 8, (2, 4)), ("separate", 12, 8, (3, 2)), ("none", 12, 8, (1, 6)), ("joint", 8, 2, (2, 1)),
+])  # fmt: skip
+def test_a_video_takes_the_devices_that_divide_it(monkeypatch, mode, frames, count, shape):
+    made = []
+    monkeypatch.setattr(sampler_lib, "make_mesh", lambda **options: made.append(options))
+    mesh_for(mode, frames, list(range(count)))
+    (options,) = made
+    assert (options["data"], options["frame"]) == shape and len(options["devices"]) == shape[0] * shape[1]
+    assert len(PASSES[mode]) % shape[0] == 0 and mesh_for(mode, frames, [0]) is None

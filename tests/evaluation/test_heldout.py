@@ -1,0 +1,69 @@
+"""Held-out people: none that training sees, the same every time."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from emo_jax.data.records import write_records
+from emo_jax.evaluation import heldout, picture
+from emo_jax.synthetic.world import SPLIT_SEEDS
+
+CLIP = ConfigDict(dict(fps=25.0, image_size=(64, 64)))
+
+
+@pytest.fixture(scope="module")
+def people():
+    return heldout.choose_people(2, 1, 0.4, CLIP, 0.8)
+
+
+def test_seeds_lie_in_a_validation_block_beyond_any_validation_split():
+    block = heldout.FIRST_SEED // SPLIT_SEEDS
+    assert block % 2 == 1  # prepare: even blocks train, odd ones validate
+    assert (heldout.FIRST_SEED + heldout.LONG_SEEDS + 1000) // SPLIT_SEEDS == block
+    assert heldout.FIRST_SEED % SPLIT_SEEDS > 1_000_000
+
+
+def test_shapes_and_the_voice_of_the_next_record(people):
+    assert people.references.shape == (2, 64, 64, 3) and people.others.shape == (1, 64, 64, 3)
+    assert people.voices.shape == (2, 6400) and people.renders.shape == (2, 10, 64, 64, 3)
+    assert np.array_equal(people.openings, people.rendered_openings[::-1])
+    assert people.seeds == [heldout.FIRST_SEED, heldout.FIRST_SEED + 1]
+
+
+def test_equal_arguments_give_equal_people(people):
+    again = heldout.choose_people(2, 1, 0.4, CLIP, 0.8)
+    assert np.array_equal(people.references, again.references) and np.array_equal(people.voices, again.voices)
+
+
+def test_masks_mark_the_face_and_shift(people):
+    masks = people.masks()
+    marked = [np.argwhere(mask[..., 0]) for mask in masks]
+    for where, box in zip(marked, people.boxes, strict=True):
+        assert (where.min(0) <= box[[1, 0]]).all() and (where.max(0) + 1 >= box[[3, 2]]).all()
+    moved = people.masks((4 / 64, -3 / 64))
+    assert np.array_equal(moved[:, :-3, 4:], masks[:, 3:, :-4])
+
+
+def test_renders_of_a_person_with_the_given_voice(people):
+    frames = heldout.rendered(people, 0, [0, 9], 25.0)
+    assert frames.shape == (2, 64, 64, 3) and (frames[0] != frames[1]).any()
+
+
+def test_unfit_records_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="two of each"):
+        heldout.choose_people(1, 0, 1.0, CLIP, 0.8)
+    with pytest.raises(ValueError, match="not a directory"):
+        heldout.choose_people(2, 0, 1.0, CLIP, 0.8, str(tmp_path / "none"))
+
+
+def test_too_few_records_are_one_line(tmp_path, make_record):
+    write_records(tmp_path / "out", {"validation": lambda: map(make_record, (0, 2))}, progress=False)
+    with pytest.raises(ValueError, match="out, split validation: 2 records, expected 3: lower --identities") as caught:
+        heldout.choose_people(3, 64, 1.0, CLIP, 0.8, str(tmp_path / "out"))
+    assert "\n" not in str(caught.value)
+
+
+def test_picture_has_a_pair_of_lines_for_each_person(people):
+    image = picture.side_by_side(people, people.renders, 25.0, shown=2, moments=3)
+    assert image.shape == (4 * (64 + picture.CAPTION), 4 * 64, 3) and image.dtype == np.uint8
+    assert np.array_equal(image[picture.CAPTION : picture.CAPTION + 64, :64], people.references[0])

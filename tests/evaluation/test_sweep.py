@@ -1,0 +1,305 @@
+"""`emo sweep`: every sweep's points fit its config; finished points are skipped, and a table is made of them."""
+
+import argparse
+import csv
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+from emo_jax.configs import base
+from PIL import Image
+
+from emo_jax.cli import main as cli
+from emo_jax.cli.evaluate import add_parser, set_sampling, wanted_properties
+from emo_jax.evaluation import sweep as sweep_lib
+from emo_jax.evaluation.sweep import FINISHED, _run, load_sweep, plan, resolve
+from emo_jax.models.emo import build
+from emo_jax.weights.runs import save_weights_as_run
+from tests.small import small_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+
+ROOT = pathlib.Path(base.__file__).parents[1]
+FILES = sorted((ROOT / "configs/sweeps").glob("[a-z]*.py"))
+ARGUMENTS = argparse.Namespace(init_from="runs/vae", checkpoint="tiny")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_every_point_is_a_config_that_builds(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    found, configs = load_sweep(file), []
+    monkeypatch.setattr(sweep_lib, "resolve", lambda *a, resolve=resolve: configs.append(resolve(*a)) or configs[-1])
+    assert len(found.points) >= 2
+    for name in found.points:
+        commands = plan(found, name, tmp_path / name, ARGUMENTS)
+        assert [command[0] for command, _ in commands] == ["train"] * len(found.stages) + ["evaluate"]
+        parser = argparse.ArgumentParser()
+        add_parser(parser.add_subparsers())
+        wanted_properties(parser.parse_args(commands[-1][0]))
+    told = [config.to_json_best_effort() for config in configs]
+    assert len(set(told)) == len(told) == len(found.points) * max(1, len(found.stages))  # no two points are the same
+    for config in {f"{config.model}{config.clip}": config for config in configs}.values():
+        build(config).abstract_params()
+
+
+TINY = """
+CONFIG = "{root}/configs/tiny.py"
+STAGES = ("image", "video")
+EVALUATE = ("--only", "lips")
+
+
+def get_sweep():
+    yield "one", {{"clip.motion_frames": 1}}
+    yield "two", {{"clip.motion_frames": 2}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "sweep.py"
+    path.write_text(TINY.format(root=ROOT))
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint, for its files."""
+    folder = tmp_path_factory.mktemp("run")
+    save_weights_as_run(folder, small_config(), {"vae/a": np.ones(3, np.float32)})
+    return folder / "checkpoints" / "0"
+
+
+@pytest.fixture
+def ran(monkeypatch, checkpoint):
+    """The commands that would have been run: each leaves what the real one leaves; `fails(command)` -> exit status."""
+    commands = types.SimpleNamespace(done=[], fails=lambda command: 0)
+
+    def run(command):
+        assert command[:3] == [sys.executable, "-m", "emo_jax.cli.main"]
+        verb, options = command[3], dict(a.split("=", 1) for a in command if a.startswith("--") and "=" in a)
+        status = commands.fails(command)
+        if isinstance(status, BaseException):
+            raise status
+        commands.done.append((verb, options.get("--config", "").rpartition(":")[2]))
+        if status:
+            return status
+        if verb == "train":
+            steps = options["--config.train.steps"]
+            shutil.copytree(checkpoint, pathlib.Path(options["--workdir"]) / "checkpoints" / steps)
+        else:
+            folder = pathlib.Path(command[command.index("--output") + 1])
+            folder.mkdir()
+            rows = [{"property": "lips", "value": len(str(folder)) / 100}, {"property": "seams", "value": 1.5}]
+            (folder / "report.json").write_text(json.dumps({"rows": rows}))
+        return 0
+
+    monkeypatch.setattr(sweep_lib, "_run", run)
+    return commands
+
+
+def emo(file, output, *more, start=("--init-from", "runs/vae")):
+    return cli.main(["sweep", str(file), "--output", str(output), "--config.train.steps=7", *start, *more])
+
+
+POINT = [("train", "image"), ("train", "video"), ("evaluate", "")]
+
+
+def test_an_interrupted_sweep_goes_on_and_skips_what_is_finished(file, ran, tmp_path, capsys):
+    ran.fails = lambda command: KeyboardInterrupt() if len(ran.done) == 4 else 0
+    assert emo(file, tmp_path / "out") == 130  # in the second point's second stage
+    assert ran.done == POINT + POINT[:1]
+    ran.fails = lambda command: 0
+    assert emo(file, tmp_path / "out") == 0
+    assert ran.done == POINT + POINT
+    told = capsys.readouterr().out
+    assert "point 1/2 one: finished" in told and "sweep.csv" in told
+    table = list(csv.reader((tmp_path / "out/sweep.csv").read_text().splitlines()))
+    assert table[0] == ["point", "clip.motion_frames", "lips", "seams"]
+    assert [row[:2] + row[3:] for row in table[1:]] == [["one", "1", "1.5000"], ["two", "2", "1.5000"]]
+    assert all("".join(row) in told.replace(" ", "") for row in table)
+    with Image.open(tmp_path / "out/sweep.png") as picture:
+        assert picture.convert("L").getextrema()[0] < 100
+    assert emo(file, tmp_path / "out") == 0 and len(ran.done) == 6  # nothing is left to do
+
+
+def test_a_table_alone_runs_nothing(file, ran, tmp_path, capsys):
+    assert emo(file, tmp_path / "out", "--table") == 2
+    assert f"{tmp_path}/out is no folder of points" in capsys.readouterr().err
+    assert emo(file, tmp_path / "out", "--points", "one") == 0
+    assert emo(file, tmp_path / "out", "--table") == 0 and ran.done == POINT
+    assert "\none " in capsys.readouterr().out and not (tmp_path / "out/two").exists()
+
+
+def test_a_stage_whose_checkpoint_is_damaged_is_trained_again(file, ran, tmp_path, capsys):
+    ran.fails = lambda command: KeyboardInterrupt() if len(ran.done) == 2 else 0
+    assert emo(file, tmp_path / "out", "--points", "one") == 130 and ran.done == POINT[:2]  # both stages are trained
+    video = tmp_path / "out/one/video"
+    (video / "checkpoints/7/state/_METADATA").write_text("{")
+    ran.fails = lambda command: 0
+    assert emo(file, tmp_path / "out", "--points", "one") == 0 and ran.done == POINT[:2] + POINT[1:]
+    told = capsys.readouterr().err.splitlines()
+    assert any("video/checkpoints/7/state is damaged" in line for line in told), told
+    assert (video / "damaged-7").is_dir() and (video / "checkpoints/7").is_dir()
+
+
+def test_a_point_that_fails_does_not_stop_the_others(file, ran, tmp_path, capsys):
+    ran.fails = lambda command: int("one/video" in " ".join(command) and command[3] == "train")
+    assert emo(file, tmp_path / "out") == 1
+    assert ran.done == POINT[:2] + POINT
+    told = capsys.readouterr()
+    assert "emo sweep: failed: one" in told.err and "\ntwo " in told.out and "\none " not in told.out
+    ran.fails = lambda command: 2 + ("one/" in " ".join(command))
+    assert emo(file, tmp_path / "out") == 3 and len(ran.done) == 6  # by which a scheduler knows whether to try again
+    assert emo(file, tmp_path / "other") == 1  # one failed with 3, one with 2
+    ran.fails = lambda command: 143  # told to end: so does the sweep, at once
+    assert emo(file, tmp_path / "out") == 143
+    assert len(ran.done) == 9
+
+
+def test_the_status_of_a_command_that_was_killed_is_a_shells():
+    assert _run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]) == 137
+
+
+def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
+    assert emo(file, tmp_path / "out", "--dry-run", "--points", "two") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["#", "two"]] + [["emo", verb] for verb, _ in POINT]
+    assert lines[1].endswith("--config.train.init_from=runs/vae") and "--config.clip.motion_frames=2" in lines[1]
+    assert lines[2].endswith(f"--config.train.init_from={tmp_path}/out/two/image")
+    assert f"--checkpoint {tmp_path}/out/two/video" in lines[3] and lines[3].endswith("--only lips")
+    assert emo(file, tmp_path / "out", "--list") == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert not ran.done and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more, told", [
+    (["--config.train.stepz=3"], "point one: .*stepz"),
+    (["--config.clip.frames=1"], "point one: clip.motion_frames is 1|point two: clip.motion_frames is 2"),
+    (["--config.diffusion.prediction=eps"], "point one: diffusion.prediction is 'eps' with zero_terminal_snr"),
+    (["--config.sampling.solver=euler"], "point one: solver is 'euler', expected one of ddim, dpm"),
+    (["--config.sampling.steps=0"], "point one: steps is 0, expected 1 to 1000"),
+    (["--config.clip.motion_frames=1"], "point one sets clip.motion_frames itself; leave --config.clip.* out"),
+    (["--points", "three"], "--points names 'three'; expected some of one, two"),
+    (["extra"], "unknown argument 'extra'"),
+])  # fmt: skip
+def test_what_no_point_can_take_is_told_before_any_is_run(file, ran, tmp_path, capsys, more, told):
+    assert emo(file, tmp_path / "out", *more) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(told, line), line
+    assert not ran.done and not (tmp_path / "out").exists()
+
+
+def test_a_first_stage_needs_the_run_of_the_stage_before(file, ran, tmp_path, capsys):
+    assert emo(file, tmp_path / "out", start=()) == 2
+    assert "stage image comes first and starts from stage vae; give its run as --init-from" in capsys.readouterr().err
+    assert not ran.done and not (tmp_path / "out").exists()
+    assert emo(file, tmp_path / "out", "--dry-run", "--config.train.init_from=runs/vae", start=()) == 0
+    file.write_text(file.read_text().replace('"image", "video"', '"vae", "image"'))
+    assert emo(file, tmp_path / "out", "--dry-run", start=()) == 0
+
+
+def test_checks_leave_the_accelerator_to_the_commands(file, checkpoint):
+    """One process alone can have a TPU, and those that train are others."""
+    code = f"""
+import argparse, pathlib
+from jax._src import xla_bridge
+from emo_jax import sweep
+found = load_sweep({str(file)!r})
+plan(found, "one", pathlib.Path("out"), argparse.Namespace(init_from="runs/vae", checkpoint=""))
+assert _is_done(pathlib.Path({str(checkpoint)!r})) and not xla_bridge.backends_are_initialized()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_other_settings_need_another_folder(file, ran, tmp_path, capsys):
+    assert emo(file, tmp_path / "out") == 0
+    assert emo(file, tmp_path / "out", "--config.train.seed=1") == 2
+    assert "out/one was begun with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text, told", [
+    (None, "does not exist"),
+    ("CONFIG = STAGES = ''", "has no get_sweep"),
+    (TINY.replace('"two"', '"one"'), "has a point 'one'; expected names of folders, each once"),
+    (TINY.replace('"two"', '"../two"'), "has a point '../two'"),
+    (TINY.replace('"image", "video"', ""), "clip.motion_frames needs training, but STAGES is empty"),
+])  # fmt: skip
+def test_a_bad_sweep_file_is_one_line(ran, tmp_path, capsys, text, told):
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text.format(root=ROOT) if "{root}" in text else text)
+    assert emo(path, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_sampling_is_set_by_name():
+    sampling = base.get_config().sampling
+    set_sampling(sampling, ["solver=dpm++2m", "steps=8", "audio_scale=2"])
+    assert (sampling.solver, sampling.steps, sampling.audio_scale) == ("dpm++2m", 8, 2.0)
+    for change in ("stepz=8", "steps", "steps=many", "steps="):
+        with pytest.raises(ValueError, match=f"--sampling got '{change}'"):
+            set_sampling(sampling, [change])
+
+
+def test_a_child_is_told_to_end_with_the_sweep(tmp_path, monkeypatch):
+    """SIGTERM, and waited for: it may have a checkpoint to save."""
+    code = f"import signal, sys, time, pathlib as p; f = p.Path({str(tmp_path)!r})\n"
+    code += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), (f / 'saved').touch(), sys.exit(143)))\n"
+    code += "(f / 'up').touch(); time.sleep(60)"
+    wait = subprocess.Popen.wait
+
+    def interrupted(process, *args):
+        monkeypatch.setattr(subprocess.Popen, "wait", wait)
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _run([sys.executable, "-c", code])
+    assert (tmp_path / "saved").exists()
+
+
+SAMPLED = """
+CONFIG = "{root}/configs/tiny.py"
+STAGES = ()
+EVALUATE = ("--only", "silence", "--identities", "2", "--seconds", "0.8")
+
+
+def get_sweep():
+    yield "one", {{"sampling.steps": 1}}
+    yield "two", {{"sampling.solver": "ddim", "sampling.steps": 2}}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_really_runs_is_terminated_and_goes_on(weights_dir, tmp_path):
+    file, output = tmp_path / "sweep.py", tmp_path / "out"
+    file.write_text(SAMPLED.format(root=ROOT))
+    command = [sys.executable, "-m", "emo_jax.cli.main", "sweep", str(file)]
+    command += ["--output", str(output), "--checkpoint", str(weights_dir)]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (output / "two/point.json").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    first.terminate()
+    told = first.communicate()
+    assert first.returncode == 143 and "emo sweep: terminated" in told[1], told
+    assert (output / "one" / FINISHED).exists() and not (output / "two" / FINISHED).exists()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0 and "point 1/2 one: finished" in again.stdout, again
+    table = list(csv.reader((output / "sweep.csv").read_text().splitlines()))
+    assert [row[:3] for row in table] == [
+        ["point", "sampling.steps", "sampling.solver"], ["one", "1", ""], ["two", "2", "ddim"]
+    ]  # fmt: skip
+    report = json.loads((output / "two" / FINISHED).read_text())
+    assert report["settings"]["sampling"]["solver"] == "ddim" and report["settings"]["sampling"]["steps"] == 2

@@ -1,0 +1,167 @@
+"""Where videos are cut, which frames are usable, and the square that is cut out."""
+
+import numpy as np
+import pytest
+
+from emo_jax.preparation import shots
+from emo_jax.preparation.shots import CutDetector, Measurements, Meter, Rules, choose_stretches, square_window
+
+
+def seen(length=200, /, **changes):
+    """Measurements of a face 100 pixels high, usable throughout but for the changes: name=(rows, value)."""
+    fields = dict(
+        cut=np.arange(length) == 0,
+        fresh=np.ones(length, bool),
+        count=np.ones(length, int),
+        box=np.tile([100.0, 100.0, 180.0, 200.0], (length, 1)),
+        rotation=np.zeros((length, 3)),
+        confidence=np.full(length, 0.2),
+        landmarks=np.zeros((length, 0, 2), np.float32),
+        luma=np.full(length, 120.0),
+        sharpness=np.full(length, 200.0),
+    )
+    for name, (rows, value) in changes.items():
+        fields[name][rows] = value
+    return Measurements(**fields)
+
+
+class Nobody:
+    """An analyzer that sees no face."""
+
+    resets = 0
+
+    def reset(self):
+        self.resets += 1
+
+    def faces(self, image):
+        return []
+
+
+def spans(measurements, **options):
+    rules = Rules(**{"seconds": 4.0, "min_seconds": 1.0, "min_face": 64.0, "size": 128} | options)
+    chosen, dropped = choose_stretches(measurements, rules, 25, (400, 600))
+    return [(stretch.start, stretch.stop) for stretch in chosen], dropped
+
+
+def scene(seed, count):
+    """Smooth patches of colour that drift by two pixels a frame."""
+    rng = np.random.default_rng(seed)
+    wide = rng.integers(0, 256, (6, 40, 3)).repeat(16, 0).repeat(16, 1).astype(np.uint8)
+    return [wide[:, 2 * k : 2 * k + 128] for k in range(count)]
+
+
+def test_cuts_are_found_and_motion_is_none():
+    detector = CutDetector()
+    frames = scene(0, 30) + scene(1, 30) + scene(2, 30)
+    told = [detector(frame) for frame in frames]
+    assert [k for k, (cut, _) in enumerate(told) if cut] == [0, 30, 60]
+    assert all(fresh for _, fresh in told)
+
+
+@pytest.mark.parametrize("kind", ["fade", "flicker"])
+def test_changing_light_is_no_cut(kind):
+    frame = scene(3, 1)[0] / 255
+    light = np.linspace(1, 0.2, 40) if kind == "fade" else np.tile([1.0, 0.7], 20)
+    detector = CutDetector()
+    assert sum(detector((255 * frame * level).astype(np.uint8))[0] for level in light) == 1
+
+
+def test_a_flash_is_no_cut():
+    frames = [frame for frame in scene(0, 6) for _ in range(2)]
+    frames[6] = np.maximum(frames[6], 240)
+    meter = Meter(Nobody())
+    for frame in [*frames, *scene(1, 3)]:
+        meter.add(frame)
+    assert np.flatnonzero(meter.measurements().cut).tolist() == [0, 12]
+
+
+def test_the_analyzer_forgets_at_a_cut():
+    meter = Meter(nobody := Nobody())
+    for frame in [*scene(0, 5), *scene(1, 5)]:
+        meter.add(frame)
+    assert nobody.resets == 2  # the first frame starts a shot, too
+
+
+def test_repeated_frames_are_told():
+    detector = CutDetector()
+    frames = scene(0, 4)
+    assert [detector(frames[k // 2])[1] for k in range(8)] == [True, False] * 4
+
+
+def test_a_long_stretch_is_cut_into_equal_records():
+    assert spans(seen(200)) == ([(0, 100), (100, 200)], {})
+    assert spans(seen(199)) == ([(0, 100), (100, 199)], {})
+    assert spans(seen(120)) == ([(0, 120)], {})
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("count", 0, "no face"),
+        ("count", 2, "several faces"),
+        ("luma", 10, "face too dark"),
+        ("luma", 252, "face too bright"),
+        ("sharpness", 3, "face too blurred"),
+        ("box", (100, 100, 150, 160), "face too small"),
+    ],
+)
+def test_bad_frames_end_a_stretch(name, value, reason):
+    kept, dropped = spans(seen(**{name: (slice(90, 130), value)}))
+    assert kept == [(0, 90), (130, 200)] and dropped == {reason: 40}
+
+
+def test_a_moment_is_forgiven_unless_the_face_is_gone():
+    assert spans(seen(count=(slice(90, 93), 2), luma=(slice(20, 23), 5))) == ([(0, 100), (100, 200)], {})
+    kept, dropped = spans(seen(count=(slice(90, 93), 0)))
+    assert kept == [(0, 90), (93, 200)] and dropped == {"no face": 3}
+
+
+def test_cuts_borders_and_short_rests():
+    assert spans(seen(cut=([0, 110], True)))[0] == [(0, 110), (110, 200)]
+    kept, dropped = spans(seen(cut=([0, 190], True)))
+    assert kept == [(0, 95), (95, 190)] and dropped == {"shorter than 1 s": 10}
+    chosen, _ = choose_stretches(seen(), Rules(2.8, 1.0, 64, 128), 25, (400, 600), borders=(60,))
+    assert [(stretch.start, stretch.stop) for stretch in chosen] == [(0, 60), (60, 130), (130, 200)]
+
+
+def test_frozen_and_slow_videos():
+    slow = seen(fresh=(slice(None), np.arange(200) % 2 == 0))
+    chosen, _ = choose_stretches(slow, Rules(4.0, 1.0, 64, 128), 25, (400, 600))
+    assert [stretch.flags for stretch in chosen] == [("low-fps",)] * 2
+    assert spans(seen(fresh=(slice(None), np.arange(200) % 12 == 0))) == (
+        [],
+        {"fewer than 8 different frames a second": 200},
+    )
+
+
+def test_enlarging_is_flagged():
+    chosen, _ = choose_stretches(seen(), Rules(10, 1.0, 64, 512), 25, (400, 600))
+    assert chosen[0].window[2] < 512 / 1.5 and chosen[0].flags == ("enlarged",)
+    chosen, _ = choose_stretches(seen(), Rules(10, 1.0, 64, 256), 25, (400, 600))
+    assert chosen[0].flags == ()
+
+
+def test_the_square_holds_the_face_in_its_middle():
+    left, top, side = square_window(np.tile([300.0, 200, 380, 300], (9, 1)), 1000, 1000)
+    assert side == int(100 / shots.FACE_HEIGHT)
+    assert (340 - left) / side == pytest.approx(0.5, abs=0.01) and (250 - top) / side == pytest.approx(0.53, abs=0.01)
+
+
+def test_the_square_stays_in_the_picture_and_holds_the_way_of_the_face():
+    boxes = np.array([[10.0, 5, 90, 105], [160, 5, 240, 105]])
+    left, top, side = square_window(boxes, 300, 400)
+    assert left <= 10 and top == 0 and left + side >= 240
+    left, top, side = square_window(np.array([[300.0, 150, 390, 290]]), 300, 400)
+    assert left + side == 400 and top + side <= 300
+
+
+def test_a_face_that_crosses_a_narrow_picture_fits_no_square():
+    x = np.linspace(0, 880, 50)
+    assert square_window(np.stack([x, 0 * x + 20, x + 80, 0 * x + 120], 1), 200, 960) is None
+    wide = seen(
+        box=(
+            slice(None),
+            np.stack([4 * np.arange(200), np.full(200, 50), 4 * np.arange(200) + 80, np.full(200, 150)], 1),
+        )
+    )
+    assert choose_stretches(wide, Rules(8, 1, 64, 128), 25, (200, 960)) == ([], {"face moves out of any square": 200})
