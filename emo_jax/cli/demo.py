@@ -12,7 +12,7 @@ from emo_jax.generation.inputs import ASSETS, check_options, load_portrait, load
 from emo_jax.generation.output import write_video
 from emo_jax.generation.strip import SHOWN, Strip
 from emo_jax.media.timing import frame_count
-from emo_jax.media.video import check_target
+from emo_jax.media.video_writer import check_target
 
 
 def add_parser(subparsers) -> None:

@@ -13,7 +13,7 @@ from emo_jax.generation.inputs import check_options, load_portrait, load_voice
 from emo_jax.generation.output import write_video
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.media.timing import require_frames
-from emo_jax.media.video import check_target
+from emo_jax.media.video_writer import check_target
 
 PRESET = "tiny"
 

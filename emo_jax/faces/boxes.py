@@ -1,7 +1,7 @@
-"""Where the face is: detection, boxes given by hand, and the crop of a portrait around its face.
+"""Face boxes: parsing, checking, and the crop and mask of a portrait around its face.
 
-A face box is a plain tuple (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, from the brows or forehead to the chin and
-about as wide as the face.
+A face box is a plain tuple (x0, y0, x1, y1) in pixels, x1 and y1 exclusive. It reaches from the brows or forehead to
+the chin and is about as wide as the face.
 """
 
 from __future__ import annotations
@@ -15,15 +15,27 @@ Box = tuple[float, float, float, float]
 
 
 def default_box(height: int, width: int) -> Box:
-    """Where a portrait's face is when none is found: a third of the shorter side wide, 1.25 times as high, its
-    centre in the middle of the width and at 45 % of the height."""
-    wide = min(height, width) / 3
-    high = 1.25 * wide
-    return (width - wide) / 2, 0.45 * height - high / 2, (width + wide) / 2, 0.45 * height + high / 2
+    """Returns the box to assume for a portrait in which no face was detected.
+
+    It is a third of the shorter side wide and 1.25 times as high. Its centre is in the middle of the width and at 45 %
+    of the height.
+    """
+    box_width = min(height, width) / 3
+    box_height = 1.25 * box_width
+    return (
+        (width - box_width) / 2,
+        0.45 * height - box_height / 2,
+        (width + box_width) / 2,
+        0.45 * height + box_height / 2,
+    )
 
 
 def parse_box(text: str) -> Box:
-    """'x0,y0,x1,y1' in pixels to a box; ValueError unless it is four finite numbers with x0 < x1 and y0 < y1."""
+    """Parses 'x0,y0,x1,y1' in pixels.
+
+    Raises:
+      ValueError: unless `text` is four finite numbers with x0 < x1 and y0 < y1.
+    """
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -34,15 +46,31 @@ def parse_box(text: str) -> Box:
 
 
 def check_box(box: Box, height: int, width: int) -> Box:
-    """The box as floats; ValueError unless it is four finite numbers, not empty, and inside a height x width image."""
+    """Checks a face box against an image of `height` x `width` pixels.
+
+    Returns:
+      The box as floats.
+
+    Raises:
+      ValueError: unless it is four finite numbers, not empty, and inside the image.
+    """
     values = tuple(float(value) for value in box)
     if len(values) != 4 or not all(map(math.isfinite, values)) or values[0] >= values[2] or values[1] >= values[3]:
-        raise ValueError(f"face box {box} is empty or no box; expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
+        raise ValueError(f"face box {box} is empty or not a box; expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
     if values[0] < 0 or values[1] < 0 or values[2] > width or values[3] > height:
         raise ValueError(
-            f"face box {box} lies outside the image; expected 0 <= x <= {width} and 0 <= y <= {height} (pixels)"
+            f"face box {box} is outside the image; expected 0 <= x <= {width} and 0 <= y <= {height} (pixels)"
         )
     return values
+
+
+def overlap(first: Box, second: Box) -> float:
+    """Computes the intersection over union of two boxes."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    return width * height / (_area(first) + _area(second) - width * height)
 
 
 def crop_around(
@@ -53,48 +81,72 @@ def crop_around(
     centre: tuple[float, float] = (0.5, 0.47),
     inside: bool = False,
 ) -> tuple[np.ndarray, Box]:
-    """Crop of `size` = (height, width) with the face where a talking head has it, and the face's box in the crop.
+    """Crops an image so that the face has the given height and position.
 
-    The face box takes `face_height` of the crop's height and its centre lies at `centre` = (x, y), shares of width and
-    height. The window has the crop's aspect ratio and may reach beyond the image, whose edge pixels are repeated there.
-    With `inside` it is made smaller and moved until it lies in the image, as far as that keeps the whole face box: no
-    repeated edges, but a larger face in a portrait that is framed tightly. Averages over areas when shrinking, cubic
-    when enlarging. The returned box is clipped to the crop.
+    The crop window has the aspect ratio of `size`. It may exceed the image; the edge pixels are repeated there.
+    Pixels are averaged over areas when the crop is smaller than the window, and interpolated cubically when larger.
+
+    Args:
+      image: uint8 RGB (height, width, 3).
+      box: the face in `image`.
+      size: (height, width) of the crop in pixels.
+      face_height: height of the face box as a share of the crop's height.
+      centre: (x, y) of the face box's centre as shares of the crop's width and height.
+      inside: if True, the window is shrunk and moved into the image as far as it still contains the face box. Then no
+        edge is repeated, but the face in a tightly framed portrait is larger than `face_height`.
+
+    Returns:
+      (crop, box): uint8 RGB of `size`, and the face box in the crop, clipped to it.
+
+    Raises:
+      ValueError: if `image` is not uint8 RGB, `box` exceeds it, or `size` or `face_height` is not positive.
     """
-    rows, columns = _check_image(image)
+    rows, columns = check_image(image)
     x0, y0, x1, y1 = check_box(box, rows, columns)
     height, width = size
     if height < 1 or width < 1 or face_height <= 0:
         raise ValueError(f"crop of {size} pixels with face_height {face_height}; expected positive numbers")
     scale = (y1 - y0) / (face_height * height)  # image pixels per crop pixel
     if inside:
-        whole_face = max((x1 - x0) / width, (y1 - y0) / height)
-        scale = max(min(scale, columns / width, rows / height), whole_face)
+        face_fills_crop = max((x1 - x0) / width, (y1 - y0) / height)
+        scale = max(min(scale, columns / width, rows / height), face_fills_crop)
     left = (x0 + x1) / 2 - centre[0] * width * scale
     top = (y0 + y1) / 2 - centre[1] * height * scale
     if inside:
-        left = _moved_inside(left, width * scale, columns, (x0, x1))
-        top = _moved_inside(top, height * scale, rows, (y0, y1))
-    # Only what lies inside the image is resampled; the rest repeats the crop's own edge, however far out it is.
-    a, b = _inside(left, scale, width, columns)
-    c, d = _inside(top, scale, height, rows)
-    region = tuple(
-        min(max(value, 0.0), limit)
-        for value, limit in zip(
-            (left + a * scale, top + c * scale, left + b * scale, top + d * scale),
-            (columns, rows, columns, rows),
-            strict=True,
-        )
+        left = _move_inside(left, width * scale, columns, (x0, x1))
+        top = _move_inside(top, height * scale, rows, (y0, y1))
+    # Only the part inside the image is resampled. The rest repeats the crop's own edge, however far it extends.
+    a, b = _pixels_inside(left, scale, width, columns)
+    c, d = _pixels_inside(top, scale, height, rows)
+    region = (
+        min(max(left + a * scale, 0.0), columns),
+        min(max(top + c * scale, 0.0), rows),
+        min(max(left + b * scale, 0.0), columns),
+        min(max(top + d * scale, 0.0), rows),
     )
     method = Image.Resampling.BOX if scale > 1 else Image.Resampling.BICUBIC
     crop = np.asarray(Image.fromarray(image).resize((b - a, d - c), method, box=region))
     crop = np.pad(crop, ((c, height - d), (a, width - b), (0, 0)), mode="edge")
-    moved = [(x0 - left) / scale, (y0 - top) / scale, (x1 - left) / scale, (y1 - top) / scale]
-    return crop, tuple(min(max(v, 0.0), float(m)) for v, m in zip(moved, (width, height) * 2, strict=True))
+    return crop, (
+        min(max((x0 - left) / scale, 0.0), float(width)),
+        min(max((y0 - top) / scale, 0.0), float(height)),
+        min(max((x1 - left) / scale, 0.0), float(width)),
+        min(max((y1 - top) / scale, 0.0), float(height)),
+    )
 
 
 def mask_from_box(box: Box, height: int, width: int, pad: float = 0.0) -> np.ndarray:
-    """uint8 (height, width, 1): 1 in every pixel the box touches, grown by `pad` of its size on each side, else 0."""
+    """Draws a box as a mask.
+
+    Args:
+      box: (x0, y0, x1, y1) in pixels.
+      height: height of the mask.
+      width: width of the mask.
+      pad: share of the box's size by which it grows on each side.
+
+    Returns:
+      uint8 (height, width, 1): 1 in every pixel that the box touches, else 0.
+    """
     x0, y0, x1, y1 = box
     grow_x, grow_y = pad * (x1 - x0), pad * (y1 - y0)
     mask = np.zeros((height, width, 1), np.uint8)
@@ -103,20 +155,32 @@ def mask_from_box(box: Box, height: int, width: int, pad: float = 0.0) -> np.nda
     return mask
 
 
-def _moved_inside(start: float, length: float, limit: int, keep: tuple[float, float]) -> float:
-    """Start of the interval after the least move that covers `keep` in [0, limit), or centred where it is longer."""
+def check_image(image: np.ndarray) -> tuple[int, int]:
+    """Returns (height, width) of a uint8 RGB image.
+
+    Raises:
+      ValueError: unless `image` is uint8 (height, width, 3) and not empty.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3)")
+    return image.shape[0], image.shape[1]
+
+
+def _move_inside(start: float, length: float, limit: int, keep: tuple[float, float]) -> float:
+    """Moves an interval as little as possible so that it covers `keep` and is inside [0, limit).
+
+    An interval longer than `limit` is centred. Returns its new start.
+    """
     start = min(max(start, keep[1] - length), keep[0])
     return min(max(start, 0.0), limit - length) if length <= limit else (limit - length) / 2
 
 
-def _inside(start: float, scale: float, size: int, limit: int) -> tuple[int, int]:
-    """First and last + 1 of `size` crop pixels that lie wholly inside [0, limit); at least one."""
+def _pixels_inside(start: float, scale: float, size: int, limit: int) -> tuple[int, int]:
+    """Returns the range of the `size` crop pixels that are entirely inside [0, limit); at least one pixel."""
     first = min(max(math.ceil(-start / scale - 1e-6), 0), size - 1)
     last = min(max(math.floor((limit - start) / scale + 1e-6), first + 1), size)
     return first, last
 
 
-def _check_image(image: np.ndarray) -> tuple[int, int]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3)")
-    return image.shape[0], image.shape[1]
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])

@@ -1,7 +1,7 @@
-"""Solid geometry of the drawn heads: rotations, the head's surface, and what lies on it.
+"""Head rotation: angles, matrices and rotation speed.
 
-Head coordinates are in half face heights: x to the right of the image, y down (crown -1, chin 1), z towards the viewer.
-Angles are degrees: yaw > 0 turns the face to the image's right, pitch > 0 nods it down, roll > 0 leans it clockwise.
+Coordinates: x to the right of the image, y down, z towards the viewer. Angles are in degrees: yaw > 0 turns the face to
+the image's right, pitch > 0 nods it down, roll > 0 leans it clockwise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def rotation_matrices(angles: np.ndarray) -> np.ndarray:
-    """(..., 3) yaw, pitch, roll in degrees -> (..., 3, 3), roll after yaw after pitch."""
+    """Converts (..., 3) yaw, pitch and roll in degrees to (..., 3, 3) matrices: roll after yaw after pitch."""
     yaw, pitch, roll = np.moveaxis(np.deg2rad(np.asarray(angles, np.float64)), -1, 0)
     (cy, sy), (cp, sp), (cr, sr) = ((np.cos(a), np.sin(a)) for a in (yaw, pitch, roll))
     zero, one = np.zeros_like(cy), np.ones_like(cy)
@@ -21,17 +21,23 @@ def rotation_matrices(angles: np.ndarray) -> np.ndarray:
 
 
 def rotation_speed(angles: np.ndarray, smooth: int = 7) -> np.ndarray:
-    """Head rotation speed in degrees per frame, (N,) float32: PAPER section 3.2 (w^f), for (N, 3) yaw, pitch, roll.
+    """Computes the head rotation speed w^f of the EMO paper (section 3.2).
 
-    The geodesic angle between a frame and the one before it (the first frame takes the second's), then a mean over
-    `smooth` frames, the ends repeated.
+    The speed of a frame is the geodesic angle to the frame before it; the first frame takes the second's. It is then
+    averaged over `smooth` frames, with the ends repeated.
+
+    Args:
+      angles: (N, 3) yaw, pitch and roll in degrees.
+      smooth: width of the moving average in frames.
+
+    Returns:
+      float32 (N,) in degrees per frame.
     """
     if len(angles) < 2:
         return np.zeros(len(angles), np.float32)
     matrices = rotation_matrices(angles)
-    chord = np.linalg.norm(matrices[1:] - matrices[:-1], axis=(1, 2)) / np.sqrt(
-        8
-    )  # arccos of the trace loses small angles
+    # The Frobenius distance, because the arc cosine of the trace loses small angles.
+    chord = np.linalg.norm(matrices[1:] - matrices[:-1], axis=(1, 2)) / np.sqrt(8)
     angle = np.rad2deg(2 * np.arcsin(np.clip(chord, 0, 1)))
     padded = np.pad(np.concatenate([angle[:1], angle]), (smooth // 2, smooth - 1 - smooth // 2), mode="edge")
     return np.convolve(padded, np.full(smooth, 1 / smooth), mode="valid").astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 from emo_jax.generation.inputs import Voice
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.media.timing import exact_fps, require_frames
-from emo_jax.media.video import VideoWriter
+from emo_jax.media.video_writer import VideoWriter
 from emo_jax.progress import Progress
 
 

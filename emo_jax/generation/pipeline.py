@@ -13,7 +13,7 @@ import numpy as np
 
 from emo_jax.generation.inputs import check_options, load_portrait, load_voice, place
 from emo_jax.media.timing import require_frames
-from emo_jax.media.video import VideoWriter
+from emo_jax.media.video_writer import VideoWriter
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Reads and writes audio, video and pictures, and converts between frames, samples and seconds."""

@@ -1,4 +1,4 @@
-"""Pictures in: any format Pillow reads, told apart by its bytes, to upright uint8 RGB."""
+"""Loads pictures of any format that Pillow reads as upright uint8 RGB."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000
-"""Largest picture decoded (8000x8000): about 0.5 GB at work. Above it `load_image` refuses before decoding."""
-_OPENING = threading.Lock()
-_REFUSED = {"EPS", "WMF"}  # vector formats, which Pillow hands to other programs
+"""Largest picture that `load_image` decodes (8000x8000), which takes about 0.5 GB."""
+VECTOR_FORMATS = {"EPS", "WMF"}
+"""Formats that are refused, because Pillow passes them to external programs."""
+_OPEN_LOCK = threading.Lock()
 
 
 def load_image(path: str | os.PathLike) -> np.ndarray:
-    """The picture as uint8 RGB (height, width, 3), in the size of the file, so that boxes measured on it hold.
+    """Loads a picture as RGB in the size of the file, so that boxes measured on the file hold.
 
-    The format is found from the bytes, whatever the name says. EXIF orientation is applied, transparency is laid on
-    white, palettes, grey, CMYK and 16-bit values become 8-bit RGB; of an animation the first frame is taken.
+    The format is detected from the bytes and not from the name. EXIF orientation is applied, transparency is blended
+    with white, and palettes, grey, CMYK and 16-bit values are converted to 8-bit RGB. Of an animation the first frame
+    is taken.
 
-    Raises ValueError, one line that names the file: missing, a directory, empty, no picture, cut off, or more than
-    MAX_PIXELS pixels.
+    Args:
+      path: an image file.
+
+    Returns:
+      uint8 RGB (height, width, 3).
+
+    Raises:
+      ValueError: if the file is missing, a directory, empty, not a picture, truncated, or has more than MAX_PIXELS.
     """
     file = Path(path)
     if file.is_dir():
@@ -33,7 +41,7 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(f"{path} is empty (0 bytes); export or download it again")
     with _open(file, path) as image:
         width, height = image.size
-        if image.format in _REFUSED:
+        if image.format in VECTOR_FORMATS:
             raise ValueError(f"{path} is {image.format}, a vector format; convert it to PNG or JPEG")
         if width * height > MAX_PIXELS:
             raise ValueError(
@@ -44,17 +52,17 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
             return from_pil(image)
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ...
             reason = " ".join(str(error).split())
-            raise ValueError(f"{path} is damaged or cut off ({reason}); export or download it again") from error
+            raise ValueError(f"{path} is damaged or truncated ({reason}); export or download it again") from error
 
 
 def from_pil(image: Image.Image) -> np.ndarray:
-    """A Pillow image as `load_image` gives it: upright uint8 RGB (height, width, 3)."""
-    return np.array(_to_rgb(_upright(image)))
+    """Converts a Pillow image to upright uint8 RGB (height, width, 3), as `load_image` does."""
+    return np.array(_to_rgb(_apply_orientation(image)))
 
 
-def _open(file: Path, path) -> Image.Image:
-    """Header only. Pillow's own limit warns or fails without telling the size; ours, which follows, is stricter."""
-    with _OPENING:
+def _open(file: Path, path: str | os.PathLike) -> Image.Image:
+    """Reads the header. Pillow's own pixel limit is off: it is laxer, and its message does not give the size."""
+    with _OPEN_LOCK:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file)
@@ -66,10 +74,10 @@ def _open(file: Path, path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _apply_orientation(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF data says nothing about the picture itself
+    except Exception:  # broken EXIF data does not make the picture unusable
         return image
 
 
@@ -85,9 +93,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Grey of more than 8 bits: integers are taken as 16-bit unless all fit 8, floats as [0, 1] unless one is above."""
+    """Converts grey of more than 8 bits to uint8.
+
+    Integers count as 16-bit unless all fit into 8 bits; floats count as [0, 1] unless one is larger.
+    """
     peak = np.nanmax(values)
-    full = (255 if peak <= 255 else 65535) if values.dtype.kind in "iu" else (1.0 if peak <= 1 else 255.0)
+    full_scale = (255 if peak <= 255 else 65535) if values.dtype.kind in "iu" else (1.0 if peak <= 1 else 255.0)
     if values.dtype == np.uint16:
-        full = 65535
-    return np.clip(np.nan_to_num(values) * (255.0 / full) + 0.5, 0, 255).astype(np.uint8)
+        full_scale = 65535
+    return np.clip(np.nan_to_num(values) * (255.0 / full_scale) + 0.5, 0, 255).astype(np.uint8)

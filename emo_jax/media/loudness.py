@@ -1,35 +1,52 @@
-"""Voices of the procedural world: a formant synthesiser that speaks and sings, levels, and the mouth of a sound.
-
-All sound is float32, 16 kHz, mono.
-"""
+"""Levels the loudness of speech."""
 
 from __future__ import annotations
 
 import numpy as np
 
 TARGET_DB = -20.0
+"""Active level of levelled speech in dBFS."""
 MAX_GAIN_DB = 20.0
-SILENCE_DB = -65.0  # a sound whose loudest 20 ms are below this is silence
+SILENCE_DB = -65.0
+"""Audio whose loudest 20 ms are below this level is silence."""
+FRAME = 320  # samples of 20 ms at 16 kHz
 
 
 def normalise(audio: np.ndarray) -> np.ndarray:
-    """Bring speech to an active level of -20 dBFS: (N,) -> (N,) float32.
+    """Scales speech to an active level of -20 dBFS.
 
-    The level is the mean power of the 20 ms frames within 30 dB of the loudest; the gain stays within 20 dB
-    either way and never lifts a peak above 1. Silence is returned as it is.
+    Args:
+      audio: (samples,) in [-1, 1] at 16 kHz.
+
+    Returns:
+      float32 (samples,), `audio` times `level_gain(audio)`. Silence is returned unchanged.
+
+    Raises:
+      ValueError: if `audio` has several channels.
     """
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
-        raise ValueError(f"audio has shape {audio.shape}; give one channel, (samples,)")
+        raise ValueError(f"audio has shape {audio.shape}; expected one channel, (samples,)")
     return (audio * level_gain(audio)).astype(np.float32)
 
 
 def level_gain(audio: np.ndarray) -> float:
-    """The factor by which `normalise` multiplies audio (N,) float32."""
+    """Computes the factor that scales speech to an active level of -20 dBFS.
+
+    The active level is the mean power of the 20 ms frames within 30 dB of the loudest frame. The gain is limited to
+    20 dB up or down, and never lifts a peak above 1.
+
+    Args:
+      audio: float32 (samples,) in [-1, 1] at 16 kHz.
+
+    Returns:
+      The factor; 1 for silence and for no samples.
+    """
     if not audio.size:
         return 1.0
-    frames = np.pad(audio, (0, -len(audio) % 320)).reshape(-1, 320)
-    blocks = np.array_split(frames, len(frames) // 4096 + 1)  # doubles of hours of sound at once would be gigabytes
+    frames = np.pad(audio, (0, -len(audio) % FRAME)).reshape(-1, FRAME)
+    # In blocks, because float64 of hours of audio at once would take gigabytes.
+    blocks = np.array_split(frames, len(frames) // 4096 + 1)
     power = np.concatenate([(block.astype(np.float64) ** 2).mean(1) for block in blocks])
     if power.max() < 10 ** (SILENCE_DB / 10):
         return 1.0

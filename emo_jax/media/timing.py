@@ -1,7 +1,7 @@
-"""Sound: of any container at 16 kHz mono, as a WAV file, and the windows of it that belong to video frames.
+"""Converts between video frames, audio samples and seconds.
 
-Every place that turns frames into samples or back uses the functions below, in exact rational arithmetic, so that
-training, sampling and the written file agree on where a frame's sound lies.
+Every conversion in the project uses these functions. They compute with exact fractions, so that training, sampling and
+the written file agree on which samples belong to a frame.
 """
 
 from __future__ import annotations
@@ -9,22 +9,30 @@ from __future__ import annotations
 import math
 import numbers
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
 SAMPLE_RATE = 16000
-"""Samples per second of all sound in this project (wav2vec 2.0's rate)."""
+"""Samples per second of all audio that the networks receive (the rate of wav2vec 2.0)."""
 AUDIO_MARGIN = 256
-"""Samples added on both sides of every window: more than half of the 400 samples wav2vec 2.0 sees at once."""
+"""Samples added on both sides of every window: more than half of wav2vec 2.0's receptive field of 400 samples."""
 
 
 def exact_fps(fps: float | Fraction) -> Fraction:
-    """The frame rate as an exact fraction: a float is read as the nearest one with a denominator up to 1001.
+    """Converts a frame rate to an exact fraction.
 
-    So 29.97 is 2997/100 (as a float32 too), 30000 / 1001 is itself, 25.0 is 25. Raises ValueError unless fps > 0.
+    A float becomes the nearest fraction with a denominator of at most 1001: 29.97 is 2997/100 (as float32 too),
+    30000 / 1001 is itself, 25.0 is 25.
+
+    Raises:
+      ValueError: unless `fps` is a finite number above 0.
     """
-    known = isinstance(fps, (numbers.Real, np.number)) and math.isfinite(fps)
-    exact = Fraction(fps) if isinstance(fps, numbers.Rational) else Fraction(float(fps) if known else 0)
+    is_number = isinstance(fps, (numbers.Real, np.number)) and math.isfinite(fps)
+    exact = Fraction(fps) if isinstance(fps, numbers.Rational) else Fraction(float(fps) if is_number else 0)
     if not isinstance(fps, numbers.Rational):
         exact = exact.limit_denominator(1001)
     if exact <= 0:
@@ -33,32 +41,39 @@ def exact_fps(fps: float | Fraction) -> Fraction:
 
 
 def frame_count(samples: int, fps: float | Fraction) -> int:
-    """Video frames that cover `samples` samples at 16 kHz: ceil(samples * fps / 16000), so no sound is cut off."""
+    """Returns the number of video frames that cover `samples` samples at 16 kHz: ceil(samples * fps / 16000)."""
     return math.ceil(int(samples) * exact_fps(fps) / SAMPLE_RATE)
 
 
 def window_bounds(start_frame: int, frames: int, fps: float | Fraction) -> tuple[int, int]:
-    """(start, length) in samples of the sound of `frames` frames from `start_frame` on, margins included.
+    """Computes the window of audio, margins included, that belongs to a range of frames.
 
-    start = round(start_frame * 16000 / fps) - AUDIO_MARGIN, negative near the beginning (see `cut`);
-    length = ceil(frames * 16000 / fps) + 2 * AUDIO_MARGIN, which depends on `frames` and `fps` only.
+    Args:
+      start_frame: first frame; may be negative.
+      frames: number of frames.
+      fps: frames per second.
+
+    Returns:
+      (start, length) in samples at 16 kHz. start = round(start_frame * 16000 / fps) - AUDIO_MARGIN, which is negative
+      near the beginning (see `cut`). length = ceil(frames * 16000 / fps) + 2 * AUDIO_MARGIN, which depends on `frames`
+      and `fps` alone.
     """
     per_frame = SAMPLE_RATE / exact_fps(fps)
     return round(start_frame * per_frame) - AUDIO_MARGIN, math.ceil(frames * per_frame) + 2 * AUDIO_MARGIN
 
 
-def audio_context(clip) -> float:
-    """`config.clip`'s audio_context, seconds that training hears besides on both sides; older configs have none."""
-    return clip.get("audio_context", 0.0)
+def audio_context(clip: ConfigDict) -> float:
+    """Returns `config.clip.audio_context`: seconds of extra audio on both sides in training; 0 in older configs."""
+    return float(clip.get("audio_context", 0.0))  # pyright: ignore[reportArgumentType]
 
 
 def context_samples(seconds: float) -> int:
-    """Samples of so much context, on one side."""
+    """Returns the number of samples in `seconds` of audio context, on one side."""
     return round(seconds * SAMPLE_RATE)
 
 
 def cut(audio: np.ndarray, start: int, length: int) -> np.ndarray:
-    """Samples [start, start + length) of `audio` (samples,), zeros where that lies outside it; same dtype, a copy."""
+    """Copies samples [start, start + length) of `audio` (samples,), with zeros outside; keeps the dtype."""
     window = np.zeros(length, audio.dtype)
     first, last = max(start, 0), min(start + length, len(audio))
     if first < last:
@@ -67,7 +82,16 @@ def cut(audio: np.ndarray, start: int, length: int) -> np.ndarray:
 
 
 def require_frames(audio: np.ndarray, fps: float | Fraction, name: object = "the audio") -> int:
-    """`frame_count` of `audio` (samples,), or ValueError where it does not fill one video frame."""
+    """Returns `frame_count` of `audio` (samples,) and checks that it fills at least one frame.
+
+    Args:
+      audio: (samples,) at 16 kHz.
+      fps: frames per second.
+      name: name of the audio in the error message.
+
+    Raises:
+      ValueError: if the audio is shorter than one video frame.
+    """
     if len(audio) * exact_fps(fps) < SAMPLE_RATE:
         need = 1000 / float(exact_fps(fps))
         raise ValueError(

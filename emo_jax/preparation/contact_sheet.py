@@ -14,7 +14,7 @@ from emo_jax.data.records import open_records
 from emo_jax.files import whole
 from emo_jax.media.mp4 import decode_video
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, context_samples
-from emo_jax.media.video import VideoWriter
+from emo_jax.media.video_writer import VideoWriter
 
 SHEET_FILE, CLIPS_FILE = "contact_sheet.png", "clips.mp4"
 TILE, GAP, TEXT, PLOT = 112, 2, 14, 64

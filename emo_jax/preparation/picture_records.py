@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from emo_jax.data.records import Record
-from emo_jax.faces.tracking import FaceAnalyzer, analyzer_flags
+from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.media.images import load_image
 from emo_jax.media.mp4 import encode_video
 from emo_jax.preparation.shots import Meter, Rules, cut_square, faults, square_window, window_flags
@@ -46,6 +46,6 @@ def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAn
         rotation=seen.rotation.astype(np.float32),
         speed=np.zeros(1, np.float32),
         speed_confidence=np.zeros(1, np.float32),
-        analyzer=f"{analyzer.name}: {analyzer.gives}",
+        analyzer=f"{analyzer.name}: {analyzer.measures}",
         flags=" ".join(["no-sound", *analyzer_flags(analyzer), *window_flags(window, rules)]),
     )

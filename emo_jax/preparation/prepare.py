@@ -38,7 +38,7 @@ def prepare_videos(
     used is a line of `rejected.jsonl`. Raises ValueError (one line) on arguments that make no sense, and where no video
     gave a record; OSError where the runner fails.
     """
-    from emo_jax.faces.tracking import make_analyzer
+    from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation import report
     from emo_jax.preparation.shards import Plan, finish
     from emo_jax.preparation.shots import Rules
@@ -91,7 +91,7 @@ def prepare_images(
     Returns how many records were written and how many pictures were left out; `rejected.jsonl` has the reasons. Raises
     ValueError (one line) on arguments that make no sense, and where no picture gave a record.
     """
-    from emo_jax.faces.tracking import make_analyzer
+    from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation.picture_records import picture_record
     from emo_jax.preparation.report import REJECTED_FILE
     from emo_jax.preparation.shots import Rules

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from emo_jax.data.records import INDEX_FILE, EmoRecords, record_features
-from emo_jax.faces.tracking import make_analyzer
+from emo_jax.faces.analyzers import make_analyzer
 from emo_jax.files import remove_leftovers, whole, write_text
 from emo_jax.preparation.video_records import Outcome, Settings, video_records
 

@@ -8,8 +8,8 @@ import math
 import cv2
 import numpy as np
 
+from emo_jax.faces.analyzer import FaceAnalyzer
 from emo_jax.faces.boxes import Box
-from emo_jax.faces.tracking import FaceAnalyzer
 
 CUT_LIKENESS = 0.8  # correlation of two frames' brightness above which they show the same, in another light at most
 CUT_DIFFERENCE = 8.0  # mean change of brightness at a cut, of 255
@@ -106,7 +106,7 @@ class Meter:
             self._rows[-1] = (False, *self._rows[-1][1:])
         if cut:
             self._analyzer.reset()
-        faces = self._analyzer.faces(image)
+        faces = self._analyzer.detect(image)
         self._landmarks.append(faces[0].landmarks if faces else None)
         if not faces:
             self._rows.append((cut, fresh, 0, (0.0,) * 4, (0.0,) * 3, 0.0, 0.0, 0.0))

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from emo_jax.data.records import Record, record_example
+from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.faces.rotation import rotation_speed
-from emo_jax.faces.tracking import FaceAnalyzer, analyzer_flags
 from emo_jax.media.audio import load_audio
 from emo_jax.media.container import open_media
 from emo_jax.media.loudness import level_gain
@@ -185,7 +185,7 @@ def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> 
         speed=speed,
         speed_confidence=(seen.confidence[rows] * trust).astype(np.float32),
         span=np.array([stretch.start / FPS, stretch.stop / FPS], np.float32),
-        analyzer=f"{analyzer.name}: {analyzer.gives}",
+        analyzer=f"{analyzer.name}: {analyzer.measures}",
         flags=" ".join(flags),
     )
 

@@ -15,7 +15,7 @@ from emo_jax.distributed import processes
 from emo_jax.files import whole
 from emo_jax.generation.sampler import VideoSampler
 from emo_jax.media import mp4
-from emo_jax.media.video import VideoWriter
+from emo_jax.media.video_writer import VideoWriter
 from emo_jax.training.step import at_rest
 from emo_jax.weights.runs import folder_of
 

@@ -1,4 +1,4 @@
-"""Videos of drawn heads that talk, written as cameras and editors write them: for the tests of `emo prepare videos`."""
+"""Videos of rendered talking heads in the forms that cameras and editors write, for the tests of preparation."""
 
 from fractions import Fraction
 
@@ -9,13 +9,13 @@ from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import render
 
-PERSON = 2  # whom the Haar cascades find at every size used here
+PERSON = 2  # the Haar cascades detect this person at every size used here
 SIZE = 128
-QUARTER_TURN = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # display matrix: clockwise, as phones do
+QUARTER_TURN = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)  # display matrix: clockwise, as phones write it
 
 
 def heads(count, person=PERSON, size=SIZE, fps=25, opening=0.3):
-    """(count, size, size, 3) uint8: a head that nods, turns and leans a little."""
+    """Renders uint8 (count, size, size, 3) of a head that nods, turns and leans a little."""
     identity, time = Identity.sample(person), np.arange(count) / fps
     return np.stack(
         [
@@ -35,12 +35,12 @@ def heads(count, person=PERSON, size=SIZE, fps=25, opening=0.3):
 
 
 def voice(seconds, rate=16000, seed=0):
-    """float32 (samples,) of quiet noise."""
+    """Returns float32 (samples,) of quiet noise."""
     return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))).clip(-1, 1).astype(np.float32)
 
 
 def write(path, frames, fps=25, sound=None, rate=16000, times=None):
-    """A video file of frames (N, H, W, 3) at `times` (seconds, or k / fps), with `sound` (samples,) if given."""
+    """Writes frames (N, H, W, 3) at `times` (seconds, or k / fps) and `sound` (samples,), if given, as a video."""
     with av.open(str(path), "w", options={"movflags": "faststart"} if str(path).endswith(".mp4") else {}) as container:
         video = container.add_stream("libx264", rate=round(fps))
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -63,7 +63,7 @@ def write(path, frames, fps=25, sound=None, rate=16000, times=None):
 
 
 def turn(path):
-    """Marks the mp4 as filmed with the camera on its side."""
+    """Sets the display matrix of the mp4 to that of a camera held on its side."""
     data = bytearray(path.read_bytes())
     at = data.find(b"tkhd") + 4 + 40
     for place, value in enumerate(QUARTER_TURN):

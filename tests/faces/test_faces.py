@@ -1,3 +1,5 @@
+"""Face detection, face boxes, crops and masks."""
+
 import os
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from emo_jax.faces.detection import find_face
 from emo_jax.media.images import load_image
 
 MEDIA = Path(os.environ.get("EMO_SHARED_MEDIA", Path(__file__).parents[3] / "shared" / "media"))
-CENTRES = {  # the nose, as shares of width and height, read off by eye
+CENTRES = {  # position of the nose as shares of width and height, annotated by hand
     "aiart_hallo_2.jpg": (0.57, 0.55),
     "anime_fullbody_sadtalker.png": (0.52, 0.23),
     "anime_sadtalker_art_7.png": (0.52, 0.42),
@@ -25,18 +27,18 @@ def noise(height, width, seed=0):
 
 
 @pytest.mark.parametrize("name", CENTRES)
-def test_real_portraits_are_found(name):
+def test_faces_of_real_portraits_are_detected(name):
     if not (MEDIA / "portraits" / name).exists():
         pytest.skip("no shared media")
     image = load_image(MEDIA / "portraits" / name)
     height, width = image.shape[:2]
     box = check_box(find_face(image), height, width)
     x, y = CENTRES[name][0] * width, CENTRES[name][1] * height
-    wide, high = box[2] - box[0], box[3] - box[1]
-    assert abs((box[0] + box[2]) / 2 - x) < 0.25 * wide and abs((box[1] + box[3]) / 2 - y) < 0.25 * high
+    face_width, face_height = box[2] - box[0], box[3] - box[1]
+    assert abs((box[0] + box[2]) / 2 - x) < 0.25 * face_width and abs((box[1] + box[3]) / 2 - y) < 0.25 * face_height
 
 
-def test_a_large_picture_gives_the_same_box_in_its_own_pixels():
+def test_box_scales_with_the_picture():
     path = MEDIA / "portraits" / "photo_hallo_6.jpg"
     if not path.exists():
         pytest.skip("no shared media")
@@ -46,19 +48,19 @@ def test_a_large_picture_gives_the_same_box_in_its_own_pixels():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (10, 300), (240, 320), (700, 50)])
-def test_no_face(shape):
+def test_pictures_without_a_face_give_none(shape):
     assert find_face(np.full((*shape, 3), 128, np.uint8)) is None
     assert find_face(noise(*shape)) is None
 
 
-def test_wrong_images():
+def test_invalid_images_raise():
     for bad in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3), np.float32), np.zeros((0, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match="expected uint8 RGB"):
             find_face(bad)
 
 
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (1280, 720), (300, 900), (1, 1)])
-def test_default_box_lies_in_the_image(height, width):
+def test_default_box_is_inside_the_image(height, width):
     x0, y0, x1, y1 = check_box(default_box(height, width), height, width)
     assert (x0 + x1) / 2 == pytest.approx(width / 2) and (y0 + y1) / 2 == pytest.approx(0.45 * height)
     assert x1 - x0 == pytest.approx(min(height, width) / 3)
@@ -81,7 +83,7 @@ def test_check_box():
             check_box(bad, 10, 20)
 
 
-def test_crop_puts_the_face_where_asked():
+def test_crop_places_the_face():
     image = np.zeros((400, 600, 3), np.uint8)
     image[100:147, 300:340] = 255
     crop, box = crop_around(image, (300, 100, 340, 147), (100, 80))
@@ -93,13 +95,13 @@ def test_crop_puts_the_face_where_asked():
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (37, 111), (512, 512)])
-def test_crop_keeps_the_aspect_ratio_and_the_shares(size):
+def test_crop_keeps_aspect_ratio_and_face_position(size):
     _, (x0, y0, x1, y1) = crop_around(noise(300, 200), (80, 90, 120, 150), size, 0.5, (0.4, 0.6))
     assert y1 - y0 == pytest.approx(0.5 * size[0]) and (x1 - x0) / (y1 - y0) == pytest.approx(40 / 60)
     assert (x0 + x1) / 2 == pytest.approx(0.4 * size[1]) and (y0 + y1) / 2 == pytest.approx(0.6 * size[0])
 
 
-def test_crop_repeats_the_edge_and_never_needs_the_whole_window():
+def test_crop_repeats_the_edge_outside_the_image():
     image = np.full((1, 4000, 3), 7, np.uint8)
     image[:, 2000:] = 200
     crop, _ = crop_around(image, (0, 0, 4000, 1), (64, 64))
@@ -112,14 +114,14 @@ def test_crop_repeats_the_edge_and_never_needs_the_whole_window():
     assert (one == 9).all()
 
 
-def test_crop_of_the_same_size_is_the_image():
+def test_crop_of_equal_size_is_the_image():
     image = noise(64, 64)
     crop, box = crop_around(image, (16, 16, 48, 48), (64, 64), 0.5, (0.5, 0.5))
     np.testing.assert_array_equal(crop, image)
     assert box == (16, 16, 48, 48)
 
 
-def test_shrinking_averages():
+def test_shrinking_averages_pixels():
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, ::2] = 200
     crop, _ = crop_around(image, (16, 16, 48, 48), (32, 32), 0.5, (0.5, 0.5))
@@ -137,7 +139,7 @@ def test_inside_moves_and_shrinks_the_window():
     assert y1 - y0 == pytest.approx(64) and x1 - x0 == pytest.approx(16)
 
 
-def test_mask():
+def test_mask_from_box():
     mask = mask_from_box((2.5, 1, 4, 3), 5, 6)
     assert mask.shape == (5, 6, 1) and mask.dtype == np.uint8
     assert mask.sum() == 4 and mask[1:3, 2:4].all()

@@ -1,3 +1,5 @@
+"""Loading pictures of any format as upright RGB."""
+
 import os
 import warnings
 import zlib
@@ -27,21 +29,21 @@ def error_of(path):
     return message
 
 
-def test_lossless_rgb_whatever_the_name(tmp_path):
+def test_format_is_detected_from_the_bytes(tmp_path):
     Image.fromarray(gradient()).save(tmp_path / "a.jpg", "PNG")
-    got = load_image(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(got, gradient())
-    assert got.dtype == np.uint8 and got.flags.writeable
+    image = load_image(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(image, gradient())
+    assert image.dtype == np.uint8 and image.flags.writeable
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_formats(tmp_path, kind):
     Image.fromarray(gradient()).save(tmp_path / "a.bin", kind)
-    got = load_image(tmp_path / "a.bin").astype(int)
-    assert got.shape == (24, 40, 3) and np.abs(got - gradient()).mean() < 8
+    image = load_image(tmp_path / "a.bin").astype(int)
+    assert image.shape == (24, 40, 3) and np.abs(image - gradient()).mean() < 8
 
 
-def test_orientation_is_applied(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     image = Image.fromarray(gradient())
     exif = image.getexif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
@@ -50,16 +52,16 @@ def test_orientation_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparency_is_laid_on_white(tmp_path, mode):
+def test_transparency_is_blended_with_white(tmp_path, mode):
     image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
     image.putpixel((0, 0), (0, 0, 0, 255))
     image = image.quantize() if mode == "PA" else image.convert(mode)
     image.save(tmp_path / "a.png")
-    got = load_image(tmp_path / "a.png")
-    assert tuple(got[0, 0]) == (0, 0, 0) and (got[1] == 255).all()
+    image = load_image(tmp_path / "a.png")
+    assert tuple(image[0, 0]) == (0, 0, 0) and (image[1] == 255).all()
 
 
-def test_grey_and_palette_and_bits_and_cmyk(tmp_path):
+def test_grey_palette_16_bit_and_cmyk_become_rgb(tmp_path):
     grey = gradient()[..., 1]
     Image.fromarray(grey).save(tmp_path / "grey.png")
     np.testing.assert_array_equal(load_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, -1))
@@ -75,24 +77,24 @@ def test_grey_and_palette_and_bits_and_cmyk(tmp_path):
     assert load_image(tmp_path / "palette.gif").shape == (4, 4, 3)
 
 
-def test_bad_files(tmp_path):
+def test_unreadable_files_raise_one_line(tmp_path):
     assert "does not exist" in error_of(tmp_path / "none.png")
     assert "is a directory" in error_of(tmp_path)
     (tmp_path / "empty.png").write_bytes(b"")
     assert "0 bytes" in error_of(tmp_path / "empty.png")
     (tmp_path / "text.png").write_text("hello")
     assert "not an image" in error_of(tmp_path / "text.png")
-    Image.fromarray(gradient(200, 200)).save(tmp_path / "whole.jpg")
-    data = (tmp_path / "whole.jpg").read_bytes()
+    Image.fromarray(gradient(200, 200)).save(tmp_path / "full.jpg")
+    data = (tmp_path / "full.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
-    assert "cut off" in error_of(tmp_path / "half.jpg")
+    assert "truncated" in error_of(tmp_path / "half.jpg")
     (tmp_path / "vector.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     error_of(tmp_path / "vector.eps")
 
 
 @pytest.mark.parametrize("side", [9000, 12000, 20000])
-def test_huge_images_are_refused_before_they_are_decoded(tmp_path, side):
-    """A PNG header of that size with a row's worth of data: decoding it would fail with another message."""
+def test_huge_images_are_rejected_before_decoding(tmp_path, side):
+    """The file has a header of that size but few data, so decoding it would raise another error."""
 
     def chunk(kind, data):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -101,12 +103,12 @@ def test_huge_images_are_refused_before_they_are_decoded(tmp_path, side):
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
     (tmp_path / "huge.png").write_bytes(data + chunk(b"IEND", b""))
     limit = Image.MAX_IMAGE_PIXELS
-    assert f"{side}x{side} pixels; expected at most 64 million" in error_of(tmp_path / "huge.png")
+    assert f"{side}x{side}" in error_of(tmp_path / "huge.png")
     assert Image.MAX_IMAGE_PIXELS == limit is not None
 
 
 @pytest.mark.parametrize("path", PORTRAITS, ids=lambda p: p.name)
 def test_real_portraits(path):
-    got = load_image(path)
-    assert got.dtype == np.uint8 and got.ndim == 3 and got.shape[2] == 3 and min(got.shape[:2]) >= 441
-    assert got.std() > 20
+    image = load_image(path)
+    assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and min(image.shape[:2]) >= 441
+    assert image.std() > 20

@@ -8,8 +8,8 @@ from PIL import Image
 
 from emo_jax.cli import main as cli
 from emo_jax.data import records
+from emo_jax.faces.boxes import overlap
 from emo_jax.faces.detection import find_faces
-from emo_jax.faces.tracking import overlap
 from emo_jax.media import mp4
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity

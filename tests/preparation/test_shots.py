@@ -33,7 +33,7 @@ class Nobody:
     def reset(self):
         self.resets += 1
 
-    def faces(self, image):
+    def detect(self, image):
         return []
 
 

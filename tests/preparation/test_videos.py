@@ -11,8 +11,9 @@ import pytest
 
 from emo_jax.cli import main as cli
 from emo_jax.data import records
+from emo_jax.faces.boxes import overlap
 from emo_jax.faces.detection import find_faces
-from emo_jax.faces.tracking import HaarTracker, overlap
+from emo_jax.faces.tracking import HaarTracker
 from emo_jax.media import mp4
 from emo_jax.media.audio import load_audio
 from emo_jax.media.loudness import normalise
@@ -76,8 +77,8 @@ def test_click_and_flash_stay_together(tmp_path, fps):
 class Marked(HaarTracker):
     """Marks two corners of each face's box and its middle."""
 
-    def faces(self, image):
-        found = super().faces(image)
+    def detect(self, image):
+        found = super().detect(image)
         marks = [[face.box[:2], face.box[2:], np.mean([face.box[:2], face.box[2:]], axis=0)] for face in found]
         return [dataclasses.replace(f, landmarks=np.float32(m)) for f, m in zip(found, marks, strict=True)]
 
