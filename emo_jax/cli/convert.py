@@ -9,6 +9,7 @@ emo convert --describe --config configs/base.py
 
 from __future__ import annotations
 
+from emo_jax.tables import format_table
 from emo_jax.weights.convert import to_checkpoint, to_safetensors
 
 
@@ -56,11 +57,7 @@ def describe(args, config) -> None:
     elif config is None:
         raise ValueError("nothing to describe; give --checkpoint or --config")
     rows = parts(build(config), flat)
-    lines = [("part", "tensors", "parameters", "dtype", "MB", "trained in")]
-    lines += [(part, str(n), f"{size:,}", dtype, f"{mb:.1f}", stages) for part, n, size, dtype, mb, stages in rows]
+    cells = [(part, str(n), f"{size:,}", dtype, f"{mb:.1f}", stages) for part, n, size, dtype, mb, stages in rows]
     tensors, size, mb = (sum(row[i] for row in rows) for i in (1, 2, 4))
-    lines.append(("total", str(tensors), f"{size:,}", "", f"{mb:.1f}", ""))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        sides = (str.ljust, str.rjust, str.rjust, str.ljust, str.rjust, str.ljust)
-        print("  ".join(side(c, w) for side, c, w in zip(sides, line, widths, strict=True)).rstrip())
+    cells.append(("total", str(tensors), f"{size:,}", "", f"{mb:.1f}", ""))
+    print(format_table(cells, ("part", "tensors", "parameters", "dtype", "MB", "trained in"), "<>><>"))

@@ -15,6 +15,7 @@ from emo_jax.evaluation.properties import (
     Row,
 )
 from emo_jax.files import write_text
+from emo_jax.tables import format_table
 
 
 def write_report(path, rows: list[Row], settings: dict) -> None:
@@ -24,18 +25,17 @@ def write_report(path, rows: list[Row], settings: dict) -> None:
 
 def table(rows: list[Row]) -> str:
     """The rows as text."""
-    head = ("property", "measure", "value", "bar", "", "renders", "control", "value", "bar", "")
-    lines = [head]
+    header = ("property", "measure", "value", "bar", "", "renders", "control", "value", "bar", "")
+    cells = []
     for row in rows:
         sign, held = ("<=" if row.below else ">="), row.control_failed
-        lines.append((
+        cells.append((
             row.property, row.measure, _number(row.value), f"{sign} {row.bar:g}", "pass" if row.passed else "FAIL",
             _number(row.renders), row.control, _number(row.control_value),
             "" if row.control_bar is None else f"{'>' if row.below else '<='} {row.control_bar:.2g}",
             "" if held is None else ("fails, as it must" if held else "DOES NOT FAIL"),
         ))  # fmt: skip
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return format_table(cells, header)
 
 
 def _number(value: float | None) -> str:

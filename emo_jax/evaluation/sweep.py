@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from emo_jax.files import whole, write_text
+from emo_jax.tables import format_table
 from emo_jax.training.stages import get_stage
 
 FINISHED = "evaluation/report.json"
@@ -212,6 +213,4 @@ def compare(sweep: Sweep, output: Path) -> str:
         csv.writer(file).writerows(lines)
     if found:
         save_bars(output / "sweep.png", {m: {name: values.get(m) for name, values in found.items()} for m in measures})
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*text, f"{output}/sweep.csv, sweep.png"])
+    return f"{format_table(lines)}\n{output}/sweep.csv, sweep.png"

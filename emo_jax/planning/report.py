@@ -10,6 +10,8 @@ blocks once, and what they need is added up. What shapes alone tell is printed w
 `--no-compile`. What was compiled once is read from the cache. Exit status 1: it does not fit.
 """
 
+from emo_jax.tables import format_table
+
 
 def counted_lines(found):
     """What `count` found, as text."""
@@ -18,17 +20,17 @@ def counted_lines(found):
     chips = f"{found['chips'] + found['idle']} x {found['kind']}"
     where = f"{found['slices']} x {found['topology']}" if found["slices"] > 1 else found["topology"]
     lines = [f"{what} on {where} ({chips}; {mesh}; clips: {found['clips']})", "counted from shapes:"]
-    for name, size in found["bytes"].items():
-        lines.append(_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in all"))
+    rows = [_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in all") for name, size in found["bytes"].items()]
     if "activations" in found:
-        lines.append(_row("activations", found["activations"], ", kept for the backward pass"))
-    if found["idle"]:
-        lines.append(f"  idle: {found['idle']} chips, over which guidance's passes and a clip's frames do not divide")
+        rows.append(_row("activations", found["activations"], ", kept for the backward pass"))
     held, memory = found["held"], found["memory"]
     total, verdict = held + found.get("activations", 0), ""
     if memory is not None and total > memory:
         verdict = ": does NOT fit" if held > memory else ": too much, unless the compiler computes some of it anew"
-    lines.append(f"  {'together':<14}{total / 1e9:9.3f}{_room(memory)} GB{verdict}")
+    rows.append(("together", f"{total / 1e9:.3f}", f"{_room(memory)}GB{verdict}"))
+    lines += _table(rows).splitlines()
+    if found["idle"]:
+        lines.append(f"  idle: {found['idle']} chips, over which guidance's passes and a clip's frames do not divide")
     least = f"; {found['roofline']['compute']:.4f} s at their peak" if "roofline" in found else ""
     anew = f", {found['computed'] / 1e12:.1f} T with what is computed anew" if found["program"] == "step" else ""
     lines.append(f"  useful FLOPs {found['flops'] / 1e12:.1f} T{anew}, of all chips{least}")
@@ -36,11 +38,15 @@ def counted_lines(found):
 
 
 def _row(name, size, more):
-    return f"  {name:<14}{size / 1e9:9.3f} GB a chip{more}"
+    return name, f"{size / 1e9:.3f}", f"GB a chip{more}"
+
+
+def _table(rows, align="<>"):
+    return format_table(rows, align=align, indent="  ")
 
 
 def _room(memory):
-    return "" if memory is None else f" of {memory / 1e9:.1f}"
+    return "" if memory is None else f"of {memory / 1e9:.1f} "
 
 
 def compiled_lines(found):
@@ -54,20 +60,23 @@ def compiled_lines(found):
     if found["memory"] is not None and found["fits"] is None:
         verdict = ": too near to tell; compile it whole"
     if "parts" in found:
-        lines = _parts_lines(found, source)
+        lines, rows = _parts_lines(found, source)
     else:
         lines = [f"compiled by {found['compiler']}, {source}:"]
-        lines.append(_row("arguments", found["arguments"], ", of the above: what the program reads"))
-        lines.append(_row("temporaries", found["temporaries"], ", with the activations" * ("activations" in found)))
+        rows = [_row("arguments", found["arguments"], ", of the above: what the program reads")]
+        rows.append(_row("temporaries", found["temporaries"], ", with the activations" * ("activations" in found)))
     if "unread" in found:
-        lines.append(_row("unread", found["unread"], ", of the above: held for other programs"))
+        rows.append(_row("unread", found["unread"], ", of the above: held for other programs"))
     name = "sum" if "parts" in found else "peak"
-    lines.append(f"  {name:<14}{found['peak'] / 1e9:9.3f}{_room(found['memory'])} GB{verdict}")
+    rows.append((name, f"{found['peak'] / 1e9:.3f}", f"{_room(found['memory'])}GB{verdict}"))
+    lines += _table(rows).splitlines()
+    rows = []
     for row in sorted(found["collectives"], key=lambda row: -row["bytes"]):
-        lines.append(f"  {row['count']:5d} {row['kind']:<18} {row['dtype']:<5}{row['bytes'] / 1e9:8.3f} GB a chip")
-        lines[-1] += ", between slices" * row["network"]
+        note = ", between slices" * row["network"]
         if row["looped"]:
-            lines[-1] += f", {found['rounds']} times a step" if found["rounds"] > 1 else ", in a loop, counted once"
+            note += f", {found['rounds']} times a step" if found["rounds"] > 1 else ", in a loop, counted once"
+        rows.append((str(row["count"]), row["kind"], row["dtype"], *_row("", row["bytes"], note)[1:]))
+    lines += _table(rows, "><<>").splitlines()
     return lines + (_roofline_lines(found["roofline"]) if "overlapped" in found.get("roofline", ()) else [])
 
 
@@ -75,11 +84,11 @@ def _parts_lines(found, source):
     parts = sorted(found["parts"], key=lambda part: -part["count"] * part["accessed"])
     most = max(parts, key=lambda part: part["temporaries"])["name"]
     lines = [f"composed of {len(parts)} programs, compiled by {found['compiler']}, {source}; most bytes are moved by"]
-    for part in parts[:5]:
-        lines.append(f"  {part['count']:5.0f} {part['name']:<48}{part['accessed'] / 1e9:9.2f} GB each")
-    lines.append(_row("gradients", found["gradients"], ", of what is trained"))
-    lines.append(_row("temporaries", found["temporaries"], f", most in {most}"))
-    return lines
+    rows = [(f"{part['count']:.0f}", part["name"], f"{part['accessed'] / 1e9:.2f}", "GB each") for part in parts[:5]]
+    lines += _table(rows, "><>").splitlines()
+    rows = [_row("gradients", found["gradients"], ", of what is trained")]
+    rows.append(_row("temporaries", found["temporaries"], f", most in {most}"))
+    return lines, rows
 
 
 def _roofline_lines(limits):
