@@ -1,37 +1,35 @@
-"""Bar charts with Pillow: one panel for each measure, one bar for each variant."""
+"""Bar charts of a sweep: one panel for each measure, one bar for each variant."""
 
-from PIL import Image, ImageDraw, ImageFont
+import math
+import os
 
 from emo_jax.files import whole
 
-_WIDTH, _LABEL, _LINE, _GAP = 760, 220, 24, 16
-_INK, _BAR = (30, 30, 30), (70, 120, 180)
 
-
-def save_bars(path, panels):
-    """Writes a PNG.
+def save_bars(path: str | os.PathLike, panels: dict[str, dict[str, float | None]]) -> None:
+    """Writes a PNG with one panel of horizontal bars for each measure.
 
     Args:
-        panels: {title: {name: value}}; a value that is None or not finite gets no bar.
+        path: the file to write; it appears only once it is complete.
+        panels: {measure: {variant: value}}. A value that is None or not finite gets a label but no bar.
     """
-    height = _GAP + sum(_LINE * (len(bars) + 1) + _GAP for bars in panels.values())
-    image = Image.new("RGB", (_WIDTH, height), "white")
-    draw, font, y = ImageDraw.Draw(image), ImageFont.load_default(size=15), _GAP
-    for title, bars in panels.items():
-        draw.text((_GAP, y), title, _INK, font)
-        y += _LINE
-        known = [abs(value) for value in bars.values() if _drawn(value)]
-        scale = (_WIDTH - _LABEL - 6 * _GAP) / max([*known, 1e-9])
-        for name, value in bars.items():
-            draw.text((2 * _GAP, y), name, _INK, font)
-            length = round(abs(value) * scale) if _drawn(value) else 0
-            draw.rectangle((_LABEL, y + 3, _LABEL + length, y + _LINE - 5), _BAR)
-            draw.text((_LABEL + length + 6, y), f"{value:.3f}" if value is not None else "-", _INK, font)
-            y += _LINE
-        y += _GAP
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [len(bars) + 1 for bars in panels.values()]
+    figure = Figure(figsize=(8, 0.35 * sum(rows) + 0.5), layout="constrained")
+    FigureCanvasAgg(figure)  # pyplot would keep the figure alive and choose a backend for the entire process
+    axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for axis, (measure, bars) in zip(axes, panels.items(), strict=True):
+        lengths = [value if _is_finite(value) else 0.0 for value in bars.values()]
+        drawn = axis.barh(range(len(bars)), lengths, tick_label=list(bars))
+        axis.bar_label(drawn, ["-" if value is None else f"{value:.3f}" for value in bars.values()], padding=4)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.set_title(measure, loc="left")
     with whole(path) as partial:
-        image.save(partial, format="PNG")
+        figure.savefig(partial, format="png", dpi=100)
 
 
-def _drawn(value):
-    return value is not None and abs(value) < float("inf")
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
