@@ -50,7 +50,7 @@ def write_files(folder):
 def measure(what, *arguments):
     """Runs `emo ...` in a process of its own and prints its peak memory and time."""
     started = time.monotonic()
-    peak = peak_memory([sys.executable, "-m", "emo_jax.cli.main", *map(str, arguments)])
+    peak = peak_memory([sys.executable, "-m", "emo_jax.cli", *map(str, arguments)])
     print(f"{what}: {peak / 1024:.2f} GiB, {time.monotonic() - started:.0f} s", flush=True)
 
 

@@ -33,7 +33,7 @@ class Run:
         config = folder / "config.py"
         config.write_text(CONFIG)
         self.workdir, self.log = folder / name, folder / f"{name}-{count}.log"
-        command = [sys.executable, "-m", "emo_jax.cli.main", "train", f"--config={config}:{stage}"]
+        command = [sys.executable, "-m", "emo_jax.cli", "train", f"--config={config}:{stage}"]
         options = dict(batch_size=batch_size, steps=steps, log_every=1)
         options |= {"mesh.fsdp": 2, "optimizer.schedule": "constant"}
         command += [f"--workdir={self.workdir}", f"--config.data.directory={records}", *more]

@@ -181,7 +181,7 @@ def memory_row(checkpoint: str, reference: np.ndarray, long: float, steps: int |
         for seconds in lengths:
             voice, out = f"{folder}/voice.wav", f"{folder}/out.mp4"
             write_wav(voice, long_voices(1, seconds)[0])
-            command = [sys.executable, "-m", "emo_jax.cli.main", "generate", "--checkpoint", checkpoint]
+            command = [sys.executable, "-m", "emo_jax.cli", "generate", "--checkpoint", checkpoint]
             command += ["--portrait", portrait, "--audio", voice, "--out", out]
             command += ["--steps", str(steps)] if steps else []
             print(f"memory: emo generate with {seconds:g} s of sound", file=sys.stderr, flush=True)

@@ -160,7 +160,7 @@ def _run_point(folder, title, steps):
         if checkpoint is not None and _is_done(checkpoint):
             continue
         print(f"{title}: emo {shlex.join(command)}", flush=True)
-        status = _run([sys.executable, "-m", "emo_jax.cli.main", *command])
+        status = _run([sys.executable, "-m", "emo_jax.cli", *command])
         if status:
             return status
     return 0

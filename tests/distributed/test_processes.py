@@ -148,12 +148,12 @@ PLACED = """
 import sys
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from emo_jax import sharding
+from emo_jax.distributed.mesh import AXES, local_rows, place_batch
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 devices = np.array(jax.devices())[[0, 2, 3, 1]].reshape(2, 2, 1, 1)
-mesh = jax.sharding.Mesh(devices, sharding.AXES)
+mesh = jax.sharding.Mesh(devices, AXES)
 batch = np.arange(24).reshape(8, 3)
-placed = sharding.place_batch(mesh, {"x": batch[sharding.rows(mesh, 8)]})["x"]
+placed = place_batch(mesh, {"x": batch[local_rows(mesh, 8)]})["x"]
 assert (multihost_utils.process_allgather(placed, tiled=True) == batch).all()
 """
 

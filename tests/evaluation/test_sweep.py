@@ -82,7 +82,7 @@ def ran(monkeypatch, checkpoint):
     commands = types.SimpleNamespace(done=[], fails=lambda command: 0)
 
     def run(command):
-        assert command[:3] == [sys.executable, "-m", "emo_jax.cli.main"]
+        assert command[:3] == [sys.executable, "-m", "emo_jax.cli"]
         verb, options = command[3], dict(a.split("=", 1) for a in command if a.startswith("--") and "=" in a)
         status = commands.fails(command)
         if isinstance(status, BaseException):
@@ -210,7 +210,7 @@ def test_checks_leave_the_accelerator_to_the_commands(file, checkpoint):
     code = f"""
 import argparse, pathlib
 from jax._src import xla_bridge
-from emo_jax import sweep
+from emo_jax.evaluation.sweep import _is_done, load_sweep, plan
 found = load_sweep({str(file)!r})
 plan(found, "one", pathlib.Path("out"), argparse.Namespace(init_from="runs/vae", checkpoint=""))
 assert _is_done(pathlib.Path({str(checkpoint)!r})) and not xla_bridge.backends_are_initialized()
@@ -285,7 +285,7 @@ def get_sweep():
 def test_a_sweep_really_runs_is_terminated_and_goes_on(weights_dir, tmp_path):
     file, output = tmp_path / "sweep.py", tmp_path / "out"
     file.write_text(SAMPLED.format(root=ROOT))
-    command = [sys.executable, "-m", "emo_jax.cli.main", "sweep", str(file)]
+    command = [sys.executable, "-m", "emo_jax.cli", "sweep", str(file)]
     command += ["--output", str(output), "--checkpoint", str(weights_dir)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (output / "two/point.json").exists():

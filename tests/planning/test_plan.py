@@ -268,7 +268,7 @@ def get_config(stage):
 def run(folder, *arguments):
     (folder / "small.py").write_text(SMALL)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "EMO_CACHE": str(folder / "cache"), "PYTHONPATH": python_path()}
-    command = [sys.executable, "-m", "emo_jax.cli.main", "plan", f"--config={folder}/small.py:video", *arguments]
+    command = [sys.executable, "-m", "emo_jax.cli", "plan", f"--config={folder}/small.py:video", *arguments]
     done = subprocess.run(
         [*command, f"--output={folder}/plan.json"], capture_output=True, text=True, env=environment, timeout=500
     )

@@ -58,20 +58,21 @@ def test_scores_stay_on_the_chip(shape, scores):
 GRADIENTS = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from emo_jax import sharding
+from emo_jax.distributed.mesh import make_mesh, traced_for_mesh
+from emo_jax.models.placement import gathered, parameter_spec
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.topologies import find_devices
-from emo_jax.training import roofline
+from emo_jax.planning import roofline
 path, shape, data, fsdp, topology, slices = GIVEN
 devices = list(find_devices(topology, slices))
-mesh = sharding.make_mesh(data=data, fsdp=fsdp, dcn_data=slices, devices=devices)
+mesh = make_mesh(data=data, fsdp=fsdp, dcn_data=slices, devices=devices)
 kernel, x = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((16384, shape[0]), jnp.bfloat16)
-split = NamedSharding(mesh, sharding.parameter_spec(path, shape, fsdp, 1))
+split = NamedSharding(mesh, parameter_spec(path, shape, fsdp, 1))
 def loss(kernel, x):
-    kernel = sharding.gathered({path: kernel}, jnp.bfloat16)[path]
+    kernel = gathered({path: kernel}, jnp.bfloat16)[path]
     return (jax.nn.gelu(x @ kernel).astype(jnp.float32) ** 2).mean()
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
+step = jax.jit(traced_for_mesh(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
 with traced_for("tpu"):
     lowered = step.lower(kernel, x)
 for one in roofline.collectives(lowered.compile().as_text()):
@@ -99,24 +100,25 @@ def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape,
 RESNET = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from emo_jax import sharding
+from emo_jax.distributed.mesh import make_mesh, traced_for_mesh
+from emo_jax.models.placement import gathered, parameter_spec
 from emo_jax.models.layers import ResnetBlock
 from emo_jax.models.unet import UNetConfig, part_of_level
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.topologies import find_devices
-from emo_jax.training import roofline
-mesh = sharding.make_mesh(data=16, fsdp=16, devices=list(find_devices("v5e:16x16")))
+from emo_jax.planning import roofline
+mesh = make_mesh(data=16, fsdp=16, devices=list(find_devices("v5e:16x16")))
 config = UNetConfig((1280,), (True,), 1, 8, 32, 4, remat="blocks", dtype=jnp.bfloat16)
 x, temb = (jax.ShapeDtypeStruct((256, *shape, 1280), jnp.bfloat16) for shape in ((5, 16, 16), (1,)))
 params = jax.eval_shape(ResnetBlock(1280).init, jax.random.key(0), x, temb)
 def place(keys, a):
-    return NamedSharding(mesh, sharding.parameter_spec("/".join(key.key for key in keys[1:]), a.shape, 16))
+    return NamedSharding(mesh, parameter_spec("/".join(key.key for key in keys[1:]), a.shape, 16))
 split, samples = jax.tree_util.tree_map_with_path(place, params), NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 def both(params, x, temb, cotangent):
     block = part_of_level(ResnetBlock, config)(1280, dtype=jnp.bfloat16)
     return jax.vjp(block.apply, params, x, temb)[1](cotangent)
 given = split, samples, samples, samples
-step = jax.jit(sharding.over(mesh, both), in_shardings=given, out_shardings=(split, samples, samples))
+step = jax.jit(traced_for_mesh(mesh, both), in_shardings=given, out_shardings=(split, samples, samples))
 with traced_for("tpu"):
     lowered = step.lower(params, x, temb, x)
 for one in roofline.collectives(lowered.compile().as_text()):
@@ -137,19 +139,20 @@ def test_gradients_of_a_resnet_are_scattered_where_a_share_is_no_whole_tile():
 SUMS = """
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from emo_jax import sharding
+from emo_jax.distributed.mesh import make_mesh, traced_for_mesh
+from emo_jax.models.placement import gathered, parameter_spec
 from emo_jax.planning.compile_stats import SLICES_EFFORT, _compile
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.topologies import find_devices
-mesh = sharding.make_mesh(data=2, fsdp=8, dcn_data=2, devices=list(find_devices("v5e:2x4", 2)))
+mesh = make_mesh(data=2, fsdp=8, dcn_data=2, devices=list(find_devices("v5e:2x4", 2)))
 kernels = {f"{i}/kernel": jax.ShapeDtypeStruct((256, 256), jnp.float32) for i in range(520)}
-split = {path: NamedSharding(mesh, sharding.parameter_spec(path, a.shape, 8, 1)) for path, a in kernels.items()}
+split = {path: NamedSharding(mesh, parameter_spec(path, a.shape, 8, 1)) for path, a in kernels.items()}
 def loss(kernels, x):
     for path, kernel in kernels.items():
-        x = jax.nn.gelu(x @ sharding.gathered({path: kernel}, jnp.bfloat16)[path])
+        x = jax.nn.gelu(x @ gathered({path: kernel}, jnp.bfloat16)[path])
     return (x.astype(jnp.float32) ** 2).mean()
 given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-step = jax.jit(sharding.over(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
+step = jax.jit(traced_for_mesh(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
 with traced_for("tpu"):
     lowered = step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16))
 told = _compile(lowered, "tpu", SLICES_EFFORT)

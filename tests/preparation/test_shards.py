@@ -80,7 +80,7 @@ def test_workers_change_nothing(videos, whole, tmp_path):
 
 
 def test_kill_and_run_again(videos, whole, tmp_path, monkeypatch):
-    command = [sys.executable, "-m", "emo_jax.cli.main", "prepare", "videos", "--input", str(videos), *COMMAND]
+    command = [sys.executable, "-m", "emo_jax.cli", "prepare", "videos", "--input", str(videos), *COMMAND]
     run = subprocess.Popen([*command, "--output", str(tmp_path / "out"), "--workers", "1"], stderr=subprocess.DEVNULL)
     work = tmp_path / ".out.partial"
     limit = time.monotonic() + 120
@@ -104,7 +104,7 @@ def test_kill_and_run_again(videos, whole, tmp_path, monkeypatch):
 
 
 def test_workers_go_with_their_parent(videos, tmp_path):
-    command = [sys.executable, "-m", "emo_jax.cli.main", "prepare", "videos", "--input", str(videos), *COMMAND]
+    command = [sys.executable, "-m", "emo_jax.cli", "prepare", "videos", "--input", str(videos), *COMMAND]
     run = subprocess.Popen([*command, "--output", str(tmp_path / "out"), "--workers", "2"], stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 180
     while not list((tmp_path / ".out.partial").glob("*.current")):

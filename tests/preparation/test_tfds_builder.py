@@ -19,7 +19,7 @@ from emo_jax.preparation.video_records import Settings
 from tests.faces import heads
 from tests.preparation.test_shards import COMMAND, OPTIONS, same
 
-PREPARE = [sys.executable, "-m", "emo_jax.cli.main", "prepare", "videos", *COMMAND]
+PREPARE = [sys.executable, "-m", "emo_jax.cli", "prepare", "videos", *COMMAND]
 PROCESSES = (
     "--runner",
     "DirectRunner",
@@ -28,7 +28,7 @@ PROCESSES = (
 JOB_SERVICE = "apache_beam.runners.portability.local_job_service_main"
 OPEN = """
 import sys
-from emo_jax import prepare
+from emo_jax.preparation.prepare import prepare_videos
 prepare_videos([sys.argv[1]], sys.argv[2], size=64, min_seconds=1.0, min_face=40.0, workers=1)
 import tensorflow_datasets as tfds
 source = tfds.builder_from_directory(sys.argv[2]).as_data_source("train")
