@@ -1,10 +1,16 @@
-"""EMO (Emote Portrait Alive, arXiv 2402.17485) in JAX: a portrait and a voice become a talking or singing video."""
+"""EMO (Emote Portrait Alive, arXiv 2402.17485) in JAX: talking and singing videos from a portrait and a voice."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emo_jax.generation.pipeline import EmoPipeline
+
+__all__ = ["EmoPipeline", "__version__"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name):
-    """`emo_jax.EmoPipeline`, imported when asked for: the command line must answer before jax is loaded."""
+def __getattr__(name: str) -> Any:
+    """Imports `EmoPipeline` on first access, so that `import emo_jax` and the command line start without JAX."""
     if name == "EmoPipeline":
         from emo_jax.generation.pipeline import EmoPipeline
 

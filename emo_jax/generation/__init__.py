@@ -1,0 +1,1 @@
+"""Generation: the pipeline, the video sampler, preparation of its inputs, and writing of the result."""

@@ -1,45 +1,62 @@
-"""`emo generate`: a portrait and a voice become a talking video.
-
-emo generate --portrait me.jpg --audio song.mp3 --out me.mp4
-"""
-
-from __future__ import annotations
+"""Inputs of a generation: the portrait, the voice and the numeric options, checked and brought to one form."""
 
 import math
 import numbers
 import os
 import pathlib
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
 
-from emo_jax.faces.boxes import check_box, crop_around, default_box, mask_from_box
+from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
 from emo_jax.faces.detection import find_face
 from emo_jax.media.audio import MAX_PEAK, load_audio
 from emo_jax.media.images import from_pil, load_image
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
-"""Portrait and voice that come with the package."""
-
-TRACK_RATE = 44100  # Hz, of the sound in the file; the networks hear SAMPLE_RATE
+"""Folder of the bundled portrait and voice."""
+TRACK_RATE = 44100
+"""Sample rate of the sound track in the written file, in Hz. The networks take SAMPLE_RATE."""
 MAX_FPS = 240
+"""Highest frame rate of a written file."""
+
+PortraitLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+"""What `load_portrait` accepts."""
+AudioLike: TypeAlias = str | os.PathLike | np.ndarray
+"""What `load_voice` accepts."""
 
 
 class Voice(NamedTuple):
-    """A recording: `heard` float32 (samples,) at 16 kHz as it is; `track`, the same sound at `rate` Hz for the file."""
+    """A recording, as the networks take it and as the written file carries it.
 
-    heard: np.ndarray
-    track: np.ndarray
-    rate: int
+    Attributes:
+        samples: mono sound at SAMPLE_RATE, not yet levelled.
+        track: the same sound at `track_rate`, for the sound track of the video.
+        track_rate: samples per second of `track`.
+    """
+
+    samples: Float[np.ndarray, " samples"]
+    track: Float[np.ndarray, " track_samples"]
+    track_rate: int
 
 
-def load_portrait(portrait) -> np.ndarray:
-    """A path, a Pillow image or an array as upright uint8 RGB (height, width, 3); ValueError for anything else."""
+def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns a portrait as an upright RGB array.
+
+    Args:
+        portrait: a path, a Pillow image, or a uint8 RGB array (height, width, 3).
+
+    Raises:
+        ValueError: the file cannot be read (see `load_image`), or the array has another type or shape.
+    """
     if isinstance(portrait, str | os.PathLike):
         return load_image(portrait)
-    if not isinstance(portrait, np.ndarray) and hasattr(portrait, "convert"):
+    if isinstance(portrait, Image.Image):
         return from_pil(portrait)
     image = np.asarray(portrait)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -47,55 +64,95 @@ def load_portrait(portrait) -> np.ndarray:
     return image
 
 
-def load_voice(audio, track: bool = True) -> Voice:
-    """A path or float samples (samples,) at 16 kHz as a `Voice`; without `track` what is heard stands for it too.
+def load_voice(audio: AudioLike, track: bool = True) -> Voice:
+    """Returns a recording as a `Voice`.
 
-    Raises ValueError (one line): see `load_audio`; for an array another shape, integers, NaN, or far beyond full scale.
+    Args:
+        audio: a path, or float samples (samples,) in [-1, 1] at 16 kHz.
+        track: whether to decode the file a second time at TRACK_RATE. If False, the track is the 16 kHz sound.
+
+    Raises:
+        ValueError: the file cannot be read (see `load_audio`), or the array has another type or shape, NaN or infinite
+            samples, or samples far outside [-1, 1].
     """
     if isinstance(audio, str | os.PathLike):
-        heard = load_audio(audio)
-        return Voice(heard, load_audio(audio, TRACK_RATE), TRACK_RATE) if track else Voice(heard, heard, SAMPLE_RATE)
+        samples = load_audio(audio)
+        if track:
+            return Voice(samples, load_audio(audio, TRACK_RATE), TRACK_RATE)
+        return Voice(samples, samples, SAMPLE_RATE)
     samples = np.asarray(audio)
     if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise ValueError(f"the audio is {samples.dtype} {samples.shape}; expected float32 (samples,) at 16 kHz")
+        raise ValueError(f"audio is {samples.dtype} {samples.shape}; expected float32 (samples,) at 16 kHz")
     peak = float(max(samples.max(initial=0.0), -samples.min(initial=0.0)))
     if not math.isfinite(peak):
-        raise ValueError("the audio has NaN or infinite samples; expected numbers in [-1, 1]")
+        raise ValueError("audio has NaN or infinite samples; expected numbers in [-1, 1]")
     if peak > MAX_PEAK:
-        raise ValueError(f"the audio has samples up to {peak:g}; expected [-1, 1]: divide by the full scale")
+        raise ValueError(f"audio has samples up to {peak:g}; expected [-1, 1]: divide by the full scale")
     samples = np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
     return Voice(samples, samples, SAMPLE_RATE)
 
 
-def check_options(*, seed, steps=None, speed=None, reference_scale=None, audio_scale=None, fps=None) -> None:
-    """ValueError (one line) for numbers that make no sense; None is the config's."""
-    whole = isinstance(seed, numbers.Integral) and (steps is None or isinstance(steps, numbers.Integral))
-    if not whole or not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed!r} and steps {steps!r}; expected whole numbers, the seed from 0 to 2**32 - 1")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps is {steps}; expected at least 1")
+def check_options(
+    *,
+    seed: object,
+    steps: object = None,
+    speed: object = None,
+    reference_scale: object = None,
+    audio_scale: object = None,
+    fps: object = None,
+) -> None:
+    """Checks the numeric options of a generation. None stands for the config's value.
+
+    Raises:
+        ValueError: a value has the wrong type or is out of range.
+    """
+    if not isinstance(seed, numbers.Integral) or not 0 <= int(seed) < 2**32:
+        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**32 - 1")
+    if steps is not None and not (isinstance(steps, numbers.Integral) and int(steps) >= 1):
+        raise ValueError(f"steps is {steps!r}; expected an integer of at least 1")
     for name, value in dict(speed=speed, reference_scale=reference_scale, audio_scale=audio_scale).items():
-        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value) and value >= 0):
+        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) >= 0):
             raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
-    if fps is not None and not 1 <= exact_fps(fps) <= MAX_FPS:
-        raise ValueError(f"fps is {fps:g}; expected 1 to {MAX_FPS}")
+    if fps is not None and not 1 <= exact_fps(fps) <= MAX_FPS:  # pyright: ignore[reportArgumentType]
+        raise ValueError(f"fps is {fps}; expected 1 to {MAX_FPS}")
 
 
-def place(image: np.ndarray, clip, face_box=None, name="the portrait"):
-    """Crops a portrait as the training clips are: (crop uint8 (H, W, 3), mask uint8 (H, W, 1) of the face's region).
+def place_portrait(
+    image: UInt8[np.ndarray, "rows columns 3"],
+    clip: ConfigDict,
+    face_box: Box | None = None,
+    name: object = "the portrait",
+) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width 1"]]:
+    """Crops a portrait so that its face is where the faces of the training clips are.
 
-    The face is `face_box`, else the largest one found, else `default_box`, which is told in a line on stderr. The crop
-    lies inside the image; its face is where training's were (`clip`: `config.clip`), as far as the image reaches.
-    Raises ValueError where `face_box` lies outside the image.
+    The face is `face_box`, else the largest detected face, else `default_box` with a warning on stderr. The crop stays
+    inside the image, so the face is off its training position where the image does not reach far enough.
+
+    Args:
+        image: the portrait.
+        clip: the config's `clip`, which holds the size of the crop and the position of the face.
+        face_box: (x0, y0, x1, y1) in pixels of the portrait, from forehead to chin.
+        name: name of the portrait in the warning.
+
+    Returns:
+        The crop, and the mask (0 or 1) of the region in which the face may move.
+
+    Raises:
+        ValueError: `face_box` is not a box inside the image.
     """
     box = find_face(image) if face_box is None else check_box(face_box, *image.shape[:2])
     if box is None:
         box = default_box(*image.shape[:2])
-        where = ",".join(f"{value:.0f}" for value in box)
-        print(f"warning: no face found in {name}; assuming {where} (face box x0,y0,x1,y1 sets it)", file=sys.stderr)
-    size, face = tuple(clip.image_size), clip.face
-    crop, box = crop_around(image, box, size, face.height, tuple(face.centre), inside=True)
-    width, height = box[2] - box[0], box[3] - box[1]
-    left, top, right, bottom = face.growth
-    union = box[0] - left * width, box[1] - top * height, box[2] + right * width, box[3] + bottom * height
-    return crop, mask_from_box(union, *size)
+        corners = ",".join(f"{value:.0f}" for value in box)
+        print(f"warning: no face found in {name}; assuming {corners} (face box x0,y0,x1,y1 sets it)", file=sys.stderr)
+    height, width = clip.image_size
+    crop, box = crop_around(image, box, (height, width), clip.face.height, tuple(clip.face.centre), inside=True)
+    face_width, face_height = box[2] - box[0], box[3] - box[1]
+    left, top, right, bottom = clip.face.growth
+    region = (
+        box[0] - left * face_width,
+        box[1] - top * face_height,
+        box[2] + right * face_width,
+        box[3] + bottom * face_height,
+    )
+    return crop, mask_from_box(region, height, width)

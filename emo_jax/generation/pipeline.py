@@ -1,100 +1,106 @@
-"""`emo generate`: a portrait and a voice become a talking video.
-
-emo generate --portrait me.jpg --audio song.mp3 --out me.mp4
-"""
-
-from __future__ import annotations
+"""The pipeline: generation with one set of weights."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
-from emo_jax.generation.inputs import check_options, load_portrait, load_voice, place
+from emo_jax.diffusion.guidance import guidance_mode
+from emo_jax.faces.boxes import Box
+from emo_jax.generation.inputs import AudioLike, PortraitLike, check_options, load_portrait, load_voice, place_portrait
+from emo_jax.generation.sampler import Params, VideoSampler, check_sampling, mesh_for
+from emo_jax.generation.video import Video
+from emo_jax.media.loudness import normalise
 from emo_jax.media.timing import require_frames
-from emo_jax.media.video_writer import VideoWriter
-
-
-@dataclass
-class Video:
-    """A generated video: frames uint8 (N, H, W, 3) at `fps`, audio float32 (samples,) at `audio_rate` Hz.
-
-    N = ceil(seconds of audio * fps).
-    """
-
-    frames: np.ndarray
-    fps: float
-    audio: np.ndarray
-    audio_rate: int
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an mp4 (H.264, AAC). ValueError where `path` can't be written or is no .mp4."""
-        with VideoWriter(path, self.frames.shape[1:3], self.fps, self.audio, audio_rate=self.audio_rate) as writer:
-            writer.write(self.frames)
+from emo_jax.models.emo import EMO
+from emo_jax.weights.store import load_model
 
 
 class EmoPipeline:
-    """Generation with one set of weights.
+    """Generates talking videos from a portrait and a voice.
 
         pipe = EmoPipeline.from_pretrained("tiny")
         pipe("portrait.png", "voice.wav").save("out.mp4")
 
-    A program is compiled at the first use of a solver, a number of steps and a sort of guidance. Other portraits,
-    voices, lengths, seeds, speeds and scales use the same one.
+    A program is compiled at the first use of a solver, a number of steps and a guidance mode. Other portraits, voices,
+    lengths, seeds, speeds and guidance scales reuse it.
 
     Args:
-        emo: the networks (models.emo.build). params: their params tree.
+        emo: the networks (`models.emo.build`).
+        params: their parameters.
+
+    Attributes:
+        config: the config of the networks, with the defaults of `stream` in `config.sampling`.
+        params: the parameters.
     """
 
-    def __init__(self, emo, params):
-        self.config, self.params, self._emo, self._samplers = emo.config, params, emo, {}
+    def __init__(self, emo: EMO, params: Params):
+        self.config: ConfigDict = emo.config
+        self.params = params
+        self._emo = emo
+        self._samplers: dict[tuple[str, int, str], VideoSampler] = {}
 
     @classmethod
-    def from_pretrained(cls, name_or_dir: str | os.PathLike, size=None, **sampling) -> EmoPipeline:
-        """The pipeline of a preset ("tiny"), a folder of weights (`emo export`) or a run of `emo train`.
+    def from_pretrained(
+        cls, name_or_dir: str | os.PathLike, size: tuple[int, int] | None = None, **sampling: Any
+    ) -> "EmoPipeline":
+        """Loads a pipeline.
 
-        `size` (height, width) of the frames replaces that of training; the likeness is best at that of training. Other
-        keyword arguments override fields of the config's `sampling`: solver, steps, clips (per segment), ...
+        Args:
+            name_or_dir: a preset ("tiny"), a folder written by `emo export`, or the folder of an `emo train` run.
+            size: (height, width) of the frames, in place of the trained size, which gives the best likeness.
+            **sampling: fields of the config's `sampling` to replace: solver, steps, clips (per segment), ...
 
         Raises:
-            ValueError: no such weights, weights of another config, an unknown field, or one that makes no video.
+            ValueError: there are no such weights, the weights belong to another config, or a field of `sampling` is
+                unknown or out of range.
         """
-        from emo_jax.generation.sampler import check_sampling
-        from emo_jax.weights.store import load_model
-
         emo, params = load_model(name_or_dir, size)
-        known = emo.config.sampling
-        unknown = sorted(set(sampling) - set(known))
+        fields = emo.config.sampling
+        unknown = sorted(set(sampling) - set(fields))
         if unknown:
-            raise ValueError(f"sampling has no field {unknown[0]!r}; expected some of {', '.join(known)}")
+            raise ValueError(f"sampling has no field {unknown[0]!r}; expected one of {', '.join(fields)}")
         try:
-            known.update(sampling)
+            fields.update(sampling)
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
-        check_sampling(known, emo.config.diffusion.train_steps)
+        check_sampling(fields, emo.config.diffusion.train_steps)
         return cls(emo, params)
 
     @property
     def fps(self) -> float:
-        """Frames per second that the model makes."""
+        """Frames per second of the generated video."""
         return self.config.clip.fps
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of its frames in pixels."""
-        return tuple(self.config.clip.image_size)
+        """(height, width) of the frames in pixels."""
+        height, width = self.config.clip.image_size
+        return height, width
 
-    def __call__(self, portrait, audio, **options) -> Video:
-        """The whole video, in memory; arguments as `stream`. An audio array becomes the sound track as it is."""
+    def __call__(self, portrait: PortraitLike, audio: AudioLike, **options: Any) -> Video:
+        """Generates a video and returns it in memory.
+
+        Args:
+            portrait: as in `stream`.
+            audio: as in `stream`. An array becomes the sound track unchanged.
+            **options: keyword arguments of `stream`.
+
+        Raises:
+            ValueError: an input cannot be used.
+        """
         voice = load_voice(audio)
-        frames = np.concatenate(list(self.stream(portrait, voice.heard, **options)))
-        return Video(frames, self.fps, voice.track, voice.rate)
+        frames = np.concatenate(list(self.stream(portrait, voice.samples, **options)))
+        return Video(frames, self.fps, voice.track, voice.track_rate)
 
     def stream(
         self,
-        portrait,
-        audio,
+        portrait: PortraitLike,
+        audio: AudioLike,
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -102,57 +108,58 @@ class EmoPipeline:
         reference_scale: float | None = None,
         audio_scale: float | None = None,
         speed: float | None = None,
-        face_box: tuple[float, float, float, float] | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Yields the video segment by segment, uint8 (n, H, W, 3), ceil(seconds * fps) frames in all.
+        face_box: Box | None = None,
+    ) -> Iterator[UInt8[np.ndarray, "frames height width 3"]]:
+        """Generates a video segment by segment, in memory that does not grow with its length.
 
-        Bad input is told at once, not when the first segment is asked for. Memory does not grow with the length.
+        Validates eagerly: raises on call, not when the first segment is requested.
 
         Args:
-            portrait: a path, a Pillow image, or uint8 RGB (height, width, 3); cropped around the face.
+            portrait: a path, a Pillow image, or uint8 RGB (height, width, 3). It is cropped around the face.
             audio: a path, or float32 (samples,) in [-1, 1] at 16 kHz. Its loudness is levelled as in training.
-            seed: 0 to 2**32 - 1; equal seeds and inputs give equal frames.
-            steps, solver, reference_scale, audio_scale: None: the config's (`sampling`).
-            speed: of the head's rotation in degrees per frame, for all frames; None: the config's.
-            face_box: (x0, y0, x1, y1) pixels of the portrait, forehead to chin; None: it is looked for.
+            seed: 0 to 2**32 - 1. Equal seeds and inputs give equal frames.
+            steps: denoising steps; None for the config's, as for the arguments that follow.
+            solver: "ddim" or "dpm++2m".
+            reference_scale: guidance towards the portrait. Set both scales to 1 to disable guidance.
+            audio_scale: guidance towards the voice.
+            speed: head rotation speed in degrees per frame, for all frames.
+            face_box: (x0, y0, x1, y1) of the face in pixels of the portrait, forehead to chin; None to detect it.
+
+        Returns:
+            An iterator of the segments' frames, ceil(seconds * fps) frames together.
 
         Raises:
-            ValueError: an input that cannot be used.
+            ValueError: an input cannot be used.
         """
-        import jax
-
-        from emo_jax.media.loudness import normalise
-
         image = load_portrait(portrait)
-        heard = load_voice(audio, track=False).heard
-        require_frames(heard, self.fps)
+        samples = load_voice(audio, track=False).samples
+        require_frames(samples, self.fps)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
-        crop, mask = place(image, self.config.clip, face_box, name)
+        crop, mask = place_portrait(image, self.config.clip, face_box, name)
         sampler, scales = self._sampler(steps, solver, reference_scale, audio_scale)
         segments = sampler.stream(
-            crop[None], mask[None], normalise(heard)[None], speed=speed, scales=scales, key=jax.random.key(seed)
+            crop[None], mask[None], normalise(samples)[None], speed=speed, scales=scales, key=jax.random.key(seed)
         )
         return (frames[0] for frames in segments)
 
     def compilations(self) -> int:
-        """How many programs were compiled: one for each solver, number of steps and sort of guidance used."""
+        """Returns how many programs have been compiled: one per solver, number of steps and guidance mode used."""
         return sum(sampler.compilations() for sampler in self._samplers.values())
 
-    def _sampler(self, steps, solver, reference_scale, audio_scale):
-        from ml_collections import ConfigDict
-
-        from emo_jax.diffusion.guidance import guidance_mode
-        from emo_jax.generation.sampler import VideoSampler, check_sampling, mesh_for
-
-        changed = dict(steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
-        config = ConfigDict({**self.config.sampling, **{k: v for k, v in changed.items() if v is not None}})
-        check_sampling(config, self.config.diffusion.train_steps)
-        scales = float(config.reference_scale), float(config.audio_scale)
+    def _sampler(
+        self, steps: int | None, solver: str | None, reference_scale: float | None, audio_scale: float | None
+    ) -> tuple[VideoSampler, tuple[float, float]]:
+        """Returns the sampler for these options, and the guidance scales."""
+        options = dict(steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
+        changes = {name: value for name, value in options.items() if value is not None}
+        sampling = ConfigDict({**self.config.sampling, **changes})
+        check_sampling(sampling, self.config.diffusion.train_steps)
+        scales = float(sampling.reference_scale), float(sampling.audio_scale)
         mode = guidance_mode(*scales)
-        key = config.solver, config.steps, mode
+        key = sampling.solver, sampling.steps, mode
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames)
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
-            self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), config, mesh=mesh)
+            self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
         return self._samplers[key], scales

@@ -1,11 +1,17 @@
-"""Generation of videos, segment by segment: one program for every audio length, seed and portrait (Section 4.1)."""
+"""The video sampler: a scan over clips. One program serves every audio length, seed and portrait (Section 4.1)."""
 
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
+from jax.sharding import Mesh
+from jaxtyping import Float, Key, UInt8
+from ml_collections import ConfigDict
 
 from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
 from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
@@ -16,126 +22,165 @@ from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
 from emo_jax.media.timing import cut, frame_count, window_bounds
 from emo_jax.models.attention import Conditions
 from emo_jax.models.audio_encoder import Recording
-from emo_jax.models.emo import mask_features, switch
+from emo_jax.models.emo import EMO, mask_features, switch
+
+Array: TypeAlias = jax.Array | np.ndarray
+Params: TypeAlias = Mapping[str, Any]
+Scales: TypeAlias = tuple[Any, Any]
+"""(reference_scale, audio_scale)."""
 
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
-"""What `off` can replace by its null condition, for the controls of an evaluation."""
+"""Conditions that `VideoSampler(off=...)` can replace by their null condition, for the controls of an evaluation."""
 _DECODED_PIXELS = 2**20
-"""Decoded at once by a device: four frames of 512x512, which take about 2 GB on their way."""
-_LEAN = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""On CPUs: XLA else turns bfloat16 weights to float32 long before their use: 10.5 GiB in place of 1.6 at full size."""
+"""Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
+_CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+"""XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
 
 
-def check_sampling(config, train_steps) -> None:
-    """Raises ValueError where a `sampling` config makes no video, or has steps that training did not have."""
-    if not 1 <= config.steps <= train_steps:
+def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
+    """Checks the steps and clips of a `sampling` config.
+
+    Raises:
+        ValueError: `steps` is not in 1..`train_steps`, or `clips` is below 1.
+    """
+    if not 1 <= sampling.steps <= train_steps:
         raise ValueError(
-            f"sampling.steps is {config.steps}; expected 1 to {train_steps}, the number of training timesteps"
+            f"sampling.steps is {sampling.steps}; expected 1 to {train_steps}, the number of training timesteps"
         )
-    if config.clips < 1:
-        raise ValueError(f"sampling.clips is {config.clips}; expected 1 or more")
+    if sampling.clips < 1:
+        raise ValueError(f"sampling.clips is {sampling.clips}; expected 1 or more")
 
 
 class VideoSampler:
-    """Samples a batch of B videos of equal length, K clips of f frames at a time.
+    """Samples a batch of videos of equal length, one segment of K clips of f frames at a time.
 
     Args:
-        emo: the networks. params: their params tree.
-        config: the `sampling` config: solver, steps, eta, clips (K), reference_scale, audio_scale.
-        off: names of CONTROLS. mesh: of the devices that share the work (see `mesh_for`); None: one device.
+        emo: the networks.
+        params: their parameters.
+        sampling: the config's `sampling`: solver, steps, eta, clips (K), speed, reference_scale, audio_scale.
+        off: names of CONTROLS to switch off.
+        mesh: devices that share the work (see `mesh_for`); None for one device.
 
     Raises:
-        ValueError: an unknown solver or control, or scales of a sort that the solver cannot take.
+        ValueError: the solver or a control is unknown.
     """
 
-    def __init__(self, emo, params, config, off=(), mesh=None):
+    def __init__(
+        self,
+        emo: EMO,
+        params: Params | None,
+        sampling: ConfigDict,
+        off: Iterable[str] = (),
+        mesh: Mesh | None = None,
+    ):
         unknown = set(off) - set(CONTROLS)
         if unknown:
-            raise ValueError(f"off names {sorted(unknown)}; expected some of {', '.join(CONTROLS)}")
-        self.emo, self.config, self.off, self.mesh = emo, config, frozenset(off), mesh
-        self.params = self._placed(params)
-        self.mode = guidance_mode(config.reference_scale, config.audio_scale)
+            raise ValueError(f"off names {sorted(unknown)}; expected names from {', '.join(CONTROLS)}")
+        self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
+        self.params = self._replicate(params)
+        self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)
-        self._solver = make_solver(config.solver, self._schedule, config.eta)
-        self._timesteps = timesteps(self._schedule, config.steps, self._schedule.spacing)
+        self._solver = make_solver(sampling.solver, self._schedule, sampling.eta)
+        self._timesteps = timesteps(self._schedule, sampling.steps, self._schedule.spacing)
         self._prepare = self._jit(self._prepare_fn)
         self._segment = self._jit(self._segment_fn)
         self._decode = self._jit(self._decode_fn)
-        self._listen, self._recording = jax.jit(emo.hidden_states), None
+        self._hidden_states = jax.jit(emo.hidden_states)
+        self._recording: tuple[Any, Recording] | None = None
 
-    def _jit(self, function):
-        options = _LEAN if jax.default_backend() == "cpu" else None
+    def _jit(self, function: Callable) -> Any:
+        options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
         if self.mesh is None:
             return jax.jit(function, compiler_options=options)
         out = replicated(self.mesh)
         return jax.jit(traced_for_mesh(self.mesh, function), out_shardings=out, compiler_options=options)
 
-    def _placed(self, tree):
+    def _replicate(self, tree: Any) -> Any:
         return tree if self.mesh is None else jax.device_put(tree, replicated(self.mesh))
 
     @property
-    def frames_per_segment(self):
-        """Frames that one call of the compiled program makes."""
+    def frames_per_segment(self) -> int:
+        """Number of frames of a full segment, K * f."""
         return self.config.clips * self.emo.config.clip.frames
 
-    def compilations(self):
-        """How many programs were compiled for segments: 1, whatever was generated."""
+    def compilations(self) -> int:
+        """Returns how many segment programs have been compiled: at most 1 per batch size."""
         return self._segment._cache_size()
 
-    def stream(self, references, masks, audio, *, speed=None, scales=None, key):
-        """Yields frames uint8 (B, up to K * f, H, W, 3), one segment at a time, the next being computed meanwhile.
+    def stream(
+        self,
+        references: UInt8[Array, "batch height width 3"],
+        masks: UInt8[Array, "batch height width 1"],
+        audio: Float[Array, "batch samples"],
+        *,
+        speed: Any = None,
+        scales: Scales | None = None,
+        key: Key[Array, ""],
+    ) -> Iterator[UInt8[np.ndarray, "batch frames height width 3"]]:
+        """Yields the frames of one segment at a time, while the next segment is computed.
 
         Args:
-            references: uint8 (B, H, W, 3), the portraits. masks: uint8 (B, H, W, 1), where the face may be.
-            audio: float32 (B, samples) at 16 kHz. speed: degrees per frame, a number or (B,); None: the config's.
-            scales: (reference_scale, audio_scale) of the same guidance mode as the config's; None: the config's.
-            key: a jax.random key.
+            references: the portraits.
+            masks: regions in which the faces may move (1), as the Face Locator takes them.
+            audio: sound at 16 kHz, levelled as in training.
+            speed: head rotation speed in degrees per frame, a number or (batch,); None for the config's.
+            scales: guidance scales of the same guidance mode as the config's; None for the config's.
+            key: the random key; equal keys and inputs give equal frames.
+
+        Yields:
+            Frames; the segments have ceil(seconds * fps) frames together.
 
         Raises:
-            ValueError: scales of another mode, which is another program.
+            ValueError: `scales` belong to another guidance mode, which needs another program.
         """
         clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
-        size, per = len(references), self.frames_per_segment
+        batch, per_segment = len(references), self.frames_per_segment
+        window_frames = per_segment + 2 * clip.audio_window
         speed = self.config.speed if speed is None else speed
-        speeds = np.broadcast_to(np.asarray(speed, np.float32).reshape(-1, 1), (size, per + 2 * clip.audio_window))
-        scales = self._scales(scales)
-        known = self._prepare(self.params, references, masks)
-        carry = self._placed(first_carry(size, clip.motion_frames, self.emo.latent_shape))
-        sound = self._sound(audio)
+        speeds = np.broadcast_to(np.asarray(speed, np.float32).reshape(-1, 1), (batch, window_frames))
+        scales = self._check_scales(scales)
+        constants = self._prepare(self.params, references, masks)
+        carry = self._replicate(first_carry(batch, clip.motion_frames, self.emo.latent_shape))
+        audio_window = self._audio_windows(audio)
         pending = None
         for index in range(segments(count, clip.frames, self.config.clips).count):
-            first = index * per
-            window = sound(first - clip.audio_window, per + 2 * clip.audio_window)
+            first = index * per_segment
+            window = audio_window(first - clip.audio_window, window_frames)
             inputs = (window, speeds, key, np.int32(index * self.config.clips))
-            carry, latents = self._segment(self.params, known, carry, inputs, scales)
+            carry, latents = self._segment(self.params, constants, carry, inputs, scales)
             frames = self._decode(self.params, latents)
             if pending is not None:
                 yield np.asarray(pending)
-            pending = frames[:, : min(per, count - first)]
+            pending = frames[:, : min(per_segment, count - first)]
         yield np.asarray(pending)
 
-    def _sound(self, audio):
-        """(first frame, frames) -> what EMO.audio_features takes: waveforms, or wav2vec 2.0's features.
+    def _audio_windows(self, audio: Array) -> Callable[[int, int], Any]:
+        """Returns a function (first frame, frames) -> input of `EMO.audio_features`.
 
-        The features of the recordings that were asked for last are kept.
+        That input is a waveform for log-mel spectra, and precomputed features for wav2vec 2.0. The features of the most
+        recent recordings are kept.
         """
         clip, encoder = self.emo.config.clip, self.emo.audio_encoder
         if encoder is None:
-            return lambda *frames: np.stack([cut(a, *window_bounds(*frames, clip.fps)) for a in audio])
-        weights, known = self.params["audio_encoder"], self._recording
-        if known is None or known[0] is not weights or not np.array_equal(known[1].audio, audio):
-            listen = functools.partial(self._listen, {"audio_encoder": weights})
-            self._recording = weights, Recording(listen, audio, clip.fps, clip.audio_window, encoder.config)
-        return self._recording[1]
+            return lambda first, frames: np.stack([cut(a, *window_bounds(first, frames, clip.fps)) for a in audio])
+        assert self.params is not None
+        weights, recent = self.params["audio_encoder"], self._recording
+        if recent is None or recent[0] is not weights or not np.array_equal(recent[1].audio, audio):
+            hidden_states = functools.partial(self._hidden_states, {"audio_encoder": weights})
+            recent = weights, Recording(hidden_states, audio, clip.fps, clip.audio_window, encoder.config)
+            self._recording = recent
+        return recent[1]
 
-    def _scales(self, scales):
-        scales = (self.config.reference_scale, self.config.audio_scale) if scales is None else scales
-        if guidance_mode(*scales) != self.mode:
-            raise ValueError(f"scales {scales} are not of guidance mode {self.mode!r}; make another VideoSampler")
-        return tuple(np.float32(scale) for scale in scales)
+    def _check_scales(self, scales: Scales | None) -> tuple[np.float32, np.float32]:
+        reference, audio = (self.config.reference_scale, self.config.audio_scale) if scales is None else scales
+        if guidance_mode(reference, audio) != self.mode:
+            raise ValueError(
+                f"scales are {(reference, audio)}; expected guidance mode {self.mode!r}: make another VideoSampler"
+            )
+        return np.float32(reference), np.float32(audio)
 
-    def _prepare_fn(self, params, references, masks):
-        """What is the same for the whole video: ReferenceNet's features and the Face Locator's map."""
+    def _prepare_fn(self, params: Params, references: Array, masks: Array) -> tuple[Any, Any]:
+        """Computes what is constant over the video: the reference features and the Face Locator's map."""
         features = None
         if self.emo.config.model.reference_attention != "off":
             latents = self.emo.encode(params, references)[:, None]
@@ -145,62 +190,79 @@ class VideoSampler:
             location = jnp.zeros_like(location)
         return features, location
 
-    def _segment_fn(self, params, known, carry, inputs, scales):
-        sound, speed, key, first_clip = inputs
+    def _segment_fn(self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales) -> tuple[Any, Any]:
+        """Samples K clips; returns the carry and latents (K, B, f, h, w, c)."""
+        window, speed, key, first_clip = inputs
         clip, clips = self.emo.config.clip, self.config.clips
-        heard = self.emo.audio_features(params, sound, clips * clip.frames + 2 * clip.audio_window)
+        audio_features = self.emo.audio_features(params, window, clips * clip.frames + 2 * clip.audio_window)
         per_clip = (
-            _windows(heard, clips, clip.frames, clip.audio_window),
-            _windows(speed, clips, clip.frames, clip.audio_window),
+            _clip_windows(audio_features, clips, clip.frames, clip.audio_window),
+            _clip_windows(speed, clips, clip.frames, clip.audio_window),
             clip_keys(key, first_clip, clips),
         )
-        return scan_clips(functools.partial(self._clip, params, known, scales), carry, per_clip)
+        return scan_clips(functools.partial(self._clip, params, constants, scales), carry, per_clip)
 
-    def _clip(self, params, known, scales, carry, inputs):
-        (features, location), (motion, has_motion), (heard, speed, key) = known, carry, inputs
-        emo, size = self.emo, motion.shape[0]
+    def _clip(self, params: Params, constants: Any, scales: Scales, carry: Any, inputs: Any) -> Any:
+        """Samples one clip; returns latents (B, f, h, w, c)."""
+        (features, location), (motion, has_motion), (audio_features, speed, key) = constants, carry, inputs
+        emo, batch = self.emo, motion.shape[0]
         if "motion" in self.off:
             has_motion = jnp.zeros_like(has_motion)
         conditions = Conditions(
             reference=features,
             motion=mask_features(emo.reference_features(params, motion), has_motion) if motion.shape[1] else None,
-            audio=emo.audio_tokens(params, heard),
+            audio=emo.audio_tokens(params, audio_features),
             speed=None if "speed" in self.off else emo.speed_features(params, speed),
             location=location,
         )
-        present = [jnp.full(size, name not in self.off) for name in ("reference", "audio")]
+        present = [jnp.full(batch, name not in self.off) for name in ("reference", "audio")]
         conditions = switch(conditions, *present)
         noise_key, solver_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, (size, emo.config.clip.frames, *emo.latent_shape))
+        noise = jax.random.normal(noise_key, (batch, emo.config.clip.frames, *emo.latent_shape))
         guided = guided_denoiser(emo, params, conditions, self.mode, scales)
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
 
-    def _decode_fn(self, params, latents):
-        """Frames uint8 (B, K * f, H, W, 3) of latents (K, B, f, h, w, c), in equal groups."""
-        clips, size, per = latents.shape[:3]
-        count, pixels = clips * per, size * math.prod(self.emo.config.clip.image_size)
+    def _decode_fn(self, params: Params, latents: Array) -> Any:
+        """Decodes latents (K, B, f, h, w, c) to uint8 frames (B, K * f, H, W, 3), a group of frames at a time."""
+        clips, batch, frames = latents.shape[:3]
+        count, pixels = clips * frames, batch * math.prod(self.emo.config.clip.image_size)
         most = _DECODED_PIXELS * (1 if self.mesh is None else self.mesh.shape["frame"]) // pixels
         group = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, most))
-        latents = jnp.moveaxis(latents, 0, 1).reshape(size, count // group, group, *latents.shape[3:])
-        frames = jax.lax.map(functools.partial(self.emo.decode, params), jnp.moveaxis(latents, 1, 0))
-        return jnp.moveaxis(frames, 0, 1).reshape(size, count, *frames.shape[3:])
+        latents = rearrange(latents, "clips batch frames h w c -> batch (clips frames) h w c")
+        latents = rearrange(latents, "batch (groups group) h w c -> groups batch group h w c", group=group)
+        images = jax.lax.map(functools.partial(self.emo.decode, params), latents)
+        return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
 
 
-def guided_denoiser(emo, params, conditions, mode, scales):
-    """(x (B, f, h, w, c), t (B,)) -> the Backbone's prediction under the conditions, guided (diffusion.guidance)."""
+def guided_denoiser(emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales) -> Callable:
+    """Returns the guided Backbone: (x (B, f, h, w, c), t (B,)) -> prediction (B, f, h, w, c).
+
+    Args:
+        emo: the networks.
+        params: their parameters.
+        conditions: the conditions of the B samples.
+        mode: the guidance mode, a key of `PASSES`.
+        scales: the guidance scales, which may be traced.
+    """
     passes = len(PASSES[mode])
     tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
 
-    def denoise(x, t, reference_on, audio_on):
+    def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
         return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
 
     return guide(denoise, mode, *scales)
 
 
-def mesh_for(mode, frames, devices=None):
-    """The mesh that shares a video's work: guidance's passes over data, a clip's frames over frame. None: one device.
+def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """Returns the mesh on which one video is generated, or None for a single device.
 
-    As many devices as divide the passes of the guidance mode and the clip's frames without rest; others stay idle.
+    The guidance passes are split over the data axis and the frames of a clip over the frame axis, on as many devices as
+    divide both evenly. Further devices stay idle.
+
+    Args:
+        mode: the guidance mode, a key of `PASSES`.
+        frames: frames per clip.
+        devices: devices to use; None for the local ones.
     """
     devices = jax.local_devices() if devices is None else devices
     passes = len(PASSES[mode])
@@ -210,6 +272,6 @@ def mesh_for(mode, frames, devices=None):
     return make_mesh(data=data, frame=frame, devices=used) if len(used) > 1 else None
 
 
-def _windows(values, clips, frames, m):
+def _clip_windows(values: Any, clips: int, frames: int, margin: int) -> Any:
     """Cuts (B, K * f + 2m, ...) into the clips' overlapping windows (K, B, f + 2m, ...)."""
-    return jnp.stack([values[:, i * frames : (i + 1) * frames + 2 * m] for i in range(clips)])
+    return jnp.stack([values[:, i * frames : (i + 1) * frames + 2 * margin] for i in range(clips)])

@@ -1,0 +1,117 @@
+"""Writing of a video while it is generated: frame-rate conversion, the mp4 file, progress, and a strip of frames."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image
+
+from emo_jax.generation.inputs import PortraitLike, Voice
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.media.timing import exact_fps, require_frames
+from emo_jax.media.video_writer import VideoWriter
+from emo_jax.progress import Progress
+
+STRIP_FRAMES = 8
+"""Default number of frames in a `FilmStrip`."""
+
+
+def convert_frame_rate(
+    segments: Iterator[Shaped[np.ndarray, "_ ..."]], fps: float | Fraction, out_fps: float | Fraction, total: int
+) -> Iterator[Shaped[np.ndarray, "_ ..."]]:
+    """Repeats or drops frames: output frame j is the input frame shown at time (j + 1/2) / out_fps.
+
+    The last input frame is repeated until there are `total` frames. Equal rates pass through.
+
+    Args:
+        segments: consecutive groups of frames at `fps`.
+        fps: input frame rate.
+        out_fps: output frame rate.
+        total: number of output frames.
+
+    Yields:
+        Groups of frames at `out_fps`, `total` frames together.
+    """
+    ratio, half = exact_fps(fps) / exact_fps(out_fps), Fraction(1, 2)
+    first, written, last = 0, 0, None
+    for frames in segments:
+        end = first + len(frames)
+        # Output frame j takes input frame floor((j + 1/2) * ratio): those with an input frame before `end` are due.
+        due = min(total, math.ceil(end / ratio - half))
+        if due > written:
+            yield frames[[math.floor((j + half) * ratio) - first for j in range(written, due)]]
+        first, written, last = end, max(due, written), frames[-1:]
+    if last is not None and written < total:
+        yield np.repeat(last, total - written, axis=0)
+
+
+def write_video(
+    path: str | os.PathLike,
+    pipe: EmoPipeline,
+    portrait: PortraitLike,
+    voice: Voice,
+    *,
+    label: str,
+    fps: float | None = None,
+    on_frames: Callable[[np.ndarray], None] | None = None,
+    **options: Any,
+) -> None:
+    """Generates a video and writes it to an mp4 file segment by segment.
+
+    Prints progress to stderr and one line about the result to stdout. After an error no partial file stays, and a file
+    that existed under the name is kept.
+
+    Args:
+        path: the mp4 file. The video has ceil(seconds * fps) frames.
+        pipe: the pipeline.
+        portrait: as `EmoPipeline.stream` takes it.
+        voice: the recording.
+        label: name of the progress bar.
+        fps: frame rate of the file; None for the pipeline's.
+        on_frames: called with each group of frames (n, height, width, 3) after it is written.
+        **options: keyword arguments of `EmoPipeline.stream`.
+
+    Raises:
+        ValueError: an input cannot be used, or the file cannot be written.
+    """
+    fps = pipe.fps if fps is None else fps
+    total = require_frames(voice.samples, fps)
+    segments = convert_frame_rate(pipe.stream(portrait, voice.samples, **options), pipe.fps, fps, total)
+    writer = VideoWriter(path, pipe.size, fps, voice.track, audio_rate=voice.track_rate)
+    if not sys.stderr.isatty():
+        print(f"{label}: {total} frames; the first ones take longer while JAX compiles", file=sys.stderr)
+    with writer, Progress(total, label, "frame") as progress:
+        for frames in segments:
+            writer.write(frames)
+            progress.add(len(frames))
+            if on_frames is not None:
+                on_frames(frames)
+    print(f"{path}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
+
+
+class FilmStrip:
+    """Collects frames at equal distances from a video and joins them side by side.
+
+    Args:
+        total: number of frames of the video.
+        count: number of frames in the strip.
+    """
+
+    def __init__(self, total: int, count: int = STRIP_FRAMES):
+        self._indices = set(np.linspace(0, total - 1, count + 2).round().astype(int)[1:-1].tolist())
+        self._next = 0
+        self._frames: list[np.ndarray] = []
+
+    def add(self, frames: UInt8[np.ndarray, "_ height width 3"]) -> None:
+        """Takes the next frames of the video."""
+        self._frames += [frame.copy() for index, frame in enumerate(frames, self._next) if index in self._indices]
+        self._next += len(frames)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the strip to a PNG file."""
+        Image.fromarray(np.concatenate(self._frames, axis=1)).save(path, optimize=True)

@@ -1,0 +1,114 @@
+"""Portraits, voices and options: accepted types, refused values, and where the face is placed."""
+
+import av
+import numpy as np
+import pytest
+from emo_jax.configs import tiny
+from PIL import Image
+
+from emo_jax.faces.boxes import crop_around
+from emo_jax.generation.inputs import check_options, load_portrait, load_voice, place_portrait
+from emo_jax.synthetic.assets import ASSETS, PERSON, SIDE
+from emo_jax.synthetic.head import State
+from emo_jax.synthetic.identities import Identity
+from emo_jax.synthetic.rendering import face_box
+from tests.generation.media import random_portrait
+
+CLIP = tiny.get_config().clip
+
+
+def test_paths_and_pillow_images_give_the_same_portrait(tmp_path):
+    image = Image.fromarray(random_portrait())
+    image.save(tmp_path / "a.png")
+    for portrait in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert np.array_equal(load_portrait(portrait), random_portrait())
+
+
+def test_grey_image_with_alpha_becomes_rgb():
+    grey = load_portrait(Image.fromarray(random_portrait()).convert("LA"))
+    assert grey.shape == (200, 180, 3) and np.ptp(grey, axis=2).max() == 0
+
+
+@pytest.mark.parametrize("portrait", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3), np.float32)])
+def test_portrait_arrays_of_other_types_raise(portrait):
+    with pytest.raises(ValueError, match=f"portrait is {portrait.dtype}"):
+        load_portrait(portrait)
+
+
+def test_voice_file_keeps_a_sound_track_of_higher_rate(tmp_path):
+    samples = (0.3 * np.sin(np.arange(48000) * 0.9)).astype(np.float32)  # 6.9 kHz
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("pcm_f32le", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+    voice = load_voice(tmp_path / "a.wav")
+    assert (len(voice.samples), len(voice.track), voice.track_rate) == (16000, 44100, 44100)
+    assert np.abs(voice.track).max() == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("audio", "value"),
+    [
+        (np.full(9000, np.nan, np.float32), "NaN"),
+        (np.full(9000, 20.0, np.float32), "up to 20"),
+        (np.zeros(9000, np.int16), "int16"),
+        (np.zeros((2, 9000), np.float32), "2, 9000"),
+    ],
+)
+def test_bad_audio_arrays_raise(audio, value):
+    with pytest.raises(ValueError, match=value):
+        load_voice(audio)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        dict(seed=0.5),
+        dict(seed=2**32),
+        dict(steps=1.5),
+        dict(speed="fast"),
+        dict(reference_scale=-1),
+        dict(audio_scale=float("nan")),
+        dict(fps=0),
+        dict(fps=241),
+    ],
+)
+def test_bad_options_raise(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^{name} is "):
+        check_options(**{"seed": 0} | option)
+
+
+# ---- position of the face
+
+
+def test_config_places_faces_as_the_rendered_clips_do():
+    """A record's frame is 160 pixels wide, and a clip's window is 128 of them at a random place (configs/tiny.py)."""
+    boxes = np.array([face_box(Identity.sample(seed), State(), 160) for seed in range(100)])
+    heights, x, y = boxes[:, 3] - boxes[:, 1], (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    assert np.median(heights) / 128 == pytest.approx(CLIP.face.height, abs=0.02)
+    assert (x.mean() - 16) / 128 == pytest.approx(CLIP.face.centre[0], abs=0.02)
+    assert (y.mean() - 16) / 128 == pytest.approx(CLIP.face.centre[1], abs=0.02)
+
+
+def test_detected_face_is_placed_as_in_training(capsys):
+    image = load_portrait(ASSETS / "portrait.png")
+    crop, mask = place_portrait(image, CLIP)
+    assert capsys.readouterr().err == ""
+    assert crop.shape == (128, 128, 3) and mask.shape == (128, 128, 1) and set(np.unique(mask)) == {0, 1}
+    truth = face_box(Identity.sample(PERSON), State(), SIDE)
+    expected, _ = crop_around(image, truth, (128, 128), CLIP.face.height, tuple(CLIP.face.centre))
+    rows, columns = np.flatnonzero(mask.any((1, 2))), np.flatnonzero(mask.any((0, 2)))
+    height, growth = CLIP.face.height * 128, CLIP.face.growth
+    assert len(rows) == pytest.approx(height * (1 + growth[1] + growth[3]), abs=3)
+    assert columns.mean() == pytest.approx(CLIP.face.centre[0] * 128, abs=2)
+    assert rows[0] == pytest.approx(CLIP.face.centre[1] * 128 - height * (0.5 + growth[1]), abs=2)
+    assert np.abs(crop.astype(int) - expected).mean() < 20  # the detected box is within a few pixels of the true one
+
+
+def test_undetected_face_warns_in_one_line_with_the_assumed_box(capsys):
+    crop, mask = place_portrait(np.full((300, 200, 3), 90, np.uint8), CLIP, name="wall.png")
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "wall.png" in warning and "67,93,133,177" in warning
+    assert crop.shape == (128, 128, 3) and 0 < mask.sum() < 128 * 128

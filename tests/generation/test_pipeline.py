@@ -1,0 +1,145 @@
+"""EmoPipeline with a small EMO of random weights: lengths, seeds, one program, bad inputs, overrides."""
+
+import math
+import pathlib
+
+import numpy as np
+import pytest
+
+import emo_jax
+from emo_jax.cli.generate import parse_size
+from emo_jax.generation.inputs import Voice, load_voice
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.writing import write_video
+from emo_jax.media.video import probe
+from tests.generation.media import BOX, random_portrait, random_voice
+
+MEDIA = pathlib.Path(__file__).parents[3] / "shared" / "media"
+
+
+def generate(pipeline, samples=9000, audio_seed=0, portrait=0, **options):
+    segments = pipeline.stream(random_portrait(portrait), random_voice(samples, audio_seed), face_box=BOX, **options)
+    return np.concatenate(list(segments))
+
+
+@pytest.mark.parametrize("samples", [640, 641, 5120, 5121, 16000])
+def test_frame_count_is_ceil_of_seconds_times_fps(pipeline, samples):
+    segments = list(pipeline.stream(random_portrait(), random_voice(samples), face_box=BOX))
+    assert sum(len(frames) for frames in segments) == math.ceil(samples * 25 / 16000)
+    assert all(f.dtype == np.uint8 and f.shape[1:] == (64, 64, 3) and len(f) <= 8 for f in segments)
+
+
+def test_call_returns_the_streamed_frames_and_the_audio(pipeline):
+    video = pipeline(random_portrait(), random_voice(9000), face_box=BOX)
+    assert np.array_equal(video.frames, generate(pipeline))
+    assert (video.fps, video.audio_rate) == (25, 16000) and np.array_equal(video.audio, random_voice(9000))
+
+
+def test_every_input_changes_the_frames_and_equal_inputs_do_not(pipeline):
+    first = generate(pipeline)
+    assert np.array_equal(first, generate(pipeline))
+    for change in (
+        dict(seed=1),
+        dict(audio_seed=1),
+        dict(portrait=1),
+        dict(speed=2.0),
+        dict(reference_scale=1.2),
+        dict(audio_scale=3.0),
+    ):
+        assert not np.array_equal(first, generate(pipeline, **change)), change
+
+
+def test_one_program_serves_all_lengths_portraits_seeds_speeds_and_scales(pipeline):
+    generate(pipeline)
+    generate(pipeline, samples=20000, portrait=1, seed=2**32 - 1, speed=1.0, reference_scale=2.0, audio_scale=3.5)
+    assert pipeline.compilations() == 1
+
+
+def test_loudness_is_levelled(pipeline):
+    quiet = list(pipeline.stream(random_portrait(), 0.25 * random_voice(9000), face_box=BOX))
+    difference = np.concatenate(quiet).astype(int) - generate(pipeline)
+    assert np.abs(difference).max() <= 2
+
+
+def test_saved_file_has_the_frames_and_the_sound(pipeline, tmp_path):
+    pipeline(random_portrait(), random_voice(9000), face_box=BOX).save(tmp_path / "a.mp4")
+    streams = probe(tmp_path / "a.mp4")
+    assert (streams["frames"], streams["fps"], streams["audio_rate"]) == (15, 25, 16000)
+    assert streams["seconds"] == pytest.approx(0.6) and streams["audio_seconds"] == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 400), (400, 3)])
+def test_portraits_of_extreme_aspect_ratios(pipeline, height, width):
+    (frames,) = pipeline.stream(random_portrait(0, height, width), random_voice(640))
+    assert frames.shape == (1, 64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (dict(seed=-1), "seed is -1"),
+        (dict(steps=0), "steps is 0"),
+        (dict(steps=1001), "steps is 1001"),
+        (dict(solver="euler"), "solver is 'euler'"),
+        (dict(speed=float("nan")), "speed is nan"),
+        (dict(audio_scale=-1.0), "audio_scale is -1.0"),
+        (dict(reference_scale=float("inf")), "reference_scale is inf"),
+        (dict(face_box=(0.0, 0.0, 181.0, 20.0)), "face box"),
+        (dict(audio=random_voice(639)), "39.9 ms"),
+        (dict(audio=np.zeros(0, np.float32)), "0.0 ms"),
+        (dict(audio=np.full(9000, np.nan, np.float32)), "audio"),
+        (dict(portrait=np.zeros((9, 9), np.uint8)), "portrait"),
+    ],
+)
+def test_bad_input_raises_on_call(pipeline, change, field):
+    arguments = dict(portrait=random_portrait(), audio=random_voice(9000), face_box=BOX) | change
+    with pytest.raises(ValueError, match=field) as error:
+        pipeline.stream(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_from_pretrained_overrides_sampling(weights_dir):
+    pipe = EmoPipeline.from_pretrained(weights_dir, steps=3, solver="ddim")
+    assert (pipe.config.sampling.steps, pipe.config.sampling.solver) == (3, "ddim")
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [
+        (dict(stepz=3), "stepz"),
+        (dict(size=(64, 40)), "40"),
+        (dict(steps="many"), "many"),
+        (dict(clips=0), "sampling.clips is 0"),
+        (dict(steps=0), "sampling.steps is 0"),
+    ],
+)
+def test_from_pretrained_refuses_bad_options(weights_dir, option, field):
+    with pytest.raises(ValueError, match=field):
+        EmoPipeline.from_pretrained(weights_dir, **option)
+
+
+def test_parse_size_returns_height_and_width():
+    assert parse_size("512x768") == (768, 512)
+
+
+@pytest.mark.parametrize("text", ["512", "0x64", "64x64x3", "-1x64"])
+def test_parse_size_refuses_other_forms(text):
+    with pytest.raises(ValueError, match=text):
+        parse_size(text)
+
+
+def test_package_exports_the_pipeline():
+    assert emo_jax.EmoPipeline is EmoPipeline
+    with pytest.raises(AttributeError, match="EmoPipelines"):
+        emo_jax.EmoPipelines  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MEDIA.is_dir(), reason="no real media beside the repository")
+def test_real_media(tmp_path):
+    pipe = EmoPipeline.from_pretrained("tiny")
+    voice = load_voice(MEDIA / "audio" / "en_speech_hallo_1.wav")
+    short = Voice(voice.samples[:40000], voice.track[: 40000 * 44100 // 16000], voice.track_rate)
+    write_video(tmp_path / "a.mp4", pipe, MEDIA / "portraits" / "photo_hallo_6.jpg", short, label="test")
+    streams = probe(tmp_path / "a.mp4")
+    assert streams["frames"] == 63 and streams["audio_seconds"] == pytest.approx(2.52, abs=0.05)

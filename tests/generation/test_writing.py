@@ -1,0 +1,32 @@
+"""Frame-rate conversion and the strip of frames."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emo_jax.generation.writing import FilmStrip, convert_frame_rate
+
+
+@pytest.mark.parametrize("out_fps", [25.0, 50.0, 30.0, 12.5, 24.0, 29.97, 60.0])
+@pytest.mark.parametrize("sizes", [(8, 8, 3), (1,), (8, 1)])
+def test_converted_frames_are_those_shown_at_the_middle_of_their_time(out_fps, sizes):
+    count, out = sum(sizes), Fraction(out_fps).limit_denominator(1001)
+    total = math.ceil(count * out / 25)
+    numbered = np.arange(count)[:, None]
+    segments = np.split(numbered, np.cumsum(sizes)[:-1])
+    converted = np.concatenate(list(convert_frame_rate(iter(segments), 25.0, out_fps, total)))[:, 0]
+    assert converted.tolist() == [min(int((j + Fraction(1, 2)) / out * 25), count - 1) for j in range(total)]
+
+
+def test_strip_joins_frames_at_equal_distances(tmp_path):
+    frames = np.arange(100, dtype=np.uint8)[:, None, None, None] * np.ones((2, 3, 3), np.uint8)
+    strip = FilmStrip(100, count=4)
+    for part in np.split(frames, [7, 50]):
+        strip.add(part)
+    strip.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        values = np.asarray(image)
+    assert values.shape == (2, 12, 3) and values[0, ::3, 0].tolist() == [20, 40, 59, 79]
