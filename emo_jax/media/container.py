@@ -1,11 +1,14 @@
-"""Opens local media files with PyAV and decodes the packets of one stream."""
+"""Opens media with PyAV and decodes the packets of one stream. No other module opens media files for reading."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from emo_jax.media.paths import check_input_file
 
 if TYPE_CHECKING:  # PyAV takes 0.1 s to import; the command line starts without it
     from av.audio.frame import AudioFrame
@@ -14,9 +17,25 @@ if TYPE_CHECKING:  # PyAV takes 0.1 s to import; the command line starts without
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+TIMEOUT = 60.0
+"""Seconds that FFmpeg may take to open a file, and to read one packet."""
+FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,apng,asf,au,av1,avi,avif,caf,dsf,dts,dtshd,dv,eac3,flac,flv,gif,h264,hevc,iff,"
+    "ivf,loas,m4v,matroska,mov,mp2,mp3,mp4,mpc,mpc8,mpeg,mpegts,mpegvideo,mxf,nut,ogg,oma,rm,tak,truehd,tta,voc,w64,"
+    "wav,webm,wtv,wv,xwma,yuv4mpegpipe"
+)
+"""FFmpeg's names of the formats that are read: files that contain their own audio and video.
+
+Playlists (HLS, DASH, concat) are left out: they refer to other files and addresses, and need not end.
+"""
+# Only the file protocol, so that no format can reach the network.
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+
 
 def open_media(path: str | os.PathLike) -> InputContainer:
-    """Opens a local audio or video file.
+    """Opens a local audio or video file of one of FORMATS.
+
+    Metadata is not required to be UTF-8: invalid bytes are replaced.
 
     Args:
       path: file to open. The format is detected from the bytes.
@@ -25,28 +44,39 @@ def open_media(path: str | os.PathLike) -> InputContainer:
       The open PyAV container, to be used as a context manager.
 
     Raises:
-      ValueError: if the file is missing, a directory, empty, or not media that FFmpeg reads.
+      ValueError: if the file is missing, not a regular file, empty, of another format, or not media.
     """
     import av
     from av.error import FFmpegError
 
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"{path} is a directory; give an audio or video file")
-    if not file.is_file():
-        raise ValueError(f"{path} does not exist; give the path of an audio or video file")
-    if not file.stat().st_size:
-        raise ValueError(f"{path} is empty (0 bytes); export or download it again")
+    file = check_input_file(path, "an audio or video file")
     try:
-        # An absolute path, so that FFmpeg does not read a colon in the name as a protocol. Only the file protocol,
-        # so that a playlist cannot reach the network.
-        return av.open(os.path.abspath(file), options={"protocol_whitelist": "file"})
+        # An absolute path, so that FFmpeg does not read a colon in the name as a protocol.
+        name = os.path.abspath(file)
+        return av.open(name, "r", options=_OPTIONS, metadata_errors="replace", timeout=TIMEOUT)
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) == errno.EINVAL:  # FFmpeg's error for a format outside FORMATS
+            reason = "a playlist, a picture or another format that is not supported"
         raise ValueError(
-            f"{path} cannot be read as audio or video ({reason}): truncated, or not a media file; convert it to WAV "
-            "or MP4"
+            f"{path} cannot be read as audio or video ({reason}); if it is one, convert it to WAV or MP4"
         ) from error
+
+
+def open_mp4(data: bytes, **options: str) -> InputContainer:
+    """Opens an mp4 file in memory.
+
+    Args:
+      data: the bytes of the file.
+      **options: further options of FFmpeg.
+
+    Raises:
+      av.error.FFmpegError: if `data` is not an mp4 file.
+    """
+    import av
+
+    options = {"protocol_whitelist": "none", "format_whitelist": "mov,mp4", **options}
+    return av.open(io.BytesIO(data), "r", format="mp4", options=options, metadata_errors="replace")
 
 
 def decode_audio_frames(container: InputContainer, stream: AudioStream, path: object) -> Iterator[AudioFrame]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from emo_jax.media.paths import check_input_file
+
 MAX_PIXELS = 64_000_000
 """Largest picture that `load_image` decodes (8000x8000), which takes about 0.5 GB."""
 VECTOR_FORMATS = {"EPS", "WMF"}
@@ -32,13 +34,7 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     Raises:
       ValueError: if the file is missing, a directory, empty, not a picture, truncated, or has more than MAX_PIXELS.
     """
-    file = Path(path)
-    if file.is_dir():
-        raise ValueError(f"{path} is a directory; give an image file")
-    if not file.is_file():
-        raise ValueError(f"{path} does not exist; give the path of an image file")
-    if not file.stat().st_size:
-        raise ValueError(f"{path} is empty (0 bytes); export or download it again")
+    file = check_input_file(path, "an image file")
     with _open(file, path) as image:
         width, height = image.size
         if image.format in VECTOR_FORMATS:

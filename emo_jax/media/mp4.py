@@ -12,6 +12,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from emo_jax.media.container import open_mp4
 from emo_jax.media.timing import exact_fps
 
 GOP = 16
@@ -62,7 +63,7 @@ def count_frames(data: bytes) -> int:
       ValueError: if `data` holds no readable video.
     """
     try:
-        with av.open(io.BytesIO(data), "r") as container:
+        with open_mp4(data) as container:
             return container.streams.video[0].frames
     except (FFmpegError, IndexError) as error:
         raise ValueError(f"{len(data)} bytes hold no video that can be read: {error}") from error
@@ -101,7 +102,7 @@ def _decode(data: bytes, start: int, count: int) -> list[np.ndarray]:
     # A single thread: the data workers are the parallelism, and the threaded colour conversion, which is the default,
     # takes three times the processor time on small frames.
     to_rgb, frames = VideoReformatter(), []
-    with av.open(io.BytesIO(data), "r", options=_NO_PROBE) as container:
+    with open_mp4(data, **_NO_PROBE) as container:
         for number, frame in _frames_from(container, start, start + count):
             if number != start + len(frames):
                 break  # a gap: never return a wrong frame
