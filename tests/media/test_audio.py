@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from emo_jax.media.audio import load_audio
+from emo_jax.media.audio import ONE_CHANNEL, OTHER_TRACK, decode_audio, load_audio
 
 MEDIA = Path(os.environ.get("EMO_SHARED_MEDIA", Path(__file__).parents[3] / "shared" / "media"))
 SECONDS = {
@@ -112,15 +112,69 @@ def test_output_rate(tmp_path):
     assert len(load_audio(path, rate=44100)) == 22050
 
 
-def test_first_of_two_tracks_is_read(tmp_path):
-    path = tmp_path / "a.mkv"
+def write_tracks(path, tracks, rate=16000):
+    """Writes int16 audio tracks (samples,) into one file."""
     with av.open(str(path), "w") as container:
-        streams = [container.add_stream("pcm_s16le", rate=16000, layout="mono") for _ in range(2)]
-        for level, stream in zip((8000, -3000), streams, strict=True):
-            frame = av.AudioFrame.from_ndarray(np.full((1, 1600), level, np.int16), format="s16", layout="mono")
-            frame.sample_rate, frame.pts = 16000, 0
+        streams = [container.add_stream("pcm_s16le", rate=rate, layout="mono") for _ in tracks]
+        for samples, stream in zip(tracks, streams, strict=True):
+            frame = av.AudioFrame.from_ndarray(samples[None].astype(np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = rate, 0
             container.mux(stream.encode(frame))
-    np.testing.assert_allclose(load_audio(path), np.full(1600, 8000 / 32768), atol=1e-6)
+    return path
+
+
+def test_first_of_two_audible_tracks_is_read(tmp_path):
+    samples, flags = decode_audio(write_tracks(tmp_path / "a.mkv", [np.full(1600, 8000), np.full(1600, -3000)]))
+    np.testing.assert_allclose(samples, np.full(1600, 8000 / 32768), atol=1e-6)
+    assert flags == ()
+
+
+def test_silent_first_track_is_skipped(tmp_path):
+    voice, hiss = tone(16000, 1.0) * 32767, np.random.default_rng(0).integers(-3, 4, 16000)
+    for silent in (np.zeros(16000), hiss):
+        samples, flags = decode_audio(write_tracks(tmp_path / "a.mkv", [silent, silent, voice]))
+        np.testing.assert_allclose(samples, tone(16000, 1.0), atol=1e-4)
+        assert flags == (OTHER_TRACK,)
+    samples, flags = decode_audio(write_tracks(tmp_path / "b.mkv", [np.zeros(1600), np.zeros(1600)]))
+    assert len(samples) == 1600 and not samples.any() and flags == ()
+
+
+def test_channels_of_opposite_sign_do_not_cancel(tmp_path):
+    left = tone(16000, 1.0, amplitude=0.4)
+    for right in (-left, -0.5 * left, -0.99 * left + 0.001):
+        path = write(tmp_path / "a.wav", np.stack([left, right]).astype(np.float32), 16000, "pcm_f32le", "stereo")
+        samples, flags = decode_audio(path)
+        np.testing.assert_allclose(samples, left, atol=1e-6)
+        assert flags == (ONE_CHANNEL,)
+
+
+def test_the_loudest_of_cancelling_channels_is_used(tmp_path):
+    right = tone(16000, 1.0, amplitude=0.5)
+    path = write(tmp_path / "a.wav", np.stack([-0.7 * right, right]).astype(np.float32), 16000, "pcm_f32le", "stereo")
+    np.testing.assert_allclose(load_audio(path), right, atol=1e-6)
+
+
+def test_independent_channels_are_averaged(tmp_path):
+    channels = np.random.default_rng(0).normal(0, 0.1, (2, 16000)).astype(np.float32)
+    for stereo in (channels, channels * [[1], [0]]):
+        path = write(tmp_path / "a.wav", stereo.astype(np.float32), 16000, "pcm_f32le", "stereo")
+        samples, flags = decode_audio(path)
+        np.testing.assert_allclose(samples, stereo.mean(0), atol=1e-6)
+        assert flags == ()
+
+
+@pytest.mark.parametrize("rate", [1, 100, 1_000_003, 2**31 - 1])
+def test_sample_rates_out_of_range_raise(tmp_path, rate):
+    header = write_wav(tmp_path / "full.wav", tone(16000, 0.1), 16000, 2).read_bytes()
+    changed = header[:24] + rate.to_bytes(4, "little") + (2 * rate % 2**32).to_bytes(4, "little") + header[32:]
+    (tmp_path / "a.wav").write_bytes(changed)
+    assert str(rate) in error_of(tmp_path / "a.wav")
+
+
+def test_length_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("emo_jax.media.audio.MAX_SECONDS", 1)
+    path = write_wav(tmp_path / "a.wav", tone(16000, 1.5), 16000, 2)
+    assert "longer" in error_of(path)
 
 
 def test_unreadable_files_raise_one_line(tmp_path):

@@ -54,9 +54,7 @@ def test_records_do_not_open_playlists(tmp_path):
         open_mp4(PLAYLISTS["live.m3u8"].format(name=tmp_path / "segment.ts").encode())
 
 
-@pytest.mark.parametrize(
-    "suffix", ["wav", "mp3", "m4a", "mka", "flac", "ogg", "ts", "aiff", "avi", "flv", "3gp"]
-)
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "m4a", "mka", "flac", "ogg", "ts", "aiff", "avi", "flv", "3gp"])
 def test_formats_are_allowed(tmp_path, suffix):
     codecs = {"wav": "pcm_s16le", "mp3": "libmp3lame", "flac": "flac", "ogg": "libopus", "aiff": "pcm_s16be"}
     rate = 48000 if suffix == "ogg" else 44100
