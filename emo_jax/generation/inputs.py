@@ -14,8 +14,9 @@ from PIL import Image
 
 from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
 from emo_jax.faces.detection import find_face
-from emo_jax.media.audio import MAX_PEAK, load_audio
+from emo_jax.media.audio import MAX_PEAK, NOTES, decode_audio, load_audio
 from emo_jax.media.images import from_pil, load_image
+from emo_jax.media.loudness import audibility_warning
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
@@ -67,6 +68,8 @@ def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]
 def load_voice(audio: AudioLike, track: bool = True) -> Voice:
     """Returns a recording as a `Voice`.
 
+    Prints a warning on stderr if a file is damaged, or if hardly any voice can be heard in it.
+
     Args:
         audio: a path, or float samples (samples,) in [-1, 1] at 16 kHz.
         track: whether to decode the file a second time at TRACK_RATE. If False, the track is the 16 kHz sound.
@@ -76,7 +79,11 @@ def load_voice(audio: AudioLike, track: bool = True) -> Voice:
             samples, or samples far outside [-1, 1].
     """
     if isinstance(audio, str | os.PathLike):
-        samples = load_audio(audio)
+        samples, flags = decode_audio(audio)
+        for flag in flags:
+            print(f"warning: {audio}: {NOTES[flag]}", file=sys.stderr)
+        if warning := audibility_warning(samples):
+            print(f"warning: {audio} {warning}; hardly any voice will move the mouth", file=sys.stderr)
         if track:
             return Voice(samples, load_audio(audio, TRACK_RATE), TRACK_RATE)
         return Voice(samples, samples, SAMPLE_RATE)

@@ -14,9 +14,9 @@ import numpy as np
 from emo_jax.data.records import Record, record_example
 from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.faces.rotation import rotation_speed
-from emo_jax.media.audio import load_audio
+from emo_jax.media.audio import decode_audio
 from emo_jax.media.container import open_media
-from emo_jax.media.loudness import level_gain
+from emo_jax.media.loudness import level_gain, remove_offset
 from emo_jax.media.mp4 import encode_video
 from emo_jax.media.timing import SAMPLE_RATE, cut
 from emo_jax.media.video import read_video
@@ -136,10 +136,11 @@ def _sound(path) -> Sound:
         if not container.streams.audio:
             return Sound(flag="no-sound")
     try:
-        sound = load_audio(path, align_to_video=True)
+        sound, flags = decode_audio(path, align_to_video=True)
     except ValueError:
         return Sound(flag="bad-sound")
-    return Sound(np.round(sound * 32767).astype(np.int16), level_gain(sound))
+    sound = remove_offset(sound)
+    return Sound(np.round(sound * 32767).astype(np.int16), level_gain(sound), " ".join(flags))
 
 
 def _cut_out(path, stretches: list[Stretch], size: int) -> Iterator[tuple[Stretch, np.ndarray]]:

@@ -39,8 +39,11 @@ def voice(seconds, rate=16000, seed=0):
     return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))).clip(-1, 1).astype(np.float32)
 
 
-def write(path, frames, fps=25, sound=None, rate=16000, times=None):
-    """Writes frames (N, H, W, 3) at `times` (seconds, or k / fps) and `sound` (samples,), if given, as a video."""
+def write(path, frames, fps=25, sound=None, rate=16000, times=None, gap=(0, 0)):
+    """Writes frames (N, H, W, 3) at `times` (seconds, or k / fps) and `sound` (samples,), if given, as a video.
+
+    gap: (sample, samples): from this sample on, the sound is later by so many samples.
+    """
     with av.open(str(path), "w", options={"movflags": "faststart"} if str(path).endswith(".mp4") else {}) as container:
         video = container.add_stream("libx264", rate=round(fps))
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -55,7 +58,8 @@ def write(path, frames, fps=25, sound=None, rate=16000, times=None):
         container.mux(video.encode(None))
         for start in range(0, 0 if sound is None else len(sound), 1024):
             piece = av.AudioFrame.from_ndarray(sound[None, start : start + 1024], format="fltp", layout="mono")
-            piece.sample_rate, piece.pts, piece.time_base = rate, start, Fraction(1, rate)
+            late = gap[1] if start >= gap[0] else 0
+            piece.sample_rate, piece.pts, piece.time_base = rate, start + late, Fraction(1, rate)
             container.mux(track.encode(piece))
         if track is not None:
             container.mux(track.encode(None))

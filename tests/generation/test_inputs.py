@@ -8,11 +8,12 @@ from PIL import Image
 
 from emo_jax.faces.boxes import crop_around
 from emo_jax.generation.inputs import check_options, load_portrait, load_voice, place_portrait
+from emo_jax.media.audio import write_wav
 from emo_jax.synthetic.assets import ASSETS, PERSON, SIDE
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import face_box
-from tests.generation.media import random_portrait
+from tests.generation.media import random_portrait, random_voice
 
 CLIP = tiny.get_config().clip
 
@@ -112,3 +113,12 @@ def test_undetected_face_warns_in_one_line_with_the_assumed_box(capsys):
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "wall.png" in warning and "67,93,133,177" in warning
     assert crop.shape == (128, 128, 3) and 0 < mask.sum() < 128 * 128
+
+
+def test_silent_voice_prints_a_warning(tmp_path, capsys):
+    write_wav(tmp_path / "a.wav", np.zeros(16000, np.float32))
+    load_voice(tmp_path / "a.wav")
+    assert "a.wav is silent" in capsys.readouterr().err
+    write_wav(tmp_path / "b.wav", random_voice(16000))
+    load_voice(tmp_path / "b.wav")
+    assert capsys.readouterr().err == ""

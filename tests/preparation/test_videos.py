@@ -320,3 +320,16 @@ def test_real_videos(tmp_path):
         looks = [(find_faces(frames[k].repeat(3, 0).repeat(3, 1)), record["boxes"][k] * 3) for k in range(0, count, 10)]
         seen = [overlap(faces[0], box) > 0.5 for faces, box in looks if faces]
         assert len(seen) >= 0.5 * len(looks) and np.mean(seen) >= 0.9
+
+
+def test_sound_gaps_become_silence_and_a_dc_offset_is_removed(tmp_path):
+    frames = np.pad(heads.heads(75), ((0, 0), (0, 0), (120, 0), (0, 0)), mode="edge")
+    sound = heads.voice(2) + 0.2
+    heads.write(tmp_path / "a.mkv", frames, 25, sound, gap=(16384, 16000))  # from 1.024 s on one second late
+    settings = videos.Settings(Rules(10.0, 1.0, 40.0, 64))
+    ((record, _),) = list(videos.video_records(tmp_path / "a.mkv", "a", settings, HaarTracker(), lambda _: None))
+    assert "sound-gaps" in record["flags"].split() and len(record["audio"]) == 3 * 16000
+    loud = np.abs(record["audio"].astype(float)).reshape(-1, 1600).mean(axis=1)
+    np.testing.assert_array_less(loud[12:18], 0.2 * loud[5])
+    assert loud[22] == pytest.approx(loud[5], rel=0.3)
+    assert abs(record["audio"][:16000].mean()) < 0.02 * 32768
