@@ -7,9 +7,17 @@ import tempfile
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
 from emo_jax.data import records
 from emo_jax.media import mp4
+from tests import checking
+
+CHECKED = [f"emo_jax.{folder}" for folder in ("models", "ops", "diffusion", "training", "generation")]
+"""Packages whose type annotations, array shapes included, are checked at run time in the tests' own process."""
+
+# Installed at import, before any test module imports these packages.
+install_import_hook(CHECKED, f"{checking.__name__}.typechecked")
 
 SILENT = (1, 4)
 

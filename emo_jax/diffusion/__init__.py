@@ -1,1 +1,1 @@
-"""Noise schedule, solvers, guidance and the two scans (over steps, over clips). Knows no network, only callables."""
+"""Noise schedule, solvers, guidance, and the scans over denoising steps and clips; networks are passed as callables."""

@@ -1,7 +1,7 @@
 """Solvers of the reverse process, as pairs of pure functions for `lax.scan`.
 
-A solver's `step` moves x from t to t_next, given the network's x0 and eps there. t and t_next are scalar int32, may be
-traced, and t_next = -1 means clean data.
+A solver's `step` moves x from t to t_next, given the network's x0 and eps at t. The timesteps t and t_next are scalar
+int32 and may be traced; t_next = -1 means clean data.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,25 @@ SOLVERS = ("ddim", "dpm++2m")
 
 
 class Solver(NamedTuple):
-    """init(x) -> state; step(state, x, x0, eps, t, t_next, key) -> (x_next, state). Arrays are (B, ...)."""
+    """A solver; arrays are (batch, ...).
+
+    Attributes:
+        init: x -> state.
+        step: (state, x, x0, eps, t, t_next, key) -> (x_next, state).
+    """
 
     init: Callable[[jax.Array], Any]
     step: Callable[..., tuple[jax.Array, Any]]
 
 
 def ddim(schedule: Schedule, eta: float = 0.0, alpha_to_one: bool = True) -> Solver:
-    """DDIM (Song et al. 2021, eq. 12 and 16). eta 0 is deterministic, 1 is DDPM.
+    """Returns DDIM (Song et al. 2021, Eqs. 12 and 16).
 
-    alpha_to_one False ends at timestep 0 and not at clean data, as Stable Diffusion 1.5's `set_alpha_to_one: false`.
+    Args:
+        schedule: the noise schedule.
+        eta: 0 is deterministic, 1 is DDPM.
+        alpha_to_one: False ends at timestep 0 instead of at clean data, as Stable Diffusion 1.5's
+            `set_alpha_to_one: false`.
     """
 
     def step(state, x, x0, eps, t, t_next, key):
@@ -34,7 +43,7 @@ def ddim(schedule: Schedule, eta: float = 0.0, alpha_to_one: bool = True) -> Sol
         alpha_next, sigma_next = coefficients(schedule, t_next, x)
         if eta == 0:
             return alpha_next * x0 + sigma_next * eps, state
-        # max: t_next may equal t at the end without alpha_to_one, where rounding could go below zero
+        # Without alpha_to_one, t_next may equal t at the end, where rounding could give a negative radicand.
         std = eta * sigma_next / sigma * jnp.sqrt(jnp.maximum(1 - (alpha / alpha_next) ** 2, 0))
         drift = jnp.sqrt(jnp.maximum(sigma_next**2 - std**2, 0)) * eps
         return alpha_next * x0 + drift + std * jax.random.normal(key, x.shape, x.dtype), state
@@ -43,16 +52,16 @@ def ddim(schedule: Schedule, eta: float = 0.0, alpha_to_one: bool = True) -> Sol
 
 
 def dpm_solver_pp_2m(schedule: Schedule) -> Solver:
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2), deterministic, final sigma zero.
+    """Returns DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2), deterministic, final sigma zero.
 
-    The algorithm's (sigma_s / sigma_t) x - alpha_s (exp(-h) - 1) D, from t to s, is written as alpha_s D + sigma_s (x -
-    alpha_t D) / sigma_t: the same, as exp(-h) = alpha_t sigma_s / (alpha_s sigma_t), and finite where lambda is not.
-    First order in the first step, in the last (diffusers' lower_order_final), and in the one after an infinite h (zero
-    SNR). State: the previous x0 and the previous h.
+    The algorithm's (sigma_s / sigma_t) x - alpha_s (exp(-h) - 1) D, from t to s, is written as
+    alpha_s D + sigma_s (x - alpha_t D) / sigma_t. This is equal, because exp(-h) = alpha_t sigma_s / (alpha_s sigma_t),
+    and finite where lambda is not. Three steps are first order: the first, the last (diffusers' lower_order_final), and
+    the one after an infinite h (zero SNR). The state is the previous x0 and the previous h.
     """
 
     def init(x):
-        return jnp.zeros_like(x), jnp.asarray(jnp.inf, jnp.float32)  # h_last = inf: the first step is first order
+        return jnp.zeros_like(x), jnp.asarray(jnp.inf, jnp.float32)  # an infinite h makes the first step first order
 
     def step(state, x, x0, eps, t, t_next, key):
         x0_last, h_last = state
@@ -67,13 +76,17 @@ def dpm_solver_pp_2m(schedule: Schedule) -> Solver:
 
 
 def make_solver(name: str, schedule: Schedule, eta: float = 0.0, alpha_to_one: bool = True) -> Solver:
-    """The solver of that name: 'ddim' or 'dpm++2m'. Raises ValueError for another name, or options that it lacks."""
+    """Returns the solver of a name in SOLVERS.
+
+    Raises:
+        ValueError: unknown name, or an option that the solver does not support.
+    """
     if name == "ddim":
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta is {eta}, expected 0 (deterministic) to 1 (DDPM)")
+            raise ValueError(f"eta is {eta}; expected 0 (deterministic) to 1 (DDPM)")
         return ddim(schedule, eta, alpha_to_one)
     if name == "dpm++2m":
         if eta != 0 or not alpha_to_one:
-            raise ValueError(f"eta is {eta}, alpha_to_one is {alpha_to_one}, expected 0 and True for dpm++2m: use ddim")
+            raise ValueError(f"eta is {eta}, alpha_to_one is {alpha_to_one}; expected 0 and True for dpm++2m: use ddim")
         return dpm_solver_pp_2m(schedule)
-    raise ValueError(f"solver is {name!r}, expected one of {', '.join(SOLVERS)}")
+    raise ValueError(f"solver is {name!r}; expected one of {', '.join(SOLVERS)}")

@@ -55,7 +55,7 @@ def test_second_order_needs_a_quarter_of_the_steps(schedule, zero):
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
 def test_predictions_of_any_kind_give_the_same_sample(schedule, name):
-    ts = [999, 700, 400, 100]
+    ts = np.array([999, 700, 400, 100])
     errors = [error(schedule(prediction=kind), name, ts, kind) for kind in ("eps", "v", "x0")]
     np.testing.assert_allclose(errors, errors[0], rtol=1e-3)
 
