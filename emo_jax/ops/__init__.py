@@ -1,1 +1,1 @@
-"""Attention kernels chosen by backend."""
+"""Attention and convolution, implemented for each platform."""

@@ -1,71 +1,98 @@
-"""Attention over frames on a TPU: a Pallas kernel for very many very short sequences, forward and backward.
+"""Attention over frames on a TPU: a Pallas kernel for a large number of short sequences, forward and backward.
 
-XLA holds the scores (places, heads, frames, frames) with frames along a TPU's 128 lanes, most of which stay empty, and
-queries, keys and values with a head's features along them: eight and three times the memory. Here a block of places,
-some 128 rows of (place, frame), stays on the chip from the projections to the result; scores between different places
-are computed beside, and masked.
+XLA lays the scores (places, heads, frames, frames) out with frames along a TPU's 128 lanes, most of which stay empty,
+and queries, keys and values with a head's features along them, which takes eight and three times the memory. This
+kernel keeps a block of sequences, about 128 rows of (place, frame), on the chip from the projections to the result.
+Scores between different sequences of a block are computed too, and masked.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
 
-LONGEST = 64  # of the sequences that the kernel takes
-_ROWS = 128  # of a block, which the matrix units have
-_TILE = 16  # rows are a multiple of it
-_BLOCKS = 12 * 2**20 // 14  # bytes of one: the backward pass has seven, each twice, in 16 MiB
+from emo_jax.arrays import AnyArray
+
+MAX_LENGTH = 64
+"""Length of the longest sequences that the kernel accepts."""
+
+_ROWS = 128  # rows of a block: the size of the matrix units
+_TILE = 16  # the rows of a block are a multiple of this
+_BLOCK_BYTES = 12 * 2**20 // 14  # the backward pass holds seven blocks, each twice, in 16 MiB
 
 
-def places_at_once(query, key):
-    """How many sequences of (..., S, heads, D) make a block; None where the kernel does not take them."""
+def sequences_per_block(query: Any, key: Any) -> int | None:
+    """Returns how many sequences of (..., length, heads, features) form a block, or None if the kernel does not apply.
+
+    Args:
+        query: array, or its shape and dtype.
+        key: as `query`, of another length.
+    """
     lengths, (heads, width) = (query.shape[-3], key.shape[-3]), query.shape[-2:]
-    if max(lengths) > LONGEST:
+    if max(lengths) > MAX_LENGTH:
         return None
     sequences, row = math.prod(query.shape[:-3]), heads * width * query.dtype.itemsize
-    rows = min(_ROWS, _BLOCKS // (row * max(lengths)) * max(lengths))
-    for places in range(rows // max(lengths), 0, -1):
-        if sequences % places == 0 and all(places * length % _TILE == 0 for length in lengths):
-            return places
+    rows = min(_ROWS, _BLOCK_BYTES // (row * max(lengths)) * max(lengths))
+    for count in range(rows // max(lengths), 0, -1):
+        if sequences % count == 0 and all(count * length % _TILE == 0 for length in lengths):
+            return count
     return None
 
 
-def attention_over_frames(query, key, value):
-    """Softmax attention; arguments and result as ops.attention.attention's.
+def attention_over_frames(
+    query: Float[AnyArray, "*lead queries heads features"],
+    key: Float[AnyArray, "*lead keys heads features"],
+    value: Float[AnyArray, "*lead keys heads features"],
+) -> Float[Array, "*lead queries heads features"]:
+    """Computes softmax attention, as `ops.attention.attention`.
 
     Raises:
-        ValueError: sequences that `places_at_once` does not take.
+        ValueError: `sequences_per_block` returns None for the shapes.
     """
-    places = places_at_once(query, key)
-    if places is None:
-        raise ValueError(f"attention over frames takes no {query.shape} and {key.shape}")
+    count = sequences_per_block(query, key)
+    if count is None:
+        raise ValueError(
+            f"query and key have shapes {query.shape} and {key.shape}; expected sequences that fill blocks: use "
+            "ops.attention.attention"
+        )
     heads = query.shape[-2]
-    flat = (a.reshape(-1, places * a.shape[-3], heads * a.shape[-1]) for a in (query, key, value))
+    flat = (a.reshape(-1, count * a.shape[-3], heads * a.shape[-1]) for a in (query, key, value))
     lengths = query.shape[-3], key.shape[-3]
     return _attention(*flat, heads, lengths).reshape(query.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attention(query, key, value, heads, lengths):
+def _attention(query: AnyArray, key: AnyArray, value: AnyArray, heads: int, lengths: tuple[int, int]) -> Array:
     [out] = _call(_forward, heads, lengths, (query, key, value), (query,))
     return out
 
 
-def _attention_forward(query, key, value, heads, lengths):
+def _attention_forward(
+    query: AnyArray, key: AnyArray, value: AnyArray, heads: int, lengths: tuple[int, int]
+) -> tuple[Array, tuple[AnyArray, AnyArray, AnyArray]]:
     return _attention(query, key, value, heads, lengths), (query, key, value)
 
 
-def _attention_backward(heads, lengths, saved, gradient):
+def _attention_backward(
+    heads: int, lengths: tuple[int, int], saved: tuple[AnyArray, AnyArray, AnyArray], gradient: AnyArray
+) -> tuple[Array, ...]:
     return tuple(_call(_backward, heads, lengths, (*saved, gradient), saved))
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _call(kernel, heads, lengths, inputs, outputs):
-    def block(a):
+def _call(
+    kernel: Callable, heads: int, lengths: tuple[int, int], inputs: Sequence[AnyArray], outputs: Sequence[AnyArray]
+) -> Sequence[Array]:
+    """Runs a kernel on each block of the inputs; its results have the shapes and dtypes of `outputs`."""
+
+    def block(a: AnyArray) -> pl.BlockSpec:
         return pl.BlockSpec((None, *a.shape[1:]), lambda i: (i, 0, 0))
 
     return pl.pallas_call(
@@ -77,13 +104,23 @@ def _call(kernel, heads, lengths, inputs, outputs):
     )(*inputs)
 
 
-def _forward(heads, lengths, query, key, value, out):
+def _forward(heads: int, lengths: tuple[int, int], query: Any, key: Any, value: Any, out: Any) -> None:
     for head in _heads(query, heads):
         weights = _weights(query[:, head], key[:, head], lengths)
         out[:, head] = _product(weights.astype(value.dtype), value[:, head]).astype(out.dtype)
 
 
-def _backward(heads, lengths, query, key, value, gradient, query_bar, key_bar, value_bar):
+def _backward(
+    heads: int,
+    lengths: tuple[int, int],
+    query: Any,
+    key: Any,
+    value: Any,
+    gradient: Any,
+    query_bar: Any,
+    key_bar: Any,
+    value_bar: Any,
+) -> None:
     scale = (query.shape[1] // heads) ** -0.5
     for head in _heads(query, heads):
         q, k, v, bar = (ref[:, head] for ref in (query, key, value, gradient))
@@ -96,21 +133,23 @@ def _backward(heads, lengths, query, key, value, gradient, query_bar, key_bar, v
         value_bar[:, head] = _product(weights.astype(bar.dtype), bar, (0, 0)).astype(v.dtype)
 
 
-def _heads(ref, heads):
+def _heads(ref: Any, heads: int) -> list[slice]:
+    """Returns the columns of each head."""
     width = ref.shape[1] // heads
     return [slice(i * width, (i + 1) * width) for i in range(heads)]
 
 
-def _weights(query, key, lengths):
-    """Softmax (rows of queries, rows of keys) in float32, zero between different places."""
+def _weights(query: Array, key: Array, lengths: tuple[int, int]) -> Array:
+    """Returns softmax weights (rows of queries, rows of keys) in float32, zero between different sequences."""
     scores = _product(query, key, (1, 1)) * query.shape[1] ** -0.5
     row, column = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
-    same = jax.lax.div(row, lengths[0]) == jax.lax.div(column, lengths[1])  # // would ask which chip is present
+    same = jax.lax.div(row, lengths[0]) == jax.lax.div(column, lengths[1])  # unlike div, // would query the chip
     scores = jnp.where(same, scores, -1e30)
     weights = jnp.exp(scores - scores.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _product(a, b, axes=(1, 0)):
+def _product(a: Array, b: Array, axes: tuple[int, int] = (1, 0)) -> Array:
+    """Contracts one axis of each of two matrices, accumulating in float32."""
     numbers = ((axes[:1], axes[1:]), ((), ()))
     return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
