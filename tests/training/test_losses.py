@@ -1,13 +1,16 @@
 """The losses, against formulas, with networks that are formulas too (tests/echo.py)."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.models.emo import EMO
 from emo_jax.training.losses import denoising_loss, face_weights, vae_loss
 from emo_jax.training.stages import get_stage
 from tests.echo import Listener, echo
@@ -126,8 +129,8 @@ def test_the_vaes_loss_is_its_formula():
         latents.append(x)
         return jnp.asarray(decoded)
 
-    emo = SimpleNamespace(vae=SimpleNamespace(apply=apply))
-    config = SimpleNamespace(kl_weight=0.1, face_weight=3.0)
+    emo = mock.create_autospec(EMO, instance=True, vae=SimpleNamespace(apply=apply))
+    config = ConfigDict(dict(kl_weight=0.1, face_weight=3.0))
     batch = {"frames": images, "mask": np.zeros((2, 8, 8, 1), np.uint8)}
     batch["mask"][:, 2:4, :4] = 1
     losses = [vae_loss(emo, config, {"vae": {"conv_in": "weights"}}, batch, jax.random.key(k)) for k in (0, 1)]
