@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint tiny-weights clean
+.PHONY: demo test slow lint docs tiny-weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/emo demo --out out/demo.mp4
@@ -17,6 +17,9 @@ slow: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-docs
+	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -d out/doctrees docs out/docs
 
 tiny-weights: $(VENV)/.installed-test
 	launch/tiny_weights.sh
@@ -32,6 +35,10 @@ $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

@@ -222,7 +222,7 @@ def test_hosts_of_a_tpu_train_again_where_that_helps(tmp_path, hosts, status, tr
     assert done.stdout.splitlines() == ["train --workdir a folder"] * tries
 
 
-# ---- the commands in the scripts' headers and in README.md
+# ---- the commands in the scripts' headers and in docs/plan.md
 
 
 def option(script, name):
@@ -255,7 +255,8 @@ def devices(words):
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 @pytest.mark.parametrize(
-    "file", [f"launch/{name}.sh" for name in ("two_processes", "gpu_host", "slurm", "tpu_pod", "gke")] + ["README.md"]
+    "file",
+    ["docs/plan.md", *(f"launch/{name}.sh" for name in ("two_processes", "gpu_host", "slurm", "tpu_pod", "gke"))],
 )
 def test_the_batches_of_the_commands_shown_divide_over_their_devices(file):
     lines = re.sub(r" \\\n#?", "", (LAUNCH.parent / file).read_text()).splitlines()

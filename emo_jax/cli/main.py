@@ -17,6 +17,7 @@ VERBS = {
     "convert": "weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
     "export": "write a training run's averaged weights for use",
     "sweep": "train and evaluate variants, and compare them",
+    "bench": "measure the input pipeline, attention or a step on this machine",
 }
 """Module emo_jax.cli.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
 TERMINATED = 143

@@ -20,7 +20,7 @@ _CHUNK = 256  # queries per chunk
 _SHORT = 1024  # sequences below this length count as short
 _MAX_SCORES = 2**26  # scores held at once on accelerators, where many small steps are slow: 256 MB
 _MAX_FUSED_WIDTH = 128  # widest head that cuDNN accepts on every card; SD's VAE and deepest level have wider ones
-_MIN_FUSED_LENGTH = 64  # for 12 queries cuDNN took 1.7 times XLA's time in float32 on an H100 (benchmarks/on_gpu.py)
+_MIN_FUSED_LENGTH = 64  # for 12 queries cuDNN took 1.7 times XLA's time in float32 on an H100 (emo bench attention)
 _BLOCKS = (512, 256, 128)  # block lengths of the TPU kernel; the largest that divides the sequence is used
 _BLOCK_BYTES = 2**19  # of one head's block: with more, a v4's fast memory is too small for the backward pass
 _PLATFORM = contextvars.ContextVar("platform", default=None)

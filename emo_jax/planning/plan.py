@@ -185,7 +185,7 @@ def _denoise(config, devices):
 
 
 SPREAD = 1.4
-"""How far a composed sum may be off: whole steps had peaks of 0.8 (small, on CPUs) to 1.3 times theirs (README)."""
+"""Error of a composed sum: complete steps had peaks of 0.8 (small, on CPUs) to 1.3 times it (docs/benchmarks.md)."""
 PROGRAMS = {"step": _step, "denoise": _denoise}
 """{name: function of (config, devices)}."""
 

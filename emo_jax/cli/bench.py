@@ -1,0 +1,92 @@
+"""`emo bench NAME`: measures a part of emo_jax on this machine.
+
+emo bench pipeline                        # clips per CPU second that the input pipeline makes
+emo bench pipeline --data data/mine       # the same from your records or latents
+emo bench attention                       # accuracy and speed of attention, against float32
+emo bench denoise --config base:speed     # one guided denoising step, against its plan
+emo bench step --config base:video        # one training step, against its plan (some 60 GB at full size)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the verb `bench` to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure this machine: input pipeline, attention, denoising step, training step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    pipeline = names.add_parser("pipeline", help="clips per CPU second of the input pipeline")
+    pipeline.add_argument("--data", metavar="DIR", help="records or latents (default: four rendered people)")
+    pipeline.add_argument("--batches", type=int, default=40, help="measured batches of 4 (default %(default)s)")
+    pipeline.set_defaults(main=main, takes_config="optional", stage="video")
+    attention = names.add_parser("attention", help="attention of the first levels at 512x512, forward and backward")
+    attention.add_argument("--rounds", type=int, default=10, help="timed calls (default %(default)s)")
+    attention.set_defaults(main=main)
+    for name, stage, text in (
+        ("denoise", "speed", "one guided denoising step of `emo generate`"),
+        ("step", "video", "one training step with a single clip"),
+    ):
+        program = names.add_parser(name, help=f"{text}, on random weights, against its plan")
+        program.add_argument("--rounds", type=int, default=20, help="timed calls (default %(default)s)")
+        program.set_defaults(main=main, takes_config="optional", stage=stage)
+    for benchmark in names.choices.values():
+        benchmark.add_argument("-o", "--output", help="JSON file for the result, besides the printed table")
+
+
+def main(args: argparse.Namespace, config: Any = None) -> None:
+    """Runs `emo bench`: prints a table and writes JSON if asked to.
+
+    Raises:
+        ValueError: `--rounds` or `--batches` is less than 1.
+    """
+    from emo_jax.files import write_text
+    from emo_jax.tables import format_table
+
+    for option in ("rounds", "batches"):
+        if getattr(args, option, 1) < 1:
+            raise ValueError(f"--{option} is {getattr(args, option)}; expected at least 1")
+    if config is None and hasattr(args, "stage"):
+        from emo_jax.configs.base import get_config
+
+        config = get_config(args.stage)
+    rows = measure(args, config)
+    names = list(rows[0])
+    cells = [[_format(row[name]) for name in names] for row in rows]
+    print(format_table(cells, names, align="<" + ">" * (len(names) - 1)))
+    if args.output:
+        import jax
+
+        device = dict(device=jax.devices()[0].device_kind, jax=jax.__version__)
+        write_text(args.output, json.dumps(dict(benchmark=args.name, **device, rows=rows), indent=1) + "\n")
+
+
+def measure(args: argparse.Namespace, config: Any) -> list[dict]:
+    """Runs the benchmark that the command line names and returns its rows."""
+    from emo_jax.cache import keep_programs
+    from emo_jax.distributed.processes import check_devices
+
+    keep_programs()
+    check_devices()
+    if args.name == "pipeline":
+        from emo_jax.benchmarks import pipeline
+
+        return pipeline.measure(config, args.data, args.batches)
+    if args.name == "attention":
+        from emo_jax.benchmarks import attention
+
+        return attention.measure(args.rounds)
+    from emo_jax.benchmarks import program
+
+    return program.measure(config, args.name, args.rounds)
+
+
+def _format(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
