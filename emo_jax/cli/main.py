@@ -68,7 +68,7 @@ def _run(argv):
     except OSError as error:  # a full disk
         return _fail(name, error, 1)
     except FloatingPointError as error:
-        return _fail(name, error, DIVERGED)
+        return _fail(name, error, DIVERGED if verb == "train" else 1)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it
             raise

@@ -58,6 +58,7 @@ class EmoPipeline:
         Raises:
             ValueError: there are no such weights, the weights belong to another config, or a field of `sampling` is
                 unknown or out of range.
+            FloatingPointError: all weights of a part are zero, or weights of the VAE are not finite.
         """
         emo, params = load_model(name_or_dir, size)
         fields = emo.config.sampling
@@ -69,6 +70,7 @@ class EmoPipeline:
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
         check_sampling(fields, emo.config.diffusion.train_steps)
+        _check_params(params, name_or_dir)
         return cls(emo, params)
 
     @property
@@ -126,7 +128,8 @@ class EmoPipeline:
             face_box: (x0, y0, x1, y1) of the face in pixels of the portrait, forehead to chin; None to detect it.
 
         Returns:
-            An iterator of the segments' frames, ceil(seconds * fps) frames together.
+            An iterator of the segments' frames, ceil(seconds * fps) frames together. It raises FloatingPointError if
+            the latents of a segment are not finite or implausibly large.
 
         Raises:
             ValueError: an input cannot be used.
@@ -163,3 +166,19 @@ class EmoPipeline:
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
             self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
         return self._samplers[key], scales
+
+
+def _check_params(params: Params, name: object) -> None:
+    """Checks for weights that give a black video from plausible latents.
+
+    Values that are not finite in other parts than the VAE reach the latents, which `VideoSampler.stream` checks.
+
+    Raises:
+        FloatingPointError: all weights of a part are zero, or weights of the VAE are not finite.
+    """
+    for part, tree in params.items():
+        leaves = jax.tree.leaves(tree)
+        if leaves and not any(np.any(leaf) for leaf in leaves):
+            raise FloatingPointError(f"{name}: all weights of {part} are zero; train or export them again")
+    if not all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(params["vae"])):
+        raise FloatingPointError(f"{name}: weights of vae are NaN or infinite; train or export them again")

@@ -33,6 +33,8 @@ CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """Conditions that `VideoSampler(off=...)` can replace by their null condition, for the controls of an evaluation."""
 _DECODED_PIXELS = 2**20
 """Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
+MAX_LATENT = 1000.0
+"""Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
 
@@ -85,6 +87,7 @@ class VideoSampler:
         self._prepare = self._jit(self._prepare_fn)
         self._segment = self._jit(self._segment_fn)
         self._decode = self._jit(self._decode_fn)
+        self._peak = jax.jit(lambda latents: jnp.max(jnp.abs(latents)))
         self._hidden_states = jax.jit(emo.hidden_states)
         self._recording: tuple[Any, Recording] | None = None
 
@@ -132,6 +135,7 @@ class VideoSampler:
 
         Raises:
             ValueError: `scales` belong to another guidance mode, which needs another program.
+            FloatingPointError: the latents of a segment are not finite or exceed MAX_LATENT.
         """
         clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
         batch, per_segment = len(references), self.frames_per_segment
@@ -148,11 +152,12 @@ class VideoSampler:
             window = audio_window(first - clip.audio_window, window_frames)
             inputs = (window, speeds, key, np.int32(index * self.config.clips))
             carry, latents = self._segment(self.params, constants, carry, inputs, scales)
-            frames = self._decode(self.params, latents)
+            frames = self._decode(self.params, latents)[:, : min(per_segment, count - first)]
             if pending is not None:
-                yield np.asarray(pending)
-            pending = frames[:, : min(per_segment, count - first)]
-        yield np.asarray(pending)
+                yield _checked_frames(*pending)
+            pending = frames, self._peak(latents), index
+        assert pending is not None
+        yield _checked_frames(*pending)
 
     def _audio_windows(self, audio: Array) -> Callable[[int, int], Any]:
         """Returns a function (first frame, frames) -> input of `EMO.audio_features`.
@@ -232,6 +237,16 @@ class VideoSampler:
         latents = rearrange(latents, "batch (groups group) h w c -> groups batch group h w c", group=group)
         images = jax.lax.map(functools.partial(self.emo.decode, params), latents)
         return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
+
+
+def _checked_frames(frames: Any, peak: Any, segment: int) -> np.ndarray:
+    """Returns the frames of a segment, once the largest magnitude of its latents is known to be usable."""
+    if not float(peak) <= MAX_LATENT:  # False for NaN, too
+        raise FloatingPointError(
+            f"latents of segment {segment} reach {float(peak):g}; expected at most {MAX_LATENT:g}: use smaller "
+            "guidance scales, or weights without NaN and infinite values"
+        )
+    return np.asarray(frames)
 
 
 def guided_denoiser(emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales) -> Callable:

@@ -39,7 +39,8 @@ class Samples:
         if processes.first():
             try:
                 self._write(step, self._at_hand(params))
-            except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:  # a full disk, a full device
+            # A full disk or device, or latents that are not finite.
+            except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
                 told = " ".join(str(error).split())[:300]
                 print(f"warning: no samples of step {step}: {told}", file=sys.stderr, flush=True)
         processes.wait(f"samples of step {step}")

@@ -1,0 +1,50 @@
+"""Weights and guidance scales that would give a black video raise instead."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from emo_jax.cli import main as cli
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.media.audio import write_wav
+from emo_jax.weights.store import load_weights, save_weights
+from tests.generation.media import BOX, random_portrait, random_voice
+
+
+def scaled(params, part, factor):
+    return {**params, part: jax.tree.map(lambda a: a * factor, params[part])}
+
+
+@pytest.mark.parametrize("part", ["backbone", "reference_net"])
+def test_weights_that_are_not_finite_raise_before_the_first_frames(pipeline, part):
+    for value in (np.nan, np.inf):
+        broken = EmoPipeline(pipeline._emo, scaled(pipeline.params, part, value))
+        with pytest.raises(FloatingPointError, match="segment 0"):
+            next(broken.stream(random_portrait(), random_voice(640), face_box=BOX))
+
+
+@pytest.mark.parametrize("scale", [1e30, 3e38])
+def test_extreme_guidance_scales_raise_before_the_first_frames(pipeline, scale):
+    for name in ("reference_scale", "audio_scale"):
+        with pytest.raises(FloatingPointError, match="segment 0"):
+            next(pipeline.stream(random_portrait(), random_voice(640), face_box=BOX, **{name: scale}))
+
+
+@pytest.mark.parametrize(("part", "factor"), [("vae", np.nan), ("vae", 0.0), ("backbone", 0.0)])
+def test_from_pretrained_refuses_zero_weights_and_a_broken_vae(weights_dir, tmp_path, part, factor):
+    config, flat = load_weights(weights_dir)
+    flat = {path: np.asarray(a) * (factor if path.startswith(part) else 1) for path, a in flat.items()}
+    save_weights(tmp_path, config, flat)
+    with pytest.raises(FloatingPointError, match=part):
+        EmoPipeline.from_pretrained(tmp_path)
+
+
+def test_command_exits_with_status_1_one_line_and_no_file(pipeline, weights_dir, monkeypatch, tmp_path, capsys):
+    Image.fromarray(random_portrait()).save(tmp_path / "a.png")
+    write_wav(tmp_path / "a.wav", random_voice(9000))
+    files = ["--portrait", str(tmp_path / "a.png"), "--audio", str(tmp_path / "a.wav"), "--face-box", "60,50,130,150"]
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    assert cli.main(["generate", *files, "--out", str(tmp_path / "a.mp4"), "--audio-scale", "1e30"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("emo generate: latents")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.wav"}
