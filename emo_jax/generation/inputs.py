@@ -5,6 +5,7 @@ import numbers
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -122,6 +123,20 @@ def check_options(
             raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
     if fps is not None and not 1 <= exact_fps(fps) <= MAX_FPS:  # pyright: ignore[reportArgumentType]
         raise ValueError(f"fps is {fps}; expected 1 to {MAX_FPS}")
+
+
+def check_size(size: object) -> tuple[int, int]:
+    """Returns the (height, width) of a size in pixels: a pair, or the side of a square.
+
+    Raises:
+        ValueError: the size is not one or two positive integers.
+    """
+    sides = (size, size) if isinstance(size, numbers.Integral) else size
+    if not isinstance(sides, Sequence) or len(sides) != 2:
+        raise ValueError(f"size is {size!r}; expected (height, width) or one side, in pixels")
+    if not all(isinstance(side, numbers.Integral) and int(side) > 0 for side in sides):
+        raise ValueError(f"size is {size!r}; expected positive integers, in pixels")
+    return int(sides[0]), int(sides[1])
 
 
 def place_portrait(

@@ -1,7 +1,7 @@
 """The pipeline: generation with one set of weights."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,15 @@ from ml_collections import ConfigDict
 
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
-from emo_jax.generation.inputs import AudioLike, PortraitLike, check_options, load_portrait, load_voice, place_portrait
+from emo_jax.generation.inputs import (
+    AudioLike,
+    PortraitLike,
+    check_options,
+    check_size,
+    load_portrait,
+    load_voice,
+    place_portrait,
+)
 from emo_jax.generation.sampler import Params, VideoSampler, check_sampling, mesh_for
 from emo_jax.generation.video import Video
 from emo_jax.media.loudness import normalise
@@ -46,13 +54,14 @@ class EmoPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_dir: str | os.PathLike, size: tuple[int, int] | None = None, **sampling: Any
+        cls, name_or_dir: str | os.PathLike, size: int | Sequence[int] | None = None, **sampling: Any
     ) -> "EmoPipeline":
         """Loads a pipeline.
 
         Args:
             name_or_dir: a preset ("tiny"), a folder written by `emo export`, or the folder of an `emo train` run.
-            size: (height, width) of the frames, in place of the trained size, which gives the best likeness.
+            size: (height, width) of the frames, or the side of square ones, in place of the trained size. The bundled
+                weights accept no other size; for other weights a warning names the trained size.
             **sampling: fields of the config's `sampling` to replace: solver, steps, clips (per segment), ...
 
         Raises:
@@ -60,7 +69,7 @@ class EmoPipeline:
                 unknown or out of range.
             FloatingPointError: all weights of a part are zero, or weights of the VAE are not finite.
         """
-        emo, params = load_model(name_or_dir, size)
+        emo, params = load_model(name_or_dir, None if size is None else check_size(size))
         fields = emo.config.sampling
         unknown = sorted(set(sampling) - set(fields))
         if unknown:

@@ -3,6 +3,7 @@
 import pathlib
 import re
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -98,15 +99,17 @@ def load_model(name_or_directory, image_size=None):
     """(networks, params) of weights such as `load_weights` reads, in the precision that the networks compute in.
 
     Args:
-        image_size: (height, width) of the frames in place of the config's; the weights serve every size.
+        image_size: (height, width) of the frames in place of the config's, with a warning if it is another one.
 
     Raises:
-        ValueError: no such weights, of another version's config, or a size that the networks cannot halve.
+        ValueError: no such weights, of another version's config, a size that the networks cannot halve, or a size other
+            than the trained one for a preset.
     """
     from emo_jax.models.emo import build
 
     config, flat = read_flat(name_or_directory)
     if image_size is not None:
+        _check_size(name_or_directory, tuple(image_size), tuple(config.clip.image_size))
         config.clip.image_size = tuple(image_size)
     try:
         emo = build(config)
@@ -115,6 +118,16 @@ def load_model(name_or_directory, image_size=None):
     for path, array in flat.items():  # one by one: at full size the two precisions together may not fit
         flat[path] = jnp.asarray(array, config.model.dtype if array.ndim else jnp.float32)
     return emo, nest(emo, flat, name_or_directory)
+
+
+def _check_size(name: object, size: tuple[int, int], trained: tuple[int, int]) -> None:
+    """Refuses a size other than the trained one for bundled weights, and warns about it for others."""
+    if size == trained:
+        return
+    wanted, usual = (f"{width}x{height}" for height, width in (size, trained))
+    if str(name) in BUNDLED:
+        raise ValueError(f"size is {wanted}; expected {usual}: preset {str(name)!r} makes no other frames")
+    print(f"warning: size is {wanted}, but {name} was trained at {usual}; faces may be distorted", file=sys.stderr)
 
 
 def nest(emo, flat, origin, only=None):

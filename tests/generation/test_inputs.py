@@ -7,7 +7,7 @@ from emo_jax.configs import tiny
 from PIL import Image
 
 from emo_jax.faces.boxes import crop_around
-from emo_jax.generation.inputs import check_options, load_portrait, load_voice, place_portrait
+from emo_jax.generation.inputs import check_options, check_size, load_portrait, load_voice, place_portrait
 from emo_jax.media.audio import write_wav
 from emo_jax.synthetic.assets import ASSETS, PERSON, SIDE
 from emo_jax.synthetic.head import State
@@ -79,6 +79,17 @@ def test_bad_options_raise(option):
     (name,) = option
     with pytest.raises(ValueError, match=f"^{name} is "):
         check_options(**{"seed": 0} | option)
+
+
+@pytest.mark.parametrize("size", [256, np.int64(256), (256, 256), [256, 256]])
+def test_one_side_is_a_square_size(size):
+    assert check_size(size) == (256, 256)
+
+
+@pytest.mark.parametrize("size", [0, (0, 0), (64, -64), (64.0, 64.0), (64,), (64, 64, 3), "64x64", (64, None)])
+def test_other_sizes_raise(size):
+    with pytest.raises(ValueError, match="^size is "):
+        check_size(size)
 
 
 # ---- position of the face

@@ -118,6 +118,21 @@ def test_from_pretrained_refuses_bad_options(weights_dir, option, field):
         EmoPipeline.from_pretrained(weights_dir, **option)
 
 
+@pytest.mark.parametrize("size", [(128, 256), 64, (0, 0)])
+def test_bundled_weights_accept_their_trained_size_alone(size):
+    with pytest.raises(ValueError, match="^size is "):
+        EmoPipeline.from_pretrained("tiny", size=size)
+    assert EmoPipeline.from_pretrained("tiny", size=128).size == (128, 128)
+
+
+def test_other_weights_warn_with_the_trained_size(weights_dir, capsys):
+    assert EmoPipeline.from_pretrained(weights_dir, size=64).size == (64, 64)
+    assert capsys.readouterr().err == ""
+    assert EmoPipeline.from_pretrained(weights_dir, size=(32, 64)).size == (32, 64)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and "64x32" in warning and "64x64" in warning
+
+
 def test_parse_size_returns_height_and_width():
     assert parse_size("512x768") == (768, 512)
 
