@@ -12,10 +12,15 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from emo_jax.media.container import decode_audio_frames, decode_video_frames, open_media
+from emo_jax.media.frames import to_rgb
 from emo_jax.media.timing import exact_fps
 
 TimedFrame = tuple[VideoFrame, Fraction, Fraction]
 """A frame, its time since the first frame and its duration, both in seconds."""
+MAX_STILL = 60
+"""Seconds that one frame may last; a longer one has a damaged time stamp."""
+MAX_BACKWARD = 1
+"""Seconds that time stamps may go back."""
 
 
 def read_video(path: str | os.PathLike, fps: float | Fraction | None = None) -> Iterator[tuple[np.ndarray, float]]:
@@ -29,22 +34,26 @@ def read_video(path: str | os.PathLike, fps: float | Fraction | None = None) -> 
         stamp is nearest; the file's own frame rate may be constant or variable. If None, every frame is returned.
 
     Yields:
-      (image, time): upright uint8 RGB (height, width, 3), and seconds since the first frame.
+      (image, time): uint8 RGB (height, width, 3) as a player shows it (`to_rgb`), and seconds since the first frame.
 
     Raises:
-      ValueError: if the file is missing or not media, has no video track, or is mostly damaged.
+      ValueError: if the file is missing or not media, has no video track, has damaged time stamps or colours that
+        cannot be converted, or is mostly damaged.
     """
     with open_media(path) as container:
         if not container.streams.video:
             raise ValueError(f"{path} has no video track; give a video file")
         stream = container.streams.video[0]
-        timed = _timed(decode_video_frames(container, stream, path), stream)
+        timed = _timed(decode_video_frames(container, stream, path), stream, path)
         frames = timed if fps is None else _on_grid(timed, exact_fps(fps))
         empty = True
         for frame, time, _ in frames:
             empty = False
-            image = frame.to_ndarray(format="rgb24")
-            yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90))), float(time)
+            try:
+                image = to_rgb(frame, stream.sample_aspect_ratio)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            yield image, float(time)
         if empty:
             raise ValueError(f"{path} has a video track without frames (truncated or empty); export it again")
 
@@ -68,7 +77,7 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
         if container.streams.video:
             stream = container.streams.video[0]
             info |= dict(width=stream.width, height=stream.height, video_codec=stream.codec_context.name)
-            for _, time, duration in _timed(decode_video_frames(container, stream, path), stream):
+            for _, time, duration in _timed(decode_video_frames(container, stream, path), stream, path):
                 info["frames"] += 1
                 info["seconds"] = float(time + duration)
             info["fps"] = float(stream.average_rate) if stream.average_rate else None
@@ -84,16 +93,25 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
     return info
 
 
-def _timed(frames: Iterator[VideoFrame], stream: VideoStream) -> Iterator[TimedFrame]:
-    """Adds exact times to frames; a frame without a time stamp follows the one before it."""
+def _timed(frames: Iterator[VideoFrame], stream: VideoStream, path: object) -> Iterator[TimedFrame]:
+    """Adds exact times to frames; a frame without a time stamp follows the one before it.
+
+    Raises:
+      ValueError: if time stamps jump by more than MAX_STILL, or go back by more than MAX_BACKWARD.
+    """
     default = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
-    start, expected = None, Fraction(0)
+    start, expected, previous = None, Fraction(0), Fraction(0)
     for frame in frames:
         time_base = Fraction(frame.time_base or 0)
         stamp = None if frame.pts is None else frame.pts * time_base
         start = stamp if start is None else start
         time = expected if stamp is None or start is None else max(stamp - start, Fraction(0))
-        duration = frame.duration * time_base or default
+        if not -MAX_BACKWARD <= time - previous <= MAX_STILL:
+            raise ValueError(
+                f"the time stamps of {path} jump by {float(time - previous):.0f} s at {float(previous):.2f} s; "
+                f"expected -{MAX_BACKWARD} to {MAX_STILL}: remux it (ffmpeg -i IN -c copy OUT) or split it there"
+            )
+        duration, previous = min(frame.duration * time_base or default, Fraction(MAX_STILL)), time
         expected = time + duration
         yield frame, time, duration
 

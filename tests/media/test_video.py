@@ -1,6 +1,7 @@
 """Reading the frames of any video upright, in their colours and by their time stamps."""
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -75,3 +76,31 @@ def test_real_video_of_variable_frame_rate():
     assert info["frames"] == 141 and info["audio_seconds"] == pytest.approx(11.98, abs=0.01)
     times = [time for _, time in read_video(path)]
     assert times[0] == 0 and times[-1] == pytest.approx(140 / 29.97, abs=0.05)
+
+
+def write_times(path, times):
+    """Writes frames of one grey each at `times` in seconds."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        stream.options = {"bf": "0", "preset": "ultrafast"}
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(numbered(0, len(times), 32, 32)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = round(1000 * times[number]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("seconds", [90, 3600, 10 * 86400])
+def test_jumps_of_time_stamps_are_rejected(tmp_path, seconds):
+    path = write_times(tmp_path / "a.mkv", [0, 0.04, 0.08, seconds])
+    for read in (lambda: list(read_video(path, 25)), lambda: list(read_video(path)), lambda: probe(path)):
+        with pytest.raises(ValueError, match=f"{seconds} s"):
+            read()
+
+
+def test_still_frames_of_variable_frame_rate_are_repeated(tmp_path):
+    path = write_times(tmp_path / "a.mkv", [0, 0.04, 20.0])
+    assert len(list(read_video(path, 25))) == 501
