@@ -1,9 +1,9 @@
-"""Stage 2 of the small EMO on two processes of four CPU devices: killed twice, and resumed on three layouts.
+"""Kills and resumes stage `video` of the tests' small EMO, on two processes of four CPU devices each.
 
-    python -m benchmarks.kill_and_resume FOLDER    # a new one; some half hour on two cores, and 12 GB of memory
+    python -m benchmarks.kill_and_resume FOLDER    # a new folder; about half an hour on two cores, and 12 GB of memory
 
-Prints how far the losses and the last step's state lie from those of a run that nothing disturbed; fails
-where that is more than nothing on the same layout, or than rounding on another.
+Compares losses and the last state with those of an uninterrupted run, for three layouts of processes. Fails if they
+differ at all on the same layout, or by more than rounding on another.
 """
 
 import pathlib
@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -21,70 +22,74 @@ from tests.small import draw_people
 
 STEPS, SAVE_EVERY = 30, 6
 LAYOUTS = {"2 x 4": 2, "1 x 8": 1, "4 x 2": 4}
-"""Processes, of eight devices in all, of the runs that end what was begun."""
+"""Number of processes of the runs that resume; all have eight devices together."""
 
 
-def main(folder):
-    """Trains, kills, resumes, compares."""
+def main(folder: pathlib.Path) -> None:
+    """Trains, kills, resumes and compares."""
     folder.mkdir(parents=True)
     draw_people(folder / "records", 8, 1.2)
-    _ended(_run(folder, "vae", 1, "vae", steps=20), "stage vae")
-    _ended(_run(folder, "image", 1, "image", "vae", steps=20), "stage image")
-    whole = _run(folder, "whole", 2)
-    _ended(whole, "uninterrupted")
-    right, wanted = whole.losses(), _state(whole.workdir)
+    finish(start(folder, "vae", 1, "vae", steps=20), "stage vae")
+    finish(start(folder, "image", 1, "image", "vae", steps=20), "stage image")
+    reference = start(folder, "reference", 2)
+    finish(reference, "uninterrupted")
+    expected_losses, expected = reference.losses(), read_state(reference.workdir)
     for step, process, number in ((9, 1, signal.SIGKILL), (15, 0, signal.SIGTERM)):
-        cut = _run(folder, "cut", 2)
-        cut.until(f"step {step}/", 1800)
-        cut.processes[process].send_signal(number)
-        _ended(cut, f"{number.name} to process {process} at step {step}")
-        _tell(cut.losses(), right)
+        run = start(folder, "interrupted", 2)
+        run.until(f"step {step}/", 1800)
+        run.processes[process].send_signal(number)
+        finish(run, f"{number.name} to process {process} at step {step}")
+        compare_losses(run.losses(), expected_losses)
     for name, count in LAYOUTS.items():
-        again = folder / name.replace(" ", "")
-        shutil.copytree(folder / "cut", again)
-        run = _run(folder, again.name, count)
-        _ended(run, f"resumed as {name}")
-        _tell(run.losses(), right)
-        found = _state(run.workdir)
-        same = sum(np.array_equal(found[path], wanted[path]) for path in wanted)
-        away = _norm([found[path] - wanted[path] for path in wanted]) / _norm(wanted.values())
-        _say(f"  state of step {STEPS}: {same} of {len(wanted)} arrays the same, {away:.1e} of the norm apart")
-        if away > (0 if count == 2 else 1e-5):
-            sys.exit(f"resumed as {name} is another run")
+        copy = folder / name.replace(" ", "")
+        shutil.copytree(folder / "interrupted", copy)
+        run = start(folder, copy.name, count)
+        finish(run, f"resumed as {name}")
+        compare_losses(run.losses(), expected_losses)
+        state = read_state(run.workdir)
+        equal = sum(np.array_equal(state[path], expected[path]) for path in expected)
+        difference = norm(state[path] - expected[path] for path in expected) / norm(expected.values())
+        print(
+            f"  state: {equal} of {len(expected)} arrays equal; difference {difference:.1e} of the norm", flush=True
+        )
+        if difference > (0 if count == 2 else 1e-5):
+            sys.exit(f"resumed as {name}: the state differs by {difference:.1e}")
 
 
-def _run(folder, name, count, stage="video", before="image", steps=STEPS):
-    more = [f"--config.train.save_every={SAVE_EVERY}", "--config.train.sample_every=0"]
+def start(folder: pathlib.Path, name: str, count: int, stage: str = "video", before: str = "image",
+          steps: int = STEPS) -> Run:  # fmt: skip
+    """Starts `count` processes of a run, which continues if its workdir exists."""
+    options = [f"--config.train.save_every={SAVE_EVERY}", "--config.train.sample_every=0"]
     if stage != "vae":
-        more.append(f"--config.train.init_from={folder / before}")
-    return Run(folder, name, folder / "records", count, 8 // count, steps, batch_size=8, more=more, stage=stage)
+        options.append(f"--config.train.init_from={folder / before}")
+    return Run(folder, name, folder / "records", count, 8 // count, steps, batch_size=8, more=options, stage=stage)
 
 
-def _ended(run, what):
-    since = time.monotonic()
+def finish(run: Run, name: str) -> None:
+    """Waits for all processes of a run and prints how they ended."""
+    started = time.monotonic()
     statuses = run.wait(1800)
-    _say(f"{what}: exit status {statuses} after {time.monotonic() - since:.1f} s; saved: step {run.saved()}")
+    seconds = time.monotonic() - started
+    print(f"{name}: exit status {statuses} after {seconds:.1f} s; saved: step {run.saved()}", flush=True)
 
 
-def _tell(losses, right):
-    away = max(abs(losses[step] / right[step] - 1) for step in losses)
-    _say(f"  losses of steps {min(losses)} to {max(losses)}: at most {away:.1e} of their size apart")
+def compare_losses(losses: dict[int, float], expected: dict[int, float]) -> None:
+    """Prints the largest relative difference of two runs' losses."""
+    difference = max(abs(losses[step] / expected[step] - 1) for step in losses)
+    print(f"  losses of steps {min(losses)} to {max(losses)}: differ by at most {difference:.1e}", flush=True)
 
 
-def _state(workdir):
-    """{path: array} of the last checkpoint."""
+def read_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns {path: array} of the last checkpoint."""
     handler, folder = ocp.PyTreeCheckpointHandler(), workdir / "checkpoints" / str(STEPS) / "state"
     plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
     state = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=plain))
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def _say(text):
-    print(text, flush=True)
-
-
-def _norm(arrays):
-    return np.sqrt(sum(np.sum(np.square(np.asarray(a, np.float64))) for a in arrays))
+def norm(arrays: Iterable[np.ndarray]) -> float:
+    """Returns the norm of all numbers of some arrays."""
+    return float(np.sqrt(sum(np.sum(np.square(np.asarray(array, np.float64))) for array in arrays)))
 
 
 if __name__ == "__main__":

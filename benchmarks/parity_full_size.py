@@ -1,7 +1,7 @@
-"""The parity tests at the widths of Stable Diffusion 1.5 and wav2vec 2.0 base, by command: the arrays weigh gigabytes.
+"""The parity tests at the widths of Stable Diffusion 1.5 and wav2vec 2.0 base. The arrays take gigabytes.
 
 .venv-torch/bin/python -m benchmarks.parity_full_size record FOLDER   # what torch computes, in float64: 16 GB of memory
-.venv/bin/python -m benchmarks.parity_full_size compare FOLDER        # the largest relative errors of ours, in float32
+.venv/bin/python -m benchmarks.parity_full_size compare FOLDER        # largest relative errors of emo_jax, in float32
 """
 
 import pathlib
@@ -11,14 +11,14 @@ import numpy as np
 
 from tests.parity import cases
 
-vars(cases).update(  # before those who read them are imported
+vars(cases).update(  # before the modules that read them are imported
     CHANNELS=(320, 640, 1280, 1280), ATTENTION=(True, True, True, False), LAYERS=2, HEADS=8, GROUPS=32, TEXT=768,
     VAE_CHANNELS=(128, 256, 512, 512), VAE_GROUPS=32, WAV2VEC2={"base": {}}, WAV2VEC2_SAMPLES=16000,
     WAV2VEC2_LENGTHS=(16000, 9000), LATENT_SIZE=(32, 24), VIDEO_SIZE=(16, 8), IMAGE_SIZE=(128, 192),
 )  # fmt: skip
 
 
-def record(folder):
+def record(folder: pathlib.Path) -> None:
     """Writes FOLDER/{unet,video,vae,wav2vec2}.npz."""
     import torch
 
@@ -34,8 +34,8 @@ def record(folder):
         del arrays
 
 
-def compare(folder):
-    """Runs the tests on what is recorded and prints the largest relative error of each."""
+def compare(folder: pathlib.Path) -> None:
+    """Runs the tests on the recorded arrays and prints the largest relative error of each."""
     import jax
 
     from tests.parity import test_parity, test_wav2vec2
@@ -50,7 +50,7 @@ def compare(folder):
         name = prefix.split("/")[0]
         with np.load(folder / f"{name.split('_')[0]}.npz") as stored:
             under = [n for n in stored.files if n.startswith(f"{prefix}/")]
-            if prefix == name:  # the weights are asked for by themselves
+            if prefix == name:  # the tests read the weights separately
                 under = [n for n in under if "/weights/" not in n]
             return {n.removeprefix(f"{prefix}/"): np.asarray(stored[n], np.float32) for n in under}
 
