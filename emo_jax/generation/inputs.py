@@ -15,15 +15,14 @@ from PIL import Image
 
 from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
 from emo_jax.faces.detection import find_face
-from emo_jax.media.audio import MAX_PEAK, NOTES, decode_audio, load_audio
+from emo_jax.media.audio import MAX_PEAK, NOTES, decode_audible_track
 from emo_jax.media.images import from_pil, load_image
 from emo_jax.media.loudness import audibility_warning
+from emo_jax.media.soundtrack import SoundTrack, array_track, file_track
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 """Folder of the bundled portrait and voice."""
-TRACK_RATE = 44100
-"""Sample rate of the sound track in the written file, in Hz. The networks take SAMPLE_RATE."""
 MAX_FPS = 240
 """Highest frame rate of a written file."""
 
@@ -38,13 +37,11 @@ class Voice(NamedTuple):
 
     Attributes:
         samples: mono sound at SAMPLE_RATE, not yet levelled.
-        track: the same sound at `track_rate`, for the sound track of the video.
-        track_rate: samples per second of `track`.
+        track: the same sound with all channels, for the sound track of the video.
     """
 
     samples: Float[np.ndarray, " samples"]
-    track: Float[np.ndarray, " track_samples"]
-    track_rate: int
+    track: SoundTrack
 
 
 def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]:
@@ -66,28 +63,25 @@ def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]
     return image
 
 
-def load_voice(audio: AudioLike, track: bool = True) -> Voice:
+def load_voice(audio: AudioLike) -> Voice:
     """Returns a recording as a `Voice`.
 
     Prints a warning on stderr if a file is damaged, or if hardly any voice can be heard in it.
 
     Args:
         audio: a path, or float samples (samples,) in [-1, 1] at 16 kHz.
-        track: whether to decode the file a second time at TRACK_RATE. If False, the track is the 16 kHz sound.
 
     Raises:
         ValueError: the file cannot be read (see `load_audio`), or the array has another type or shape, NaN or infinite
             samples, or samples far outside [-1, 1].
     """
     if isinstance(audio, str | os.PathLike):
-        samples, flags = decode_audio(audio)
+        (samples, flags), index = decode_audible_track(audio)
         for flag in flags:
             print(f"warning: {audio}: {NOTES[flag]}", file=sys.stderr)
         if warning := audibility_warning(samples):
             print(f"warning: {audio} {warning}; hardly any voice will move the mouth", file=sys.stderr)
-        if track:
-            return Voice(samples, load_audio(audio, TRACK_RATE), TRACK_RATE)
-        return Voice(samples, samples, SAMPLE_RATE)
+        return Voice(samples, file_track(audio, index))
     samples = np.asarray(audio)
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise ValueError(f"audio is {samples.dtype} {samples.shape}; expected float32 (samples,) at 16 kHz")
@@ -97,7 +91,7 @@ def load_voice(audio: AudioLike, track: bool = True) -> Voice:
     if peak > MAX_PEAK:
         raise ValueError(f"audio has samples up to {peak:g}; expected [-1, 1]: divide by the full scale")
     samples = np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
-    return Voice(samples, samples, SAMPLE_RATE)
+    return Voice(samples, array_track(samples, SAMPLE_RATE))
 
 
 def check_options(

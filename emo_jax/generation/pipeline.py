@@ -106,7 +106,7 @@ class EmoPipeline:
         """
         voice = load_voice(audio)
         frames = np.concatenate(list(self.stream(portrait, voice.samples, **options)))
-        return Video(frames, self.fps, voice.track, voice.track_rate)
+        return Video(frames, self.fps, voice.track.read(), voice.track.rate)
 
     def stream(
         self,
@@ -144,7 +144,7 @@ class EmoPipeline:
             ValueError: an input cannot be used.
         """
         image = load_portrait(portrait)
-        samples = load_voice(audio, track=False).samples
+        samples = load_voice(audio).samples
         require_frames(samples, self.fps)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"

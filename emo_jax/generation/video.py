@@ -16,13 +16,13 @@ class Video:
     Attributes:
         frames: RGB frames; there are ceil(seconds of audio * fps) of them.
         fps: frames per second.
-        audio: mono sound in [-1, 1].
+        audio: sound in [-1, 1], (samples,) or (samples, channels).
         audio_rate: samples per second of `audio`.
     """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
     fps: float
-    audio: Float[np.ndarray, " samples"]
+    audio: Float[np.ndarray, " samples *channels"]
     audio_rate: int
 
     def save(self, path: str | os.PathLike) -> None:

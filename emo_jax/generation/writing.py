@@ -82,7 +82,7 @@ def write_video(
     fps = pipe.fps if fps is None else fps
     total = require_frames(voice.samples, fps)
     segments = convert_frame_rate(pipe.stream(portrait, voice.samples, **options), pipe.fps, fps, total)
-    writer = VideoWriter(path, pipe.size, fps, voice.track, audio_rate=voice.track_rate)
+    writer = VideoWriter(path, pipe.size, fps, voice.track)
     if not sys.stderr.isatty():
         print(f"{label}: {total} frames; the first ones take longer while JAX compiles", file=sys.stderr)
     with writer, Progress(total, label, "frame") as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,25 +97,32 @@ def decode_audio(path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_vide
       ValueError: if the file is missing or not media, has no audio track, no samples, NaN or infinite samples, samples
         far outside [-1, 1], a sample rate outside MIN_RATE to MAX_RATE, damaged time stamps, or more than MAX_SECONDS.
     """
+    return decode_audible_track(path, rate, align_to_video)[0]
+
+
+def decode_audible_track(
+    path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_video: bool = False
+) -> tuple[Decoded, int]:
+    """Returns the audio of `decode_audio`, and the index of its track among the audio tracks of the file."""
     with open_media(path) as container:
         tracks = len(container.streams.audio)
     if not tracks:
         raise ValueError(f"{path} has no sound track; give a file with one (WAV, MP3, M4A, MP4, ...)")
-    first: Decoded | ValueError | None = None
+    silent: tuple[Decoded, int] | None = None
+    first_error: ValueError | None = None
     for track in range(tracks):
         try:
             decoded = _decode_track(path, track, rate, align_to_video)
         except ValueError as error:
-            first = first or error
+            first_error = first_error or error
             continue
         if not is_silent(decoded.samples):
-            return decoded if not track else Decoded(decoded.samples, (*decoded.flags, OTHER_TRACK))
-        if not isinstance(first, Decoded):
-            first = decoded
-    if isinstance(first, Decoded):
-        return first
-    assert first is not None  # every track either raised or was decoded
-    raise first
+            return (Decoded(decoded.samples, (*decoded.flags, OTHER_TRACK)) if track else decoded), track
+        silent = silent or (decoded, track)
+    if silent is not None:
+        return silent
+    assert first_error is not None  # every track either raised or was decoded
+    raise first_error
 
 
 def _decode_track(path: str | os.PathLike, track: int, rate: int, align_to_video: bool) -> Decoded:
@@ -168,7 +175,7 @@ def _decode_mix(path: str | os.PathLike, track: int, rate: int, align_to_video: 
         trim = _samples_before_video(container, stream, rate, path) if align_to_video else 0
         data.extend(bytes(4 * max(-trim, 0)))
         padding = len(data)
-        for block in resample_blocks(join_blocks(_decode_mono(container, stream, path, mix), flags, path), rate):
+        for block in resample_blocks(join_blocks(decode_blocks(container, stream, path, mix), flags, path), rate):
             data.extend(np.clip(block, -1.0, 1.0).astype(np.float32).tobytes())
             if len(data) > 4 * rate * MAX_SECONDS:
                 raise ValueError(f"the audio of {path} is longer than {MAX_SECONDS // 3600} hours; split the file")
@@ -180,18 +187,31 @@ def _decode_mix(path: str | os.PathLike, track: int, rate: int, align_to_video: 
     return Decoded(audio, tuple(flags))
 
 
-def _decode_mono(
-    container: InputContainer, stream: AudioStream, path: object, mix: _Mix
+def decode_blocks(
+    container: InputContainer, stream: AudioStream, path: object, mix: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[tuple[Fraction | None, int, np.ndarray]]:
-    """Yields (time in seconds, sample rate, float32 (samples,)) for each decoded frame."""
+    """Decodes a track frame by frame.
+
+    Args:
+      container: an open file.
+      stream: one of its audio tracks.
+      path: name of the file in error messages.
+      mix: converts the float (channels, samples) of a frame to float32 (samples, ...).
+
+    Yields:
+      (time in seconds or None, sample rate, mixed samples) of each frame.
+
+    Raises:
+      ValueError: if samples are not finite or far outside [-1, 1], or the rate is outside MIN_RATE to MAX_RATE.
+    """
     for frame in decode_audio_frames(container, stream, path):
         if not MIN_RATE <= frame.sample_rate <= MAX_RATE:
             raise ValueError(
                 f"{path} has a sample rate of {frame.sample_rate} Hz, expected {MIN_RATE} to {MAX_RATE}: its header is "
                 "damaged; export it again"
             )
-        mono = mix(_to_float(_channels(frame)))
-        peak = np.abs(mono).max(initial=0.0)
+        samples = mix(_to_float(_channels(frame)))
+        peak = np.abs(samples).max(initial=0.0)
         if not math.isfinite(peak):
             raise ValueError(f"{path} has NaN or infinite samples; export it again as 16-bit WAV")
         if peak > MAX_PEAK:
@@ -199,7 +219,7 @@ def _decode_mono(
                 f"{path} has samples up to {peak:g}, expected [-1, 1]: damaged or not scaled; export it again"
             )
         time = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
-        yield time, frame.sample_rate, mono
+        yield time, frame.sample_rate, samples
 
 
 def _channels(frame: AudioFrame) -> np.ndarray:

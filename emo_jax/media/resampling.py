@@ -1,4 +1,4 @@
-"""Resamples a stream of mono audio blocks with libsoxr."""
+"""Resamples a stream of audio blocks with libsoxr."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import numpy as np
 
 
 def resample_blocks(blocks: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
-    """Resamples mono audio block by block, in bounded memory.
+    """Resamples audio block by block, in bounded memory.
 
     The output does not depend on how the signal is split into blocks. It has no delay: input time t is output time t.
-    If the input rate changes within the stream, each part is resampled separately.
+    If the input rate or the number of channels changes within the stream, each part is resampled separately.
 
     libsoxr's HQ setting is flat within 0.01 dB up to 0.91 of the lower Nyquist rate; aliases and images are below
     -130 dB. Values are not clipped: a band-limited signal may exceed the peak of its samples.
 
     Args:
-      blocks: pairs (input rate in Hz, float32 samples (n,)).
+      blocks: pairs (input rate in Hz, float32 samples (n,) or (n, channels)).
       rate: output rate in Hz.
 
     Yields:
-      float32 (m,) blocks at `rate`. A part of n samples at one rate gives round(n * rate / input rate) samples in all.
+      float32 (m,) or (m, channels) blocks at `rate`. A part of n samples at one rate gives round(n * rate / input
+        rate) samples in all.
     """
     resampler = None
     for input_rate, block in blocks:
-        if resampler is None or resampler.input_rate != input_rate:
+        if resampler is None or resampler.input_rate != input_rate or resampler.shape != block.shape[1:]:
             if resampler is not None:
                 yield resampler.flush()
-            resampler = _Resampler(input_rate, rate)
+            resampler = _Resampler(input_rate, rate, block.shape[1:])
         yield resampler.process(block)
     if resampler is not None:
         yield resampler.flush()
@@ -41,12 +42,15 @@ class _Resampler:
     soxr rounds half up and so may give one sample more than Python's `round`; equal rates bypass it.
     """
 
-    def __init__(self, input_rate: int, output_rate: int):
+    def __init__(self, input_rate: int, output_rate: int, shape: tuple[int, ...]):
         import soxr
 
-        self.input_rate = input_rate
+        self.input_rate, self.shape = input_rate, shape
+        channels = shape[0] if shape else 1
         self._ratio = Fraction(output_rate, input_rate)
-        self._stream = None if self._ratio == 1 else soxr.ResampleStream(input_rate, output_rate, 1, "float32", "HQ")
+        self._stream = None
+        if self._ratio != 1:
+            self._stream = soxr.ResampleStream(input_rate, output_rate, channels, "float32", "HQ")
         self._consumed = self._produced = 0
 
     def process(self, block: np.ndarray) -> np.ndarray:
@@ -60,9 +64,9 @@ class _Resampler:
 
     def flush(self) -> np.ndarray:
         """Returns the remaining samples; the resampler cannot be used afterwards."""
-        empty = np.zeros(0, np.float32)
+        empty = np.zeros((0, *self.shape), np.float32)
         if self._stream is None:
             return empty
         missing = max(round(self._consumed * self._ratio) - self._produced, 0)
         output = self._stream.resample_chunk(empty, last=True)[:missing]
-        return np.pad(output, (0, missing - len(output)))
+        return np.pad(output, [(0, missing - len(output))] + [(0, 0)] * len(self.shape))

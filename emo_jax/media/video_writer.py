@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, array_track
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 KEYFRAME_SECONDS = 2
@@ -27,7 +28,7 @@ LIMITED = 1  # AVCOL_RANGE_MPEG
 
 
 class VideoWriter:
-    """Context manager that writes an mp4 file: H.264 (yuv420p) and, if `audio` is given, mono AAC of the same length.
+    """Context manager that writes an mp4 file: H.264 (yuv420p) and, if `audio` is given, AAC of the same length.
 
         with VideoWriter("out.mp4", (512, 512), 25, audio) as writer:
             writer.write(frames)  # once per clip
@@ -43,7 +44,7 @@ class VideoWriter:
         path: str | os.PathLike,
         size: tuple[int, int],
         fps: float | Fraction,
-        audio: np.ndarray | None = None,
+        audio: np.ndarray | SoundTrack | None = None,
         *,
         audio_rate: int = SAMPLE_RATE,
         crf: int = 18,
@@ -56,8 +57,9 @@ class VideoWriter:
           size: (height, width) of the frames in pixels. H.264 needs even sides: an odd one is extended by a copy of the
             last row or column.
           fps: frames per second, converted by `exact_fps`.
-          audio: float32 (samples,) in [-1, 1], padded with silence or trimmed to the number of frames.
-          audio_rate: sample rate of `audio` in Hz.
+          audio: float32 (samples,) or (samples, channels) in [-1, 1], or a sound track. It is padded with silence or
+            trimmed to the number of frames.
+          audio_rate: sample rate in Hz of an array; `array_track` converts one that mp4 files do not carry.
           crf: quality of x264, 0 (lossless) to 51.
           preset: x264's preset, a choice between speed and size.
 
@@ -70,8 +72,9 @@ class VideoWriter:
         height, width = self._size = int(size[0]), int(size[1])
         if height < 1 or width < 1 or not 0 <= crf <= 51:
             raise ValueError(f"video of size {size} with crf {crf}; expected (height, width) above 0 and crf 0 to 51")
-        self._audio = None if audio is None else _check_audio(audio)
-        self._audio_rate, self._audio_written = audio_rate, 0
+        track = array_track(audio, audio_rate) if isinstance(audio, np.ndarray) else audio
+        self._audio = None if track is None else _TrackReader(track)
+        self._audio_written = 0
         self.partial_path = _create_partial(self.path)
         self._container: OutputContainer | None = None
         movflags = "frag_keyframe+delay_moov+default_base_moof"
@@ -80,7 +83,7 @@ class VideoWriter:
             container = av.open(str(self.partial_path.absolute()), "w", format="mp4", options=options)
             self._container = container
             self._video = self._add_video(container, height + height % 2, width + width % 2, crf, preset)
-            self._audio_stream = None if self._audio is None else self._add_audio(container)
+            self._audio_stream = None if track is None else _add_audio(container, track)
         except (FFmpegError, OSError) as error:
             self._discard()
             raise ValueError(f"{path} cannot be written ({error}); change size, rate, preset or place") from error
@@ -96,13 +99,6 @@ class VideoWriter:
         # x264's output varies from run to run with its macroblock tree on.
         stream.options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
         context.open()
-        return stream
-
-    def _add_audio(self, container: OutputContainer) -> AudioStream:
-        stream = container.add_stream("aac", rate=self._audio_rate, layout="mono")
-        stream.bit_rate = 128_000 if self._audio_rate > 24000 else 96_000
-        stream.time_base = stream.codec_context.time_base = Fraction(1, self._audio_rate)
-        stream.codec_context.open()
         return stream
 
     def write(self, frames: np.ndarray) -> None:
@@ -137,15 +133,13 @@ class VideoWriter:
         """Encodes audio up to the frames written. Time stamps count samples, so audio and video cannot drift apart."""
         if self._audio is None or self._audio_stream is None:
             return
-        due = round(self.frames * self._audio_rate / self.fps)
+        rate, channels = self._audio.track.rate, self._audio.track.channels
+        due = round(self.frames * rate / self.fps)
         while self._audio_written + AAC_FRAME <= due or (last and self._audio_written < due):
             count = min(AAC_FRAME, due - self._audio_written)
-            samples = np.zeros((1, count), np.float32)
-            block = self._audio[self._audio_written : self._audio_written + count]
-            samples[0, : len(block)] = block
-            frame = AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = self._audio_rate, self._audio_written
-            frame.time_base = Fraction(1, self._audio_rate)
+            samples = np.ascontiguousarray(self._audio.read(count).T)
+            frame = AudioFrame.from_ndarray(samples, format="fltp", layout=LAYOUTS[channels])
+            frame.sample_rate, frame.pts, frame.time_base = rate, self._audio_written, Fraction(1, rate)
             container.mux(self._audio_stream.encode(frame))
             self._audio_written += count
 
@@ -234,10 +228,32 @@ def _remux(source: Path, target: Path) -> None:
                     new.mux(packet)
 
 
-def _check_audio(audio: np.ndarray) -> np.ndarray:
-    audio = np.asarray(audio)
-    if audio.ndim != 1 or audio.dtype.kind != "f" or not np.isfinite(audio).all():
-        raise ValueError(f"audio is {audio.dtype} {audio.shape}; expected finite float32 (samples,) in [-1, 1]")
-    if audio.min(initial=0.0) < -1 or audio.max(initial=0.0) > 1:
-        audio = np.clip(audio, -1.0, 1.0)
-    return audio.astype(np.float32, copy=False)  # without a needless copy: an hour at 44.1 kHz takes 600 MB
+class _TrackReader:
+    """Reads a sound track in pieces of any length, followed by silence."""
+
+    def __init__(self, track: SoundTrack):
+        self.track = track
+        self._blocks = track.blocks()
+        self._held = np.zeros((0, track.channels), np.float32)
+
+    def read(self, count: int) -> np.ndarray:
+        """Returns the next `count` samples, (count, channels)."""
+        blocks, held = [self._held], len(self._held)
+        while held < count:
+            block = next(self._blocks, None)
+            if block is None:
+                block = np.zeros((count - held, self.track.channels), np.float32)
+            blocks.append(block)
+            held += len(block)
+        samples = np.concatenate(blocks)
+        self._held = samples[count:]
+        return samples[:count]
+
+
+def _add_audio(container: OutputContainer, track: SoundTrack) -> AudioStream:
+    stream = container.add_stream("aac", rate=track.rate, layout=LAYOUTS[track.channels])
+    # AAC allows 6144 bits for a channel's frame of 1024 samples.
+    stream.bit_rate = track.channels * min(128_000 if track.rate > 24000 else 96_000, 6 * track.rate)
+    stream.time_base = stream.codec_context.time_base = Fraction(1, track.rate)
+    stream.codec_context.open()
+    return stream

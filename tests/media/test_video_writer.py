@@ -128,9 +128,9 @@ def test_invalid_arguments_raise_and_leave_no_file(tmp_path):
         dict(size=(32, 32), fps=0),
         dict(size=(32, 32), fps=25, crf=99),
         dict(size=(32, 32), fps=25, preset="none"),
-        dict(size=(32, 32), fps=25, audio=np.zeros((2, 9), np.float32)),
+        dict(size=(32, 32), fps=25, audio=np.zeros((9, 9), np.float32)),
         dict(size=(32, 32), fps=25, audio=np.full(9, np.nan, np.float32)),
-        dict(size=(32, 32), fps=25, audio=murmur(99), audio_rate=12345),
+        dict(size=(32, 32), fps=25, audio=murmur(99), audio_rate=0),
     ]:
         with pytest.raises(ValueError) as caught:
             VideoWriter(path, **arguments)
