@@ -1,1 +1,1 @@
-"""Records, transforms and the input pipeline. Nothing here imports jax: the workers must not start a backend."""
+"""Records, transforms and the input pipeline. Nothing here imports JAX, so that data workers start no backend."""

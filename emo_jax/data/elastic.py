@@ -1,4 +1,4 @@
-"""Batches whose place in the data is one number, whatever the number of processes, workers and clips a batch."""
+"""Resumable batches whose state is one number, whatever the number of processes, workers and samples per batch."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ import grain
 
 
 class ElasticDataset(grain.IterDataset):
-    """The share of one process of batches of `batch_size` samples, one batch behind the other.
+    """Iterates over one process's rows of consecutive global batches.
 
-    An iterator's state is the number of samples that all processes have taken so far, the same in all of them. So any
-    one's state serves all, and other numbers of processes, workers or clips a batch go on where these stopped. Grain's
-    own ElasticIterator deals samples out in turns: a step's batch would be in another order with more processes.
-
-    Args:
-        samples: not batched; sample i depends on i only.
-        batch_size: samples per batch of all processes together.
-        rows: which of them this process makes, in this order.
-        workers: processes that make the batches; 0: threads of this one.
-        ahead: batches made ahead, per worker.
+    The state of an iterator is the number of samples that all processes have consumed together. It is equal in all
+    processes, so a run can resume with another number of processes, workers or samples per batch. Grain's own
+    ElasticIterator deals samples to processes in turn, which makes the content of a global batch depend on the number
+    of processes.
     """
 
-    def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int], *, workers: int, ahead: int):
+    def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int], *, workers: int, prefetch: int):
+        """Initializes the dataset.
+
+        Args:
+          samples: unbatched samples; sample i may depend on i only.
+          batch_size: samples per global batch, over all processes.
+          rows: rows of each global batch that this process reads, in this order.
+          workers: number of worker processes; 0 reads in threads of this process.
+          prefetch: batches read ahead, per worker.
+        """
         super().__init__()
         self._samples, self.batch_size, self._rows = samples, batch_size, rows
-        self._workers, self._ahead = workers, ahead
+        self._workers, self._prefetch = workers, prefetch
 
-    def starting_at(self, sample: int) -> grain.IterDataset:
-        """This process's batches from that sample on."""
-        # The share is cut last: draws then depend on the place in the epoch, and no two processes draw alike.
-        share = _Rows(self._samples[sample:], self.batch_size, self._rows)
-        threads = 1 if self._workers else min(4, self._ahead)
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._ahead)
-        result = share.batch(len(self._rows), drop_remainder=True).to_iter_dataset(options)
+    def batches_from(self, sample: int) -> grain.IterDataset:
+        """Returns this process's batches from the given global sample on."""
+        # Rows are selected last: random draws then depend on the position in the epoch alone.
+        rows = _SelectRows(self._samples[sample:], self.batch_size, self._rows)
+        threads = 1 if self._workers else min(4, self._prefetch)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=self._prefetch)
+        batches = rows.batch(len(self._rows), drop_remainder=True).to_iter_dataset(options)
         if self._workers:
-            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._ahead)
-            result = result.mp_prefetch(options)
-        return result
+            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
+            batches = batches.mp_prefetch(options)
+        return batches
 
     def __iter__(self) -> ElasticIterator:
         return ElasticIterator(self)
 
 
-class _Rows(grain.MapDataset):
-    """The samples at some rows of each whole batch, one batch's behind the other's."""
+class _SelectRows(grain.MapDataset):
+    """Keeps the given rows of each complete batch."""
 
     def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
         super().__init__(samples)
@@ -54,7 +57,7 @@ class _Rows(grain.MapDataset):
     def __len__(self) -> int:
         return len(self._parent) // self._batch_size * len(self._rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
         batch, row = divmod(index, len(self._rows))
@@ -62,37 +65,46 @@ class _Rows(grain.MapDataset):
 
 
 class ElasticIterator(grain.DatasetIterator):
-    """See `ElasticDataset`. Close it after use if there are workers."""
+    """Iterator over an `ElasticDataset`. Close it after use if it has worker processes."""
 
     def __init__(self, dataset: ElasticDataset):
+        """Starts before the first batch; workers start with the first read."""
         super().__init__()
-        self._dataset, self._taken, self._batches = dataset, 0, None
+        self._dataset = dataset
+        self._samples_read = 0
+        self._batches: grain.DatasetIterator | None = None
 
     def __next__(self) -> Any:
         if self._closed:
-            raise ValueError("this iterator over the data is closed; make another")
-        batch = next(self._started())
-        self._taken += self._dataset.batch_size
+            raise ValueError("the data iterator is closed; make a new one")
+        batch = next(self._open())
+        self._samples_read += self._dataset.batch_size
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {"samples": self._taken}
+        """Returns the number of samples that all processes have consumed."""
+        return {"samples": self._samples_read}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where the iterator was, perhaps one of other processes and workers, whose state this is."""
+        """Moves to a state of any iterator over the same samples, also one saved by Grain's own iterators."""
         self._stop()
-        self._taken = state["samples"] if "samples" in state else _steps(state) * self._dataset.batch_size
+        if "samples" in state:
+            self._samples_read = state["samples"]
+        else:
+            self._samples_read = _batches_in_grain_state(state) * self._dataset.batch_size
 
     def start_prefetch(self) -> None:
-        self._started().start_prefetch()
+        """Starts to read ahead before the first batch is requested."""
+        self._open().start_prefetch()
 
     def close(self) -> None:
+        """Stops the workers; the iterator cannot be used afterwards."""
         self._stop()
         self._closed = True
 
-    def _started(self) -> grain.DatasetIterator:
+    def _open(self) -> grain.DatasetIterator:
         if self._batches is None:
-            self._batches = iter(self._dataset.starting_at(self._taken))
+            self._batches = iter(self._dataset.batches_from(self._samples_read))
         return self._batches
 
     def _stop(self) -> None:
@@ -101,10 +113,10 @@ class ElasticIterator(grain.DatasetIterator):
             self._batches = None
 
 
-def _steps(state: dict[str, Any]) -> int:
-    """Batches taken, from what Grain's own iterators saved before there was this one: without and with workers.
+def _batches_in_grain_state(state: dict[str, Any]) -> int:
+    """Returns the number of batches consumed in a state of Grain's iterators, without or with workers.
 
-    How large these were they did not say: they are taken to have been as large as now.
+    These states do not contain the batch size; it is assumed to be the current one.
     """
     if "next_index" in state:
         return state["next_index"]

@@ -1,8 +1,8 @@
-"""Records encoded once (`emo prepare latents`): what training reads in place of pictures, and perhaps of sound.
+"""Latents of records, encoded once (`emo prepare latents`), which training reads in place of images and audio.
 
-A directory of latents holds `latents.json` and ArrayRecord files. Each record is several entries behind each other: its
-fields, the latents of its frames, one entry each, seen through each of several crop windows (and perhaps mirrored), and
-the audio features of its frames and of some beyond either end. So a clip is read without the rest of its record.
+A directory of latents holds `latents.json` and ArrayRecord files. A record occupies several consecutive entries: its
+fields; the latents of its frames, one entry per frame, for each crop window and (optionally) its mirror image; and the
+audio features of its frames and of some frames beyond each end. A clip is read without the rest of its record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,17 @@ _INDEX = ("frames", "fps", "sound")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the entries of a directory hold.
+    """Describes the entries of a directory of latents.
 
     Attributes:
-      image_size: (height, width) of the pictures that were encoded.
-      latent_shape: (h, w, c) of one frame.
-      crop_scale: of the windows, as in `config.data`.
-      windows: crop windows of each record.
-      mirrored: whether each is there mirrored as well.
-      layers: hidden states of wav2vec 2.0 in the audio features; () where there are none and the waveform serves.
-      features: numbers in each of these.
-      reach: frames beyond either end of the record whose audio features are there.
+      image_size: (height, width) of the images that were encoded.
+      latent_shape: (height, width, channels) of the latents of one frame.
+      crop_scale: range of the scale of the crop windows, as in `config.data`.
+      windows: number of crop windows per record.
+      mirrored: whether each window was encoded mirrored as well.
+      layers: hidden states of wav2vec 2.0 in the audio features; () if the waveform is stored instead.
+      features: width of each hidden state.
+      reach: number of frames beyond each end of the record with audio features.
     """
 
     image_size: tuple[int, int]
@@ -51,118 +51,139 @@ class Layout:
     reach: int = 0
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> Layout:
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
+    def from_json(cls, fields: dict[str, Any]) -> Layout:
+        """Builds a layout from its JSON object, in which tuples are lists."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
     @property
-    def heard_shape(self) -> tuple[int, int]:
-        """(L, D) of the audio features of one frame."""
+    def audio_feature_shape(self) -> tuple[int, int]:
+        """The shape (layers, features) of the audio features of one frame."""
         return len(self.layers), self.features
 
-    def picture(self, total: int, window: int, mirrored: bool, frame: int) -> int:
-        """The entry of a frame, counted from that of the fields of its record of `total` frames."""
+    def frame_entry(self, total: int, window: int, mirrored: bool, frame: int) -> int:
+        """Returns the entry of a frame's latents, relative to the first entry of its record of `total` frames."""
         return 1 + (window * (1 + self.mirrored) + mirrored) * total + frame
 
-    def sound(self, total: int, frame: int) -> int:
-        """The entry of a frame's audio features, counted alike; frame from -reach on."""
-        return self.picture(total, self.windows, False, self.reach + frame)
+    def audio_entry(self, total: int, frame: int) -> int:
+        """Returns the entry of a frame's audio features, likewise; the first frame is -reach."""
+        return self.frame_entry(total, self.windows, False, self.reach + frame)
 
-    def entries(self, total: int) -> int:
-        """How many entries a record of `total` frames takes."""
-        return self.sound(total, total + self.reach) if self.layers else self.picture(total, self.windows, False, 0)
+    def num_entries(self, total: int) -> int:
+        """Returns the number of entries of a record of `total` frames."""
+        if self.layers:
+            return self.audio_entry(total, total + self.reach)
+        return self.frame_entry(total, self.windows, False, 0)
 
 
-def pack(fields: dict[str, np.ndarray], pictures: Iterable[np.ndarray], features: Iterable[np.ndarray]):
-    """Yields the entries of one record, bytes.
+def pack_entries(
+    fields: dict[str, np.ndarray], latents: Iterable[np.ndarray], features: Iterable[np.ndarray]
+) -> Iterator[bytes]:
+    """Serializes one record to its entries.
 
-    fields: boxes (N, 4), speed (N,), audio (S,) int16 and windows (windows, 4). pictures: latents (N, h, w, c) of each
-    window, each followed by its mirror image where there is one. features: (L, D) of each frame and those beyond.
+    Args:
+      fields: boxes (frames, 4), speed (frames,), audio (samples,) int16 and windows (windows, 4).
+      latents: latents (frames, h, w, c) of each window, each followed by its mirror image if the layout has them.
+      features: audio features (layers, features) of each frame and of the frames beyond each end.
+
+    Yields:
+      The entries in order.
     """
-    file = io.BytesIO()
-    np.savez(file, **{name: fields[name] for name in _FIELDS})
+    file, arrays = io.BytesIO(), {name: fields[name] for name in _FIELDS}
+    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
     yield file.getvalue()
-    for latents in pictures:
-        yield from (frame.tobytes() for frame in np.asarray(latents, DTYPE))
-    yield from (heard.tobytes() for heard in np.asarray(features, DTYPE))
+    for window in latents:
+        yield from (frame.tobytes() for frame in np.asarray(window, DTYPE))
+    yield from (frame.tobytes() for frame in np.asarray(features, DTYPE))
 
 
 class LatentSource:
-    """Random access to encoded records: `source[i]` has the fields of `pack`, `frames` and `features` the rest.
+    """Random access to the latents of one split.
 
-    Pickles as its directory, so that worker processes open their own files.
+    `source[i]` returns the fields of record i; `frames` and `features` read its latents and audio features. The source
+    pickles as its directory and split, so that each worker process opens its own files.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str):
+        """Opens a directory of latents.
+
+        Raises:
+          ValueError: if it was encoded from another split, or files are missing or incomplete.
+        """
         self.directory, self.split = os.fspath(directory), split
-        found = json.loads(pathlib.Path(directory, LATENTS_FILE).read_text())
-        if found["split"] != split:
-            raise ValueError(f"{directory} has no split {split!r}; it has: {found['split']}")
-        self.layout, self.weights = Layout.from_json(found["layout"]), found["weights"]
-        self._rows = {name: np.asarray(value) for name, value in found["records"].items()}
-        lengths = [self.layout.entries(int(total)) for total in self._rows["frames"]]
-        self._first = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        files = [os.path.join(self.directory, name) for name in found["files"]]
+        metadata = json.loads(pathlib.Path(directory, LATENTS_FILE).read_text())
+        if metadata["split"] != split:
+            raise ValueError(f"{directory} has no split {split!r}; it has: {metadata['split']}")
+        self.layout, self.weights = Layout.from_json(metadata["layout"]), metadata["weights"]
+        self._index = {name: np.asarray(value) for name, value in metadata["records"].items()}
+        lengths = [self.layout.num_entries(int(total)) for total in self._index["frames"]]
+        self._first_entry = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        files = [os.path.join(self.directory, name) for name in metadata["files"]]
         missing = [name for name in files if not os.path.exists(name)]
         if missing:
-            raise ValueError(f"{missing[0]} is missing ({LATENTS_FILE} names it): copy it again, or encode anew")
+            raise ValueError(f"{missing[0]} is missing ({LATENTS_FILE} lists it): copy it again, or encode again")
         self._entries = ArrayRecordDataSource(files)
-        if len(self._entries) != self._first[-1]:
+        if len(self._entries) != self._first_entry[-1]:
             raise ValueError(
-                f"{directory} has {len(self._entries)} entries, expected {self._first[-1]}: copy it again, "
-                "or encode anew"
+                f"{directory} has {len(self._entries)} entries, expected {self._first_entry[-1]}: copy it again, "
+                "or encode again"
             )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[LatentSource], tuple[str, str]]:
         return LatentSource, (self.directory, self.split)
 
     def __repr__(self) -> str:
         return f"LatentSource({self.directory!r}, {self.split!r})"
 
     def __len__(self) -> int:
-        return len(self._rows["frames"])
+        return len(self._index["frames"])
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        (entry,) = self._bytes(int(self._first[position]), 1)
+        (entry,) = self._read_entries(int(self._first_entry[position]), 1)
         with np.load(io.BytesIO(entry)) as fields:
             return {"position": int(position), **{name: fields[name] for name in _FIELDS}}
 
     def index(self) -> dict[str, np.ndarray]:
-        """`frames` (int), `fps` (float), `sound` (bool), each (len,)."""
-        return {name: self._rows[name] for name in _INDEX}
+        """Returns `frames` (int), `fps` (float) and `sound` (bool) of all records, each (records,)."""
+        return {name: self._index[name] for name in _INDEX}
 
     def frames(self, position: int, window: int, mirrored: bool, start: int, count: int) -> np.ndarray:
-        """Latents (count, h, w, c) float16 of the frames from `start` on, seen through one of the windows."""
-        first = self.layout.picture(self._total(position), window, mirrored, start)
+        """Returns the latents (count, h, w, c) float16 of the frames from `start` on, in one of the crop windows."""
+        first = self.layout.frame_entry(self._total(position), window, mirrored, start)
         return self._read(position, first, count, self.layout.latent_shape)
 
     def features(self, position: int, start: int, count: int) -> np.ndarray:
-        """Audio features (count, L, D) float16 of the frames from `start` on, which may lie beyond either end."""
+        """Returns the audio features (count, layers, features) float16 of the frames from `start` on.
+
+        Frames beyond the stored ones repeat the first or last stored frame.
+        """
         total, reach = self._total(position), self.layout.reach
-        at = np.clip(np.arange(start, start + count), -reach, total + reach - 1)
-        found = self._read(position, self.layout.sound(total, at[0]), at[-1] - at[0] + 1, self.layout.heard_shape)
-        return found[at - at[0]]
+        stored = np.clip(np.arange(start, start + count), -reach, total + reach - 1)
+        first = self.layout.audio_entry(total, stored[0])
+        features = self._read(position, first, stored[-1] - stored[0] + 1, self.layout.audio_feature_shape)
+        return features[stored - stored[0]]
 
     def _total(self, position: int) -> int:
-        return int(self._rows["frames"][position])
+        return int(self._index["frames"][position])
 
     def _read(self, position: int, first: int, count: int, shape: tuple[int, ...]) -> np.ndarray:
-        begin = int(self._first[position]) + first
-        return np.frombuffer(b"".join(self._bytes(begin, count)), DTYPE).reshape(count, *shape)
+        begin = int(self._first_entry[position]) + first
+        return np.frombuffer(b"".join(self._read_entries(begin, count)), DTYPE).reshape(count, *shape)
 
-    def _bytes(self, begin: int, count: int) -> list[bytes]:
+    def _read_entries(self, begin: int, count: int) -> Sequence[bytes]:
         try:
             return self._entries.__getitems__(range(begin, begin + count))
-        except RuntimeError as error:  # ArrayRecord's, where bytes are not those that were written
+        except RuntimeError as error:  # raised by ArrayRecord if a checksum does not match
             raise ValueError(str(error)) from error
 
 
-def is_latents(directory: str | os.PathLike) -> bool:
-    """Whether a directory holds latents, and not records."""
+def is_latent_directory(directory: str | os.PathLike) -> bool:
+    """Returns whether a directory holds latents rather than records."""
     return pathlib.Path(directory, LATENTS_FILE).is_file()
 
 
 def draw_windows(seed: int, position: int, frame_size: tuple[int, int], layout: Layout) -> Iterator[transforms.Window]:
-    """The crop windows of one record: those of its place and the seed, whoever encodes it."""
+    """Draws the crop windows of one record; they depend on the seed and the record's position only."""
     rng = np.random.default_rng([seed, position])
     for _ in range(layout.windows):
         yield transforms.choose_window(rng, frame_size, layout.image_size, layout.crop_scale)

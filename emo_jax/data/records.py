@@ -1,8 +1,10 @@
-"""Records on disk: one record is one continuous shot of one person; ArrayRecord through TFDS, without TensorFlow.
+"""Records on disk: a record is one continuous shot of one person, stored as ArrayRecord by TFDS (without TensorFlow).
 
-A directory of records is an ordinary TFDS dataset directory and one more file, `index.json`: for each record its
-length, frame rate and whether it has sound, so that the pipeline can choose records without reading the videos.
+A directory of records is a TFDS dataset directory with one more file, `index.json`, which lists the length, frame rate
+and presence of sound of each record, so that the pipeline can select records without reading the videos.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import shard_utils, tqdm_utils
 
 from emo_jax.files import write_text
 from emo_jax.media.mp4 import count_frames
@@ -24,7 +27,7 @@ from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 INDEX_FILE = "index.json"
 _BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
-_LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags", "landmarks")  # records of version 1.0.0 lack them
+_FIELDS_SINCE_1_1 = ("speed_confidence", "span", "analyzer", "flags", "landmarks")  # absent in records of version 1.0.0
 
 
 @dataclasses.dataclass
@@ -33,22 +36,22 @@ class Record:
 
     Attributes:
       id: unique name within the split.
-      source: where it comes from.
-      licence: under which terms it may be used.
-      video: mp4 file (H.264, GOP 16, no audio track), see `mp4.encode_video`.
+      source: name of the source of the shot.
+      licence: licence of the source.
+      video: mp4 file (H.264, GOP 16, no audio track); see `mp4.encode_video`.
       audio: (round(N / fps * 16000),) int16, 16 kHz mono; (0,) if the record has no sound.
       fps: frames per second.
       boxes: (N, 4) float32, face box (x0, y0, x1, y1) of each frame in pixels.
       rotation: (N, 3) float32, yaw, pitch and roll in degrees.
       speed: (N,) float32, smoothed head rotation speed in degrees per frame.
-      mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for real video.
-      appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for real video.
-      speed_confidence: (N,) float32 in [0, 1], how far `speed` can be trusted; (0,) where it is exact (rendered heads).
+      mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for a real video.
+      appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for a real video.
+      speed_confidence: (N,) float32 in [0, 1], reliability of `speed`; (0,) if it is exact (rendered heads).
       span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
-      analyzer: what found the face and what it can tell, such as "haar: box and roll"; "" for a rendered head.
-      landmarks: (N, P, 2) points of the face in pixels, kept as float16, in the order of the analyzer's mesh
-        (mediapipe's has 468); (0, 0, 2) where the analyzer has none, and for a rendered head.
-      flags: words that warn of weak spots, separated by a space, such as "no-sound low-fps"; "" for none.
+      analyzer: the face analyzer and what it measures, for example "haar: box and roll"; "" for a rendered head.
+      landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (468 points
+        for MediaPipe); (0, 0, 2) if the analyzer has none, and for a rendered head.
+      flags: space-separated warnings, for example "no-sound low-fps"; "" if there are none.
     """
 
     id: str
@@ -70,18 +73,18 @@ class Record:
 
 
 def record_features() -> tfds.features.FeaturesDict:
-    """The TFDS schema of a `Record`; every builder of records must use it."""
+    """Returns the TFDS schema of a `Record`, which every builder of records uses."""
     floats = {"boxes": (None, 4), "rotation": (None, 3), "speed": (None,), "mouth": (None, 2), "appearance": (None,)}
     floats |= {"speed_confidence": (None,), "span": (2,)}
     return tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in (*_BYTES_FIELDS, "landmarks")}  # bytes: lists of floats are slow
+        {name: tfds.features.Text() for name in (*_BYTES_FIELDS, "landmarks")}  # TFDS is slow for lists of floats
         | {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "fps": tfds.features.Scalar(np.float32)}
         | {name: tfds.features.Tensor(shape=shape, dtype=np.float32) for name, shape in floats.items()}
     )
 
 
 def record_example(record: Record) -> dict[str, Any]:
-    """Checks a `Record` and returns it as an example of `record_features`.
+    """Validates a `Record` and converts it to an example of `record_features`.
 
     Raises:
       ValueError: if a field has the wrong shape or type, or the fields disagree about the number of frames.
@@ -97,9 +100,9 @@ def record_example(record: Record) -> dict[str, Any]:
             f"at {record.fps:g} fps, or int16(0,) for no sound; pad or trim it"
         )
     example = {name: getattr(record, name) for name in _BYTES_FIELDS} | {"audio": audio, "fps": np.float32(record.fps)}
-    wanted = {"boxes": (count, 4), "rotation": (count, 3), "speed": (count,), "mouth": (count, 2)}
-    wanted |= {"speed_confidence": (count,), "span": (2,)}
-    for name, shape in wanted.items():
+    shapes = {"boxes": (count, 4), "rotation": (count, 3), "speed": (count,), "mouth": (count, 2)}
+    shapes |= {"speed_confidence": (count,), "span": (2,)}
+    for name, shape in shapes.items():
         value = np.asarray(getattr(record, name), np.float32)
         if value.shape != shape and not (name in ("mouth", "speed_confidence") and value.shape == (0, *shape[1:])):
             raise ValueError(
@@ -107,12 +110,12 @@ def record_example(record: Record) -> dict[str, Any]:
             )
         if not np.isfinite(value).all():
             raise ValueError(
-                f"record {record.id!r}: {name} holds values that are not finite; drop or repair the record"
+                f"record {record.id!r}: {name} contains values that are not finite; drop or repair the record"
             )
         example[name] = value
     landmarks = np.asarray(record.landmarks, np.float16)
-    fine = landmarks.ndim == 3 and landmarks.shape[::2] == (count, 2) and np.isfinite(landmarks).all()
-    if landmarks.size and not fine:
+    valid = landmarks.ndim == 3 and landmarks.shape[::2] == (count, 2) and np.isfinite(landmarks).all()
+    if landmarks.size and not valid:
         raise ValueError(
             f"record {record.id!r}: landmarks have shape {landmarks.shape}, expected ({count}, P, 2), finite: drop them"
         )
@@ -122,32 +125,33 @@ def record_example(record: Record) -> dict[str, Any]:
 
 
 class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """TFDS builder that writes what the given callables yield."""
+    """TFDS builder that writes the records that the given callables yield."""
 
-    VERSION = tfds.core.Version("1.3.0")  # since then the sound of videos is levelled
+    VERSION = tfds.core.Version("1.3.0")  # 1.3.0: the loudness of a video's sound is normalized
 
     def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
+        """Takes a callable that yields the records of each split."""
         self._sources = splits
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(description="Talking heads for emo_jax.", features=record_features())
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
         return {name: self._generate_examples(name) for name in self._sources}
 
-    def _generate_examples(self, split):
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:  # type: ignore[override]
         seen = set()
         for record in self._sources[split]():
             if record.id in seen:
-                raise ValueError(f"split {split!r} holds two records with the id {record.id!r}; give each its own")
+                raise ValueError(f"split {split!r} holds two records with the id {record.id!r}; ids must be unique")
             seen.add(record.id)
             yield record.id, record_example(record)
         if not seen:
-            raise ValueError(f"split {split!r} holds no record; leave the split out, or give it at least one")
+            raise ValueError(f"split {split!r} holds no records; leave the split out, or give it at least one")
 
-    # TFDS prints these two to stdout.
+    # TFDS would print these two messages to stdout.
     def _log_download_bytes(self) -> None:
         pass
 
@@ -155,16 +159,16 @@ class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         pass
 
 
-class _AtMostOnePerRecord(tfds.core.utils.shard_utils.ShardConfig):
-    """TFDS fails when there are more shards than records."""
+class _LimitedShardConfig(shard_utils.ShardConfig):
+    """Limits the number of shards to the number of records; TFDS fails if there are more shards."""
 
     def get_number_shards(self, total_size: int, num_examples: int, uses_precise_sharding: bool = True) -> int:
         return max(1, min(super().get_number_shards(total_size, num_examples, uses_precise_sharding), num_examples))
 
 
 class _DownloadConfig(tfds.download.DownloadConfig):
-    def get_shard_config(self):
-        return _AtMostOnePerRecord(num_shards=self.num_shards)
+    def get_shard_config(self) -> shard_utils.ShardConfig:
+        return _LimitedShardConfig(num_shards=self.num_shards)
 
 
 def write_records(
@@ -176,17 +180,17 @@ def write_records(
 ) -> None:
     """Writes records as a TFDS dataset of ArrayRecord files.
 
-    Everything is built in a hidden directory beside `directory` and renamed at the end: a run that fails leaves nothing
-    under the final name.
+    The dataset is built in a hidden directory beside `directory` and renamed at the end, so that a failed run leaves
+    nothing under the final name.
 
     Args:
-      directory: where the dataset will lie; must not exist, or be empty.
-      splits: for each split name a callable that yields its records.
+      directory: directory of the dataset; must not exist, or be empty.
+      splits: {split name: callable that yields its records}.
       shards: files per split (fewer if there are fewer records).
-      progress: show progress bars on stderr.
+      progress: shows progress bars on stderr.
 
     Raises:
-      ValueError: if the directory is taken, there is no split or a split is empty, or a record is malformed.
+      ValueError: if the directory is not empty, there is no split, a split is empty, or a record is malformed.
     """
     target = pathlib.Path(directory).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -207,7 +211,7 @@ def write_records(
 
 @contextlib.contextmanager
 def _progress_bars(enable: bool) -> Iterator[None]:
-    before = tfds.core.utils.tqdm_utils._active
+    before = tqdm_utils._active
     tfds.display_progress_bar(enable)
     try:
         yield
@@ -218,10 +222,11 @@ def _progress_bars(enable: bool) -> Iterator[None]:
 class RecordSource:
     """Random access to the records of one split: `source[i]` is a dict with the fields of `Record`.
 
-    Pickles as its directory and split, so that worker processes open their own files.
+    The source pickles as its directory and split, so that each worker process opens its own files.
     """
 
-    def __init__(self, directory: str, split: str):
+    def __init__(self, directory: str | os.PathLike, split: str):
+        """Opens a split; see `open_records`."""
         self.directory, self.split = str(directory), split
         self._open()
 
@@ -229,26 +234,25 @@ class RecordSource:
         path = pathlib.Path(self.directory)
         if not path.is_dir():
             raise ValueError(
-                f"{path} is not a directory: write records first (`emo prepare`), or correct data.directory"
+                f"{path} is not a directory: write records first (`emo prepare`), or change data.directory"
             )
         try:
             builder = tfds.builder_from_directory(path)
-            features = builder.info.features
+            features: Any = builder.info.features
         except Exception as error:
             raise ValueError(
                 f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
             ) from error
-        missing = sorted(set(record_features()) - set(_LATER_FIELDS) - set(features or {}))
+        missing = sorted(set(record_features()) - set(_FIELDS_SINCE_1_1) - set(features or {}))
         if missing:
             raise ValueError(
-                f"{path} holds another dataset: the fields {', '.join(missing)} are missing; see `emo prepare`"
+                f"{path} holds another kind of dataset: the fields {', '.join(missing)} are missing; see `emo prepare`"
             )
-        if str(builder.info.file_format.value) != "array_record":
-            raise ValueError(
-                f"{path} is stored as {builder.info.file_format.value}, expected array_record; see `emo prepare`"
-            )
+        file_format = getattr(builder.info.file_format, "value", None)
+        if file_format != "array_record":
+            raise ValueError(f"{path} is stored as {file_format}, expected array_record; see `emo prepare`")
         try:
-            self._source = builder.as_data_source(self.split)
+            self._source = builder.as_data_source(split=self.split)
             parts = tfds.core.ReadInstruction.from_spec(self.split).to_absolute(builder.info.splits)
         except Exception as error:
             known = ", ".join(sorted(builder.info.splits)) or "none"
@@ -256,10 +260,10 @@ class RecordSource:
         lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
         self._parts = [(part.splitname, slice(part.from_, part.to), lengths[part.splitname]) for part in parts]
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, str]:
         return {"directory": self.directory, "split": self.split}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, str]) -> None:
         self.__dict__.update(state)
         self._open()
 
@@ -269,21 +273,24 @@ class RecordSource:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            example = _later_fields() | dict(self._source[int(index)])
-        except RuntimeError as error:  # ArrayRecord's, where bytes are not those that were written
+            example = _default_fields() | dict(self._source[int(index)])
+        except RuntimeError as error:  # raised by ArrayRecord if a checksum does not match
             raise ValueError(str(error)) from error
         for name in _BYTES_FIELDS:
             value = example[name]
             example[name] = value if name == "video" else value.decode()
-        marks, count = np.frombuffer(example["landmarks"], np.float16), len(example["boxes"])
-        shape = (count, marks.size // (2 * count)) if marks.size else (0, 0)
-        example["landmarks"] = marks.reshape(*shape, 2).astype(np.float32)
+        points, count = np.frombuffer(example["landmarks"], np.float16), len(example["boxes"])
+        shape = (count, points.size // (2 * count)) if points.size else (0, 0)
+        example["landmarks"] = points.reshape(*shape, 2).astype(np.float32)
         return example
 
     def index(self) -> dict[str, np.ndarray]:
-        """`frames` (int), `fps` (float), `sound` (bool), each (len,); from `index.json`, or by reading every record."""
+        """Returns `frames` (int), `fps` (float) and `sound` (bool) of all records, each (records,).
+
+        They come from `index.json`; if that does not cover the split, every record is read once.
+        """
         return self._index
 
     @functools.cached_property
@@ -297,8 +304,19 @@ class RecordSource:
 
 
 @contextlib.contextmanager
-def reading(source, position: int) -> Iterator[dict[str, Any]]:
-    """The record at a position of a source; a ValueError about it, there or inside, names where it lies and its id."""
+def open_record(source: Any, position: int) -> Iterator[dict[str, Any]]:
+    """Context manager that reads one record; a ValueError raised inside is extended by the record's place and id.
+
+    Args:
+      source: a `RecordSource` or `latents.LatentSource`.
+      position: position in the source.
+
+    Yields:
+      The record.
+
+    Raises:
+      ValueError: if the record cannot be read, or the block raises one.
+    """
     record: dict[str, Any] = {}
     try:
         record = source[position]
@@ -307,27 +325,27 @@ def reading(source, position: int) -> Iterator[dict[str, Any]]:
         name = f" ({record['id']})" if "id" in record else ""
         raise ValueError(
             f"{source.directory}, split {source.split}, record {position}{name}: {' '.join(str(error).split())}; "
-            "take it out or prepare it anew"
+            "remove it or prepare it again"
         ) from error
 
 
-def _later_fields() -> dict[str, Any]:
-    """What records of version 1.0.0 lack, as TFDS would read it."""
+def _default_fields() -> dict[str, Any]:
+    """Returns the fields that records of version 1.0.0 lack, as TFDS would return them."""
     texts = dict(analyzer=b"", flags=b"", landmarks=b"")
     return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), **texts)
 
 
 def open_records(directory: str | os.PathLike, split: str) -> RecordSource:
-    """Opens one split (or a slice of it, as 'train[:90%]') of a directory of records.
+    """Opens one split of a directory of records, or a slice of it such as 'train[:90%]'.
 
     Raises:
-      ValueError: if the directory or the split is missing, or holds something else.
+      ValueError: if the directory or the split is missing, or the directory holds something else.
     """
     return RecordSource(os.fspath(directory), split)
 
 
 def write_index(directory: str | os.PathLike) -> None:
-    """Reads every record once and writes `index.json`; to be called after any other builder of records, too."""
+    """Reads every record once and writes `index.json`. Call it after building records in any other way as well."""
     path = pathlib.Path(directory)
     splits = tfds.builder_from_directory(path).info.splits
     index = {split: _scan(open_records(path, split)) for split in splits}

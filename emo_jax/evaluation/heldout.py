@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from emo_jax.data.records import open_records
-from emo_jax.data.transforms import crop, middle_window
+from emo_jax.data.transforms import center_window, crop
 from emo_jax.faces.boxes import mask_from_box
 from emo_jax.media.mp4 import decode_video
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
@@ -73,7 +73,7 @@ def choose_people(count: int, others: int, seconds: float, clip, scale: float, d
     rows, distractors, size = [], [], tuple(clip.image_size)
     for number, record in enumerate(records):
         middle = len(record["boxes"]) // 2
-        window = middle_window(decode_video(record["video"], 0, 1).shape[1:3], size, scale)
+        window = center_window(decode_video(record["video"], 0, 1).shape[1:3], size, scale)
         picture, box = _view(record, middle, window, size)
         if number >= count:
             distractors.append(picture)

@@ -1,0 +1,1 @@
+"""From videos and pictures to records, and from records to latents."""

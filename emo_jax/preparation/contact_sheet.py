@@ -1,4 +1,4 @@
-"""A contact sheet and a short video of records: what lies in them, and what the model will really see of them."""
+"""A contact sheet and a short video of records and of the clips that training draws from them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
-from emo_jax.data.pipeline import ClipSampler, clip_sampler, suitable_records
+from emo_jax.data.clip_sampler import ClipSampler, make_clip_sampler
 from emo_jax.data.records import open_records
+from emo_jax.data.sources import select_records
 from emo_jax.files import whole
 from emo_jax.media.mp4 import decode_video
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, context_samples
@@ -22,32 +24,52 @@ BOX, FACE_REGION, SOUND, SPEED, INK = (255, 60, 60), (255, 220, 0), (70, 110, 18
 
 
 def inspect_records(
-    directory: str, folder: str, split: str, records: int, seed: int, config
+    directory: str, folder: str, split: str, records: int, seed: int, config: ConfigDict
 ) -> tuple[pathlib.Path, pathlib.Path]:
-    """Writes sheet and clips of `records` records, spread evenly over the split; returns their paths.
+    """Writes the contact sheet and the video of some records of a split, spaced evenly.
 
-    Raises ValueError where no record is fit for a clip of the config.
+    Args:
+      directory: directory of the records.
+      folder: folder of the results.
+      split: name of the split.
+      records: number of records to show.
+      seed: seed of the clips.
+      config: config of the training; its `clip` and `data` are used.
+
+    Returns:
+      The paths of the sheet and of the video.
+
+    Raises:
+      ValueError: if an argument is out of range, or no record is long enough for a clip.
     """
     if records < 1 or seed < 0:
-        raise ValueError(f"--records is {records}, --seed {seed}; give at least 1 and 0")
+        raise ValueError(f"--records is {records} and --seed {seed}; expected at least 1 and 0")
     source = open_records(directory, split)
-    fit = suitable_records(source, config.clip)
-    if not len(fit):
+    selected = select_records(source, config.clip)
+    if not len(selected):
         raise ValueError(f"{directory}: no record is as long as a clip of {config.clip.frames} frames; see --config")
-    positions = fit[np.linspace(0, len(fit) - 1, min(records, len(fit))).round().astype(int)]
-    sampler = clip_sampler(source, config.data, config.clip)
+    positions = selected[np.linspace(0, len(selected) - 1, min(records, len(selected))).round().astype(int)]
+    sampler = make_clip_sampler(source, config.data, config.clip)
     clips = {position: sampler(position, np.random.default_rng([seed, position])) for position in positions.tolist()}
     return write_sheet(sampler, clips, folder), write_clips(sampler, clips.values(), folder)
 
 
 def write_sheet(sampler: ClipSampler, clips: dict[int, dict], folder: str | os.PathLike) -> pathlib.Path:
-    """Writes `contact_sheet.png` into `folder`, of clips by their record's position in the source; returns its path.
+    """Writes `contact_sheet.png`.
 
-    Per record: its id, length, speed and flags; frames spread over all of it with the face box in red; the waveform
-    (blue) and the head rotation speed (orange); then its clip as `emo train` draws it: the reference, motion frames and
-    frames with the region where the face may be outlined in yellow, and the sound and speed that go with the clip.
+    For each record the sheet shows its id, length, speed and flags; evenly spaced frames with the face box in red; the
+    waveform (blue) and the head rotation speed (orange); and a clip as training draws it: the reference, the motion
+    frames and the frames with the face region in yellow, and the audio and speed of the clip.
+
+    Args:
+      sampler: the sampler of the clips.
+      clips: {position of the record: clip}.
+      folder: folder of the file; created if necessary.
+
+    Returns:
+      The path of the sheet.
     """
-    rows = [_record(sampler, sampler.source[position], clip) for position, clip in clips.items()]
+    rows = [_record_row(sampler, sampler.source[position], clip) for position, clip in clips.items()]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     top = 0
     for row in rows:
@@ -61,33 +83,41 @@ def write_sheet(sampler: ClipSampler, clips: dict[int, dict], folder: str | os.P
 
 
 def write_clips(sampler: ClipSampler, clips: Iterable[dict], folder: str | os.PathLike) -> pathlib.Path:
-    """Writes `clips.mp4` into `folder`, the clips one after the other with their sound; returns its path.
+    """Writes `clips.mp4`: the clips in sequence, with their sound.
 
-    Each frame: the reference, the frame that goes with it, and sound and speed with a line where the video is.
+    Each frame shows the reference, the frame of the clip, and the audio and speed with a line at the current time.
+
+    Args:
+      sampler: the sampler of the clips.
+      clips: the clips.
+      folder: folder of the file.
+
+    Returns:
+      The path of the video.
     """
     path, clips = pathlib.Path(folder) / CLIPS_FILE, list(clips)
     per_frame = SAMPLE_RATE / sampler.fps
     first, length = AUDIO_MARGIN + round(sampler.audio_window * per_frame), round(sampler.frames * per_frame)
-    sound = np.concatenate([_heard(sampler, clip)[first : first + length] for clip in clips])
+    sound = np.concatenate([_window_audio(sampler, clip)[first : first + length] for clip in clips])
     with VideoWriter(path, (2 * TILE + PLOT + GAP, 4 * TILE), sampler.fps, sound) as writer:
         for clip in clips:
-            writer.write(np.stack(list(_moments(sampler, clip))))
+            writer.write(np.stack(list(_clip_frames(sampler, clip))))
     return path
 
 
-def _heard(sampler: ClipSampler, sample: dict) -> np.ndarray:
-    """The sound (W,) over the time of the sample's speed, without the context of it."""
+def _window_audio(sampler: ClipSampler, sample: dict) -> np.ndarray:
+    """Returns the audio (samples,) of the time that the speeds of the sample cover, without the context."""
     context = context_samples(sampler.audio_context)
     return sample["audio"][context : len(sample["audio"]) - context]
 
 
-def _moments(sampler: ClipSampler, sample: dict) -> Iterator[np.ndarray]:
-    """The frames of a clip as uint8 RGB: pictures above, sound and speed of the whole window below."""
+def _clip_frames(sampler: ClipSampler, sample: dict) -> Iterator[np.ndarray]:
+    """Yields the frames of the video as uint8 RGB: images above, audio and speed of the clip below."""
     side = 2 * TILE
-    plot = _plot(_heard(sampler, sample), sample["speed"], 2 * side)
+    plot = _plot(_window_audio(sampler, sample), sample["speed"], 2 * side)
     image = Image.new("RGB", (2 * side, side + plot.height), "white")
     for k, frame in enumerate(sample["frames"]):
-        for column, picture in enumerate((sample["reference"], _outlined(frame, sample["mask"]))):
+        for column, picture in enumerate((sample["reference"], _draw_mask_outline(frame, sample["mask"]))):
             image.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.BICUBIC), (column * side, 0))
         image.paste(plot, (0, side))
         now = (sampler.audio_window + k + 0.5) / len(sample["speed"]) * 2 * side
@@ -95,34 +125,34 @@ def _moments(sampler: ClipSampler, sample: dict) -> Iterator[np.ndarray]:
         yield np.array(image)
 
 
-def _outlined(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A picture with the edge of its mask (H, W, 1) drawn."""
+def _draw_mask_outline(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the image with the outline of its mask (height, width, 1)."""
     inside = mask[..., 0] > 0
     core = inside.copy()
     for axis in (0, 1):
         for step in (-1, 1):
             core &= np.roll(inside, step, axis)
-    return np.where((inside & ~core)[..., None], np.uint8(FACE_REGION), picture)
+    return np.where((inside & ~core)[..., None], np.array(FACE_REGION, np.uint8), image)
 
 
-def _record(sampler: ClipSampler, record: dict, sample: dict) -> Image.Image:
+def _record_row(sampler: ClipSampler, record: dict, sample: dict) -> Image.Image:
     columns = 1 + sampler.motion_frames + sampler.frames
     width = columns * (TILE + GAP)
     count, fps = len(record["boxes"]), float(record["fps"])
     start, stop = record["span"]
-    where = f"{start:.2f} to {stop:.2f} s of {record['source']}" if stop else record["source"]
+    origin = f"{start:.2f} to {stop:.2f} s of {record['source']}" if stop else record["source"]
     lines = [
-        f"{record['id']}: {count} frames at {fps:g} a second, {where}",
-        f"{record['analyzer'] or 'rendered'}; {record['licence']}; speed {record['speed'].mean():.2f} degrees a frame; "
-        f"flags: {record['flags'] or 'none'}",
+        f"{record['id']}: {count} frames at {fps:g} per second, {origin}",
+        f"{record['analyzer'] or 'rendered'}; {record['licence']}; speed {record['speed'].mean():.2f} degrees per frame"
+        f"; flags: {record['flags'] or 'none'}",
     ]
     parts = [
         _text(lines, width),
-        _strip(_boxed(record, columns)),
+        _row_of_tiles(_record_tiles(record, columns)),
         _plot(record["audio"] / 32768, record["speed"], width),
         _text([_clip_line(sampler, sample)], width),
-        _strip(_seen(sampler, sample)),
-        _plot(_heard(sampler, sample), sample["speed"], width),
+        _row_of_tiles(_clip_tiles(sampler, sample)),
+        _plot(_window_audio(sampler, sample), sample["speed"], width),
     ]
     row = Image.new("RGB", (width, sum(part.height for part in parts) + 3 * GAP), "white")
     top = 0
@@ -133,14 +163,14 @@ def _record(sampler: ClipSampler, record: dict, sample: dict) -> Image.Image:
 
 
 def _clip_line(sampler: ClipSampler, sample: dict) -> str:
-    first = "" if sample["has_motion"] else " (a first clip: none)"
+    first = "" if sample["has_motion"] else " (none: the first clip of a video)"
     return (
         f"a clip: reference | {sampler.motion_frames} motion frames{first} | {sampler.frames} frames; "
-        f"sound and speed of {sampler.audio_window} frames more on both sides"
+        f"audio and speed cover {sampler.audio_window} more frames on each side"
     )
 
 
-def _boxed(record: dict, count: int) -> list[Image.Image]:
+def _record_tiles(record: dict, count: int) -> list[Image.Image]:
     tiles = []
     for index in np.linspace(0, len(record["boxes"]) - 1, count).round().astype(int):
         frame = decode_video(record["video"], int(index), 1)[0]
@@ -153,7 +183,7 @@ def _boxed(record: dict, count: int) -> list[Image.Image]:
     return tiles
 
 
-def _seen(sampler: ClipSampler, sample: dict) -> list[Image.Image]:
+def _clip_tiles(sampler: ClipSampler, sample: dict) -> list[Image.Image]:
     rows, columns = np.nonzero(sample["mask"][..., 0])
     pictures = [sample["reference"], *sample["motion"], *sample["frames"]]
     tiles = [Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.BOX) for picture in pictures]
@@ -166,23 +196,25 @@ def _seen(sampler: ClipSampler, sample: dict) -> list[Image.Image]:
     return tiles
 
 
-def _strip(tiles: list[Image.Image]) -> Image.Image:
-    strip = Image.new("RGB", (len(tiles) * (TILE + GAP), TILE + GAP), "white")
+def _row_of_tiles(tiles: list[Image.Image]) -> Image.Image:
+    row = Image.new("RGB", (len(tiles) * (TILE + GAP), TILE + GAP), "white")
     for k, tile in enumerate(tiles):
-        strip.paste(tile, (k * (TILE + GAP), 0))
-    return strip
+        row.paste(tile, (k * (TILE + GAP), 0))
+    return row
 
 
 def _text(lines: list[str], width: int) -> Image.Image:
     image = Image.new("RGB", (width, TEXT * len(lines)), "white")
     draw = ImageDraw.Draw(image)
     for k, line in enumerate(lines):
-        draw.text((2, k * TEXT), line.encode("latin-1", "replace").decode("latin-1"), fill=INK)  # the font has no more
+        draw.text(
+            (2, k * TEXT), line.encode("latin-1", "replace").decode("latin-1"), fill=INK
+        )  # the font has no other characters
     return image
 
 
 def _plot(audio: np.ndarray, speed: np.ndarray, width: int) -> Image.Image:
-    """Waveform of audio (samples,) in [-1, 1] and curve of speed (N,) over the same time."""
+    """Draws the waveform of audio (samples,) in [-1, 1] and the curve of speed (N,) over the same time."""
     image = Image.new("RGB", (width, PLOT + GAP), (245, 245, 245))
     draw = ImageDraw.Draw(image)
     if len(audio):
@@ -193,9 +225,9 @@ def _plot(audio: np.ndarray, speed: np.ndarray, width: int) -> Image.Image:
             draw.line((x, ends[0], x, ends[1]), fill=SOUND)
     else:
         draw.text((2, 2), "no sound", fill=SOUND)
-    most = max(1.0, float(speed.max()))
-    xs, ys = np.linspace(0, width - 1, len(speed)), PLOT - (PLOT - 2) * speed / most
+    top = max(1.0, float(speed.max()))
+    xs, ys = np.linspace(0, width - 1, len(speed)), PLOT - (PLOT - 2) * speed / top
     draw.line(list(zip(xs.tolist(), ys.tolist(), strict=True)), fill=SPEED, width=2)
-    label = f"{len(audio) / SAMPLE_RATE:.2f} s; speed up to {speed.max():.2f}, the top is {most:.2f}"
+    label = f"{len(audio) / SAMPLE_RATE:.2f} s; speed up to {speed.max():.2f}, the top is {top:.2f}"
     draw.text((width - 6 * len(label), 2), label, fill=SPEED)
     return image

@@ -1,106 +1,188 @@
-"""Records encoded once by the VAE (and wav2vec 2.0), so that training need not do it in every step.
+"""Encodes records with the VAE (and wav2vec 2.0) once, so that training need not do it in every step.
 
-Every process encodes shards of its own on its own devices; a shard that is there is never made again.
+Each process encodes its own shards on its own devices; see `shards` for how a build resumes.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import functools
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
 
 from emo_jax.data import latents, records, transforms
+from emo_jax.data.latents import Layout
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import batch_sharding, make_mesh, place_batch, replicated, traced_for_mesh
-from emo_jax.files import remove_leftovers, whole, write_text
+from emo_jax.files import write_text
 from emo_jax.media import mp4
 from emo_jax.models.audio_encoder import Recording
-from emo_jax.models.emo import build
+from emo_jax.models.emo import EMO, build
 from emo_jax.models.parts import ENCODERS
-from emo_jax.preparation.shards import begin
+from emo_jax.preparation.shards import ShardedBuild, shard_names
 from emo_jax.progress import Progress
 from emo_jax.weights.encoders import encoder_digest, encoder_magnitudes
 from emo_jax.weights.store import nest, read_flat
 
 
-def encode_records(directory, output, checkpoint, config=None, *, split="train", windows=2, seed=0, batch=8, shards=64):
-    """Writes the latents of a split of records to `output`, for `data.directory` or `data.sources` of `emo train`.
+@dataclasses.dataclass(frozen=True)
+class LatentBuild(ShardedBuild):
+    """A directory of latents.
 
-    Several processes find each other as those of `emo train` do.
+    Attributes:
+      target: absolute path of the directory.
+      source: the records.
+      layout: the layout of the latents.
+      max_shards: maximum number of shards.
+      seed: seed of the crop windows.
+      encoder_digest: digest of the encoders' weights.
+    """
+
+    target: pathlib.Path
+    source: records.RecordSource
+    layout: Layout
+    max_shards: int
+    seed: int = 0
+    encoder_digest: str = ""
+
+    differences: ClassVar[str] = "other records, weights or settings"
+    writer_options: ClassVar[str] = "group_size:1,uncompressed"
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return min(self.max_shards, len(self.source))
+
+    def positions(self, index: int) -> range:
+        """Returns the positions of the records of one shard."""
+        return self.bounds(index, len(self.source))
+
+    def describe(self) -> str:
+        """Returns everything that the latents depend on, as JSON."""
+        description = dict(
+            records=os.path.abspath(self.source.directory),
+            split=self.source.split,
+            count=len(self.source),
+            seed=self.seed,
+            shards=self.shards,
+            layout=dataclasses.asdict(self.layout),
+            encoders=self.encoder_digest,
+        )
+        return json.dumps(description, indent=1)
+
+
+def encode_records(
+    directory: str | os.PathLike,
+    output: str | os.PathLike,
+    checkpoint: str | os.PathLike,
+    config: ConfigDict | None = None,
+    *,
+    split: str = "train",
+    windows: int = 2,
+    seed: int = 0,
+    batch: int = 8,
+    shards: int = 64,
+) -> None:
+    """Encodes a split of records to latents, which `data.directory` and `data.sources` of `emo train` accept.
+
+    Several processes share the work; they are configured as those of `emo train`.
 
     Args:
-        directory: of the records. checkpoint: weights whose encoders are used, see `read_flat`.
-        config: its clip.image_size, clip.audio_window, data.crop_scale and data.flip_prob (above 0: mirrored as well)
-            are those of the training to come; None: the checkpoint's.
-        windows: crop windows of each record, drawn by `seed`. batch: frames a device encodes at once. shards: files.
+      directory: directory of the records.
+      output: directory of the latents.
+      checkpoint: weights whose encoders are used; see `read_flat`.
+      config: its clip.image_size, clip.audio_window, data.crop_scale and data.flip_prob (above 0: mirrored latents are
+        encoded as well) must be those of the later training; None: the checkpoint's config.
+      split: split of the records.
+      windows: crop windows per record.
+      seed: seed of the crop windows.
+      batch: frames per device and call of the encoder.
+      shards: maximum number of files.
 
     Raises:
-        ValueError: arguments that make no sense, no device, weights of another config, or an output that is of
-            something else.
-        OSError: the files cannot be written; the same call goes on from there.
+      ValueError: if an argument is out of range, there is no device, the weights do not fit the config, or the output
+        was built from other inputs.
+      OSError: if files cannot be written; the same call resumes.
     """
     processes.start()
-    for name, value, least in (("windows", windows, 1), ("batch", batch, 1), ("shards", shards, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"--{name} is {value}; expected at least {least}")
+    for name, value, minimum in (
+        ("windows", windows, 1),
+        ("batch", batch, 1),
+        ("shards", shards, 1),
+        ("seed", seed, 0),
+    ):
+        if value < minimum:
+            raise ValueError(f"--{name} is {value}; expected at least {minimum}")
     processes.check_devices()
-    found, flat = read_flat(checkpoint)
-    emo = build(config or found)
+    checkpoint_config, flat = read_flat(checkpoint)
+    emo = build(config or checkpoint_config)
     params = nest(emo, flat, checkpoint, ENCODERS)
-    source, layout = records.open_records(directory, split), _layout(emo, windows)
-    target, shards = pathlib.Path(output).absolute(), min(shards, len(source))
-    work = target.parent / f".{target.name}.partial"
-    told = dict(records=os.path.abspath(directory), split=split, count=len(source), seed=seed, shards=shards)
-    told |= dict(layout=dataclasses.asdict(layout), encoders=encoder_digest(flat))
-    if begin(target, work, json.dumps(told, indent=1), "of other records, by another checkpoint or config"):
-        files = [f"latents-{split}.array_record-{i:05d}-of-{shards:05d}" for i in range(shards)]
-        _make_shards(Encoder(emo, params, batch), source, work, files, layout, seed)
-        processes.wait("latents")  # for the others' shards
+    source, layout = records.open_records(directory, split), make_layout(emo, windows)
+    plan = LatentBuild(pathlib.Path(output).absolute(), source, layout, shards, seed, encoder_digest(flat))
+    if plan.begin():
+        write_shards(plan, RecordEncoder(emo, params, batch))
+        processes.wait("latents")  # until all processes have written their shards
         if processes.first():
-            _finish(work, target, split, files, layout, encoder_magnitudes(flat))
+            publish_latents(plan, encoder_magnitudes(flat))
     if processes.first():
-        size = sum(path.stat().st_size for path in target.iterdir())
-        print(f"{target}: {len(source)} records, {size / 2**20:.1f} MiB")
+        size = sum(path.stat().st_size for path in plan.target.iterdir())
+        print(f"{plan.target}: {len(source)} records, {size / 2**20:.1f} MiB")
 
 
-def _layout(emo, windows):
+def make_layout(emo: EMO, windows: int) -> Layout:
+    """Returns the layout of the latents of a model, with `windows` crop windows per record."""
     config, encoder = emo.config, emo.audio_encoder
-    heard = {} if encoder is None else dict(
-        layers=tuple(config.model.audio.layers), features=encoder.config.hidden_size, reach=config.clip.audio_window
-    )  # fmt: skip
-    return latents.Layout(
-        tuple(config.clip.image_size),
-        emo.latent_shape,
-        tuple(config.data.crop_scale),
-        windows,
-        config.data.flip_prob > 0,
-        **heard,
+    layout = Layout(
+        image_size=tuple(config.clip.image_size),
+        latent_shape=emo.latent_shape,
+        crop_scale=tuple(config.data.crop_scale),
+        windows=windows,
+        mirrored=config.data.flip_prob > 0,
+    )
+    if encoder is None:
+        return layout
+    return dataclasses.replace(
+        layout,
+        layers=tuple(config.model.audio.layers),
+        features=encoder.config.hidden_size,
+        reach=config.clip.audio_window,
     )
 
 
-class Encoder:
-    """The VAE's encoder and wav2vec 2.0, jitted over the devices of this process."""
+class RecordEncoder:
+    """The VAE's encoder and wav2vec 2.0, compiled for the devices of this process."""
 
-    def __init__(self, emo, params, batch):
+    def __init__(self, emo: EMO, params: dict[str, Any], batch: int):
+        """Places the parameters.
+
+        Args:
+          emo: the model.
+          params: parameters of its encoders.
+          batch: frames per device and call.
+        """
         self._emo = emo
         self._mesh = make_mesh(devices=jax.local_devices())
         self._params = jax.device_put(params, replicated(self._mesh))
         self._batch = batch * self._mesh.size
 
-        def encode(params, images):
+        def encode(params: dict[str, Any], images: jax.Array) -> jax.Array:
             return emo.encode(params, images).astype(latents.DTYPE)
 
-        split = batch_sharding(self._mesh)
-        places = replicated(self._mesh), split
-        self._encode = jax.jit(traced_for_mesh(self._mesh, encode), in_shardings=places, out_shardings=split)
-        self._listen = jax.jit(emo.hidden_states)
+        sharding = batch_sharding(self._mesh)
+        shardings = replicated(self._mesh), sharding
+        self._encode = jax.jit(traced_for_mesh(self._mesh, encode), in_shardings=shardings, out_shardings=sharding)
+        self._hidden_states = jax.jit(emo.hidden_states)
 
-    def pictures(self, images):
-        """Latents (N, h, w, c) float16 of images (N, H, W, 3) uint8."""
+    def encode_images(self, images: np.ndarray) -> np.ndarray:
+        """Encodes images (frames, height, width, 3) uint8 to latents (frames, h, w, c) float16."""
         parts = []
         for start in range(0, len(images), self._batch):
             part = images[start : start + self._batch]
@@ -108,36 +190,43 @@ class Encoder:
             parts.append(self._encode(self._params, place_batch(self._mesh, {"images": part})["images"]))
         return np.concatenate([np.asarray(part) for part in parts])[: len(images)]
 
-    def features(self, audio, frames, fps, layout):
-        """Audio features (N + 2 * reach, L, D) float16 of a record of N frames and audio (S,) int16, 0 if silent."""
+    def encode_audio(self, audio: np.ndarray, frames: int, fps: float, layout: Layout) -> np.ndarray:
+        """Computes the audio features of a record.
+
+        Args:
+          audio: (samples,) int16; (0,) if the record has no sound, which gives zeros.
+          frames: number of frames of the record.
+          fps: frames per second.
+          layout: the layout of the latents.
+
+        Returns:
+          (frames + 2 * reach, layers, features) float16; no rows if the layout has no audio features.
+        """
+        count = frames + 2 * layout.reach
         if not layout.layers or not len(audio):
-            return np.zeros((frames + 2 * layout.reach if layout.layers else 0, *layout.heard_shape), latents.DTYPE)
-        listen = functools.partial(self._listen, self._params)
-        sound = audio[None].astype(np.float32) / 32768
-        recording = Recording(listen, sound, fps, layout.reach, self._emo.audio_encoder.config)
-        return recording(-layout.reach, frames + 2 * layout.reach)[0].astype(latents.DTYPE)
+            return np.zeros((count if layout.layers else 0, *layout.audio_feature_shape), latents.DTYPE)
+        hidden_states = functools.partial(self._hidden_states, self._params)
+        waveform = audio[None].astype(np.float32) / 32768
+        recording = Recording(hidden_states, waveform, fps, layout.reach, self._emo.audio_encoder.config)
+        return np.asarray(recording(-layout.reach, count))[0].astype(latents.DTYPE)
 
 
-def _make_shards(encoder, source, work, files, layout, seed):
-    """The shards of this process that are not there yet; the summary of each is written last."""
-    count = len(files)
-    mine = [i for i in range(jax.process_index(), count, jax.process_count()) if not _summary(work, i).exists()]
-    rows = {i: range(i * len(source) // count, (i + 1) * len(source) // count) for i in mine}
-    with Progress(sum(map(len, rows.values())), "latents", "record") as progress:
-        for i, positions in rows.items():
-            with whole(work / files[i]) as partial:
-                writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-                index = _write_records(writer, encoder, source, positions, layout, seed, progress)
-                writer.close()
-            write_text(_summary(work, i), json.dumps(index))
+def write_shards(build: LatentBuild, encoder: RecordEncoder) -> None:
+    """Writes the missing shards among those of this process."""
+    indices = [i for i in build.missing() if i % jax.process_count() == jax.process_index()]
+    with Progress(sum(len(build.positions(i)) for i in indices), "latents", "record") as progress:
+        for i in indices:
+            build.write_shard(i, lambda writer, i=i: _write_records(writer, build, i, encoder, progress))
 
 
-def _write_records(writer, encoder, source, positions, layout, seed, progress):
-    """The shard's summary: frames, fps and sound of each record."""
-    index = {"frames": [], "fps": [], "sound": []}
-    for position in positions:
-        with records.reading(source, position) as record:
-            for entry in _entries(encoder, record, position, layout, seed):
+def _write_records(
+    writer: ArrayRecordWriter, build: LatentBuild, shard: int, encoder: RecordEncoder, progress: Progress
+) -> dict[str, list]:
+    """Writes the records of a shard; returns the summary: frames, fps and sound of each record."""
+    index: dict[str, list] = {"frames": [], "fps": [], "sound": []}
+    for position in build.positions(shard):
+        with records.open_record(build.source, position) as record:
+            for entry in _encode_record(record, position, build, encoder):
                 writer.write(entry)
         index["frames"].append(len(record["boxes"]))
         index["fps"].append(float(record["fps"]))
@@ -146,34 +235,49 @@ def _write_records(writer, encoder, source, positions, layout, seed, progress):
     return index
 
 
-def _entries(encoder, record, position, layout, seed):
-    total = len(record["boxes"])
+def _encode_record(
+    record: dict[str, Any], position: int, build: LatentBuild, encoder: RecordEncoder
+) -> Iterator[bytes]:
+    """Returns the entries of one record."""
+    total, layout = len(record["boxes"]), build.layout
     frames = mp4.decode_video(record["video"], 0, total)
-    windows = list(latents.draw_windows(seed, position, frames.shape[1:3], layout))
+    windows = list(latents.draw_windows(build.seed, position, frames.shape[1:3], layout))
     fields = {name: record[name] for name in ("boxes", "speed", "audio")} | {"windows": np.array(windows)}
 
-    def pictures():
+    def encode_windows() -> Iterator[np.ndarray]:
         for window in windows:
-            seen = transforms.crop(frames, window, layout.image_size)
-            yield encoder.pictures(seen)
+            images = transforms.crop(frames, window, layout.image_size)
+            yield encoder.encode_images(images)
             if layout.mirrored:
-                yield encoder.pictures(seen[:, :, ::-1])
+                yield encoder.encode_images(images[:, :, ::-1])
 
-    return latents.pack(fields, pictures(), encoder.features(record["audio"], total, float(record["fps"]), layout))
-
-
-def _summary(work, index):
-    return work / f"shard-{index:05d}.json"
+    features = encoder.encode_audio(record["audio"], total, float(record["fps"]), layout)
+    return latents.pack_entries(fields, encode_windows(), features)
 
 
-def _finish(work, target, split, files, layout, weights):
-    summaries = [json.loads(_summary(work, i).read_text()) for i in range(len(files))]
-    index = {name: sum((summary[name] for summary in summaries), []) for name in summaries[0]}
-    found = dict(split=split, layout=dataclasses.asdict(layout), files=files, records=index, weights=weights)
-    remove_leftovers(work)
-    write_text(work / latents.LATENTS_FILE, json.dumps(found))
-    if target.is_dir():
-        target.rmdir()  # empty, says `begin`
-    os.replace(work, target)
-    for i in range(len(files)):
-        _summary(target, i).unlink()
+def publish_latents(build: LatentBuild, weights: dict[str, Any]) -> None:
+    """Assembles the shards under the final name.
+
+    Args:
+      build: the directory; all of its shards are complete.
+      weights: magnitudes of the encoders' weights, by which training recognizes them; see `encoder_magnitudes`.
+    """
+    summaries = build.read_summaries()
+    files = shard_names(f"latents-{build.source.split}", build.shards)
+    index = {name: _concatenate(summary[name] for summary in summaries) for name in summaries[0]}
+
+    def write_metadata(directory: pathlib.Path) -> None:
+        metadata = dict(
+            split=build.source.split,
+            layout=dataclasses.asdict(build.layout),
+            files=files,
+            records=index,
+            weights=weights,
+        )
+        write_text(directory / latents.LATENTS_FILE, json.dumps(metadata))
+
+    build.publish({name: i for i, name in enumerate(files)}, write_metadata)
+
+
+def _concatenate(lists: Iterable[list]) -> list:
+    return [value for values in lists for value in values]

@@ -1,4 +1,4 @@
-"""From single pictures to records of one frame, which feed the stages that are fed single frames."""
+"""From single pictures to records of one frame, for the training stages that use single frames."""
 
 from __future__ import annotations
 
@@ -10,42 +10,54 @@ from emo_jax.data.records import Record
 from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.media.images import load_image
 from emo_jax.media.mp4 import encode_video
-from emo_jax.preparation.shots import Meter, Rules, cut_square, faults, square_window, window_flags
+from emo_jax.preparation.shots import Meter, Rules, crop_square, fit_square, rejection_reasons, square_flags
 from emo_jax.preparation.video_records import FPS, record_id
 
 
 def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAnalyzer, licence: str) -> Record:
-    """The record of the picture at `path`, its one usable face cut out as a video's would be.
+    """Makes the record of a picture, cropped around its face like a video.
 
-    Its id depends on the name. The speed is 0 and cannot be trusted; the frame rate says nothing.
+    The speed is 0 with confidence 0, and the frame rate has no meaning.
+
+    Args:
+      path: path of the file.
+      name: name of the picture, from which the id is made.
+      rules: requirements for a record.
+      analyzer: the face analyzer.
+      licence: licence of the picture.
+
+    Returns:
+      A record of one frame.
 
     Raises:
-      ValueError: why the picture cannot be used.
+      ValueError: if the picture cannot be used; the message is the reason.
     """
     image = load_image(path)
     meter = Meter(analyzer)
     meter.add(image)
-    seen = meter.measurements()
-    (reason,) = faults(seen, rules)
+    measurements = meter.measurements()
+    (reason,) = rejection_reasons(measurements, rules)
     if reason:
         raise ValueError(reason)
-    window = square_window(seen.box, *image.shape[:2])
-    if window is None:
-        raise ValueError("no square of the picture holds the face")
-    left, top, side = window
-    boxes = (seen.box - (left, top, left, top)) * (rules.size / side)
+    height, width = image.shape[:2]
+    square = fit_square(measurements.box, height, width)
+    if square is None:
+        raise ValueError("no square of the picture contains the face")
+    left, top, side = square
+    scale = rules.size / side
+    boxes = (measurements.box - (left, top, left, top)) * scale
     return Record(
         id=record_id(name),
         source=name,
         licence=licence,
-        video=encode_video(cut_square(image, window, rules.size)[None], FPS),
+        video=encode_video(crop_square(image, square, rules.size)[None], FPS),
         audio=np.zeros(0, np.int16),
         fps=float(FPS),
         boxes=np.clip(boxes, 0, rules.size).astype(np.float32),
-        landmarks=(seen.landmarks - (left, top)) * (rules.size / side),
-        rotation=seen.rotation.astype(np.float32),
+        landmarks=(measurements.landmarks - (left, top)) * scale,
+        rotation=measurements.rotation.astype(np.float32),
         speed=np.zeros(1, np.float32),
         speed_confidence=np.zeros(1, np.float32),
         analyzer=f"{analyzer.name}: {analyzer.measures}",
-        flags=" ".join(["no-sound", *analyzer_flags(analyzer), *window_flags(window, rules)]),
+        flags=" ".join(["no-sound", *analyzer_flags(analyzer), *square_flags(square, rules)]),
     )

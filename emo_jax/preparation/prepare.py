@@ -1,4 +1,4 @@
-"""`emo prepare`: write records (TFDS datasets of ArrayRecord files) to train on."""
+"""Prepares datasets of records from videos and pictures (`emo prepare videos`, `emo prepare images`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emo_jax.data.records import Record, write_records
 from emo_jax.files import write_text
@@ -31,49 +31,70 @@ def prepare_videos(
     runner: str | None = None,
     runner_options: Sequence[str] = (),
 ) -> dict:
-    """Cut talking heads out of videos and write them as the split train of `output`; returns the report.
+    """Crops talking heads out of videos and writes them as the split train of a dataset.
 
-    Equal arguments give equal records, however often the run was killed on its way; see `emo prepare videos --help`.
-    Made by `workers` processes, or on Apache Beam's `runner`, which changes nothing in them. A video that cannot be
-    used is a line of `rejected.jsonl`. Raises ValueError (one line) on arguments that make no sense, and where no video
-    gave a record; OSError where the runner fails.
+    Equal arguments give equal records, even if the run was interrupted and called again; `workers` and `runner` do not
+    change them. A video that cannot be used is listed in `rejected.jsonl`.
+
+    Args:
+      inputs: files, folders or glob patterns.
+      output: directory of the dataset.
+      size: side of the frames in pixels, even.
+      seconds: approximate length of a record.
+      min_seconds: minimum length of a record.
+      min_face: minimum height of the face in pixels of the source.
+      faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
+      face_model: path of the analyzer's model file.
+      licence: licence of the videos, which is stored in the records.
+      workers: number of processes.
+      shards: maximum number of files.
+      runner: Apache Beam runner that is used instead of local processes, see `beam.make_beam_runner`.
+      runner_options: options of the runner.
+
+    Returns:
+      The report, see `report.make_report`.
+
+    Raises:
+      ValueError: if an argument is out of range, or no video gave a record.
+      OSError: if the runner fails.
     """
     from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation import report
-    from emo_jax.preparation.shards import Plan, finish
+    from emo_jax.preparation.beam import make_beam_runner
     from emo_jax.preparation.shots import Rules
-    from emo_jax.preparation.tfds_builder import beam_maker
     from emo_jax.preparation.video_records import FPS, Settings
+    from emo_jax.preparation.video_shards import VideoBuild, publish_records
     from emo_jax.preparation.workers import make_shards
 
-    if size % 2 or size < 16:
-        raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
-    for name, value, least in (
+    _check_size(size)
+    for name, value, minimum in (
         ("--seconds", seconds, min_seconds),
         ("--min-seconds", min_seconds, 2 / FPS),
         ("--min-face", min_face, 1),
         ("--workers", workers, 1),
         ("--shards", shards, 1),
     ):
-        if not (math.isfinite(value) and value >= least):
-            raise ValueError(f"{name} is {value}; give a number of at least {least:g}")
+        if not (math.isfinite(value) and value >= minimum):
+            raise ValueError(f"{name} is {value}; expected at least {minimum:g}")
     model = os.path.abspath(face_model) if face_model else None
-    analyzer = make_analyzer(faces, model)  # now, for its errors
+    analyzer = make_analyzer(faces, model)  # raises errors before the work starts
     if runner_options and not runner:
-        raise ValueError(f"--runner-options {' '.join(runner_options)} are for a runner: give --runner too")
+        raise ValueError(f"--runner-options {' '.join(runner_options)} needs --runner")
     settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, model, licence)
-    plan = Plan(pathlib.Path(output).absolute(), find_videos(inputs), settings, shards)
-    make = beam_maker(runner, runner_options) if runner else functools.partial(make_shards, workers=workers)
-    if plan.begin():
-        with Progress(len(plan.videos), "videos", "video") as progress:
-            make(plan, progress=progress)
-        finish(plan, lambda directory, summaries: report.write_report(directory, summaries, FPS))
-    found = report.read_report(plan.target)
-    if not found["records"]:
+    build = VideoBuild(pathlib.Path(output).absolute(), find_inputs(inputs), settings, shards)
+    make: Callable[..., None] = functools.partial(make_shards, workers=workers)
+    if runner:
+        make = make_beam_runner(runner, runner_options)
+    if build.begin():
+        with Progress(len(build.videos), "videos", "video") as progress:
+            make(build, progress=progress)
+        publish_records(build, lambda directory, summaries: report.write_report(directory, summaries, FPS))
+    result = report.read_report(build.target)
+    if not result["records"]:
         raise ValueError(
-            f"none of {found['videos']} videos gave a record: {plan.target / report.REJECTED_FILE} has the reasons"
+            f"none of {result['videos']} videos gave a record; the reasons are in {build.target / report.REJECTED_FILE}"
         )
-    return found
+    return result
 
 
 def prepare_images(
@@ -86,23 +107,36 @@ def prepare_images(
     face_model: str | None = None,
     licence: str = "unknown",
 ) -> tuple[int, int]:
-    """Cut the faces out of pictures and write them as the split train of `output`, a record of one frame each.
+    """Crops faces out of pictures and writes them as the split train of a dataset, as records of one frame.
 
-    Returns how many records were written and how many pictures were left out; `rejected.jsonl` has the reasons. Raises
-    ValueError (one line) on arguments that make no sense, and where no picture gave a record.
+    Args:
+      inputs: files, folders or glob patterns.
+      output: directory of the dataset; must not exist, or be empty.
+      size: side of the frames in pixels, even.
+      min_face: minimum height of the face in pixels of the source.
+      faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
+      face_model: path of the analyzer's model file.
+      licence: licence of the pictures, which is stored in the records.
+
+    Returns:
+      The number of records and the number of rejected pictures; `rejected.jsonl` contains the reasons.
+
+    Raises:
+      ValueError: if an argument is out of range, or no picture gave a record.
     """
     from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation.picture_records import picture_record
     from emo_jax.preparation.report import REJECTED_FILE
     from emo_jax.preparation.shots import Rules
 
-    if size % 2 or size < 16 or not min_face >= 1:
-        raise ValueError(f"--size is {size}, --min-face {min_face}; give an even side of at least 16, and at least 1")
+    _check_size(size)
+    if not min_face >= 1:
+        raise ValueError(f"--min-face is {min_face}; expected at least 1")
     analyzer, rules = make_analyzer(faces, face_model), Rules(min_face=min_face, size=size)
-    pictures, rejected, count = find_videos(inputs), [], 0
+    pictures = find_inputs(inputs)
+    rejected: list[dict[str, str]] = []
 
-    def made() -> Iterator[Record]:
-        nonlocal count
+    def records() -> Iterator[Record]:
         with Progress(len(pictures), "pictures", "picture") as progress:
             for path, name in pictures:
                 try:
@@ -111,31 +145,44 @@ def prepare_images(
                     reason = " ".join(str(error).split()).replace(str(path), name)
                     rejected.append({"source": name, "reason": reason})
                 else:
-                    count += 1
                     yield record
                 progress.add()
-        if not count:
+        if len(rejected) == len(pictures):
             first = rejected[0]
             raise ValueError(f"none of {len(pictures)} pictures gave a record; {first['source']}: {first['reason']}")
 
-    write_records(output, {"train": made}, progress=False)
+    write_records(output, {"train": records}, progress=False)
     write_text(pathlib.Path(output, REJECTED_FILE), "".join(json.dumps(line) + "\n" for line in rejected))
-    return count, len(rejected)
+    return len(pictures) - len(rejected), len(rejected)
 
 
-def find_videos(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]:
-    """(path, name) of the files that the patterns, files and folders name, in the order of their names.
+def _check_size(size: int) -> None:
+    if size % 2 or size < 16:
+        raise ValueError(f"--size is {size}; expected an even number of at least 16 pixels")
 
-    The name is the path below the folder that holds them all. Raises ValueError where a pattern names no file.
+
+def find_inputs(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]:
+    """Finds the files that glob patterns, files and folders (recursively) name.
+
+    Args:
+      patterns: the patterns.
+
+    Returns:
+      (path, name) in the order of the names; the name is the path relative to the common folder of all files.
+
+    Raises:
+      ValueError: if a pattern matches no file.
     """
-    found: set[str] = set()
+    matches: set[str] = set()
     for pattern in patterns:
-        whole = os.path.join(glob.escape(pattern), "**") if os.path.isdir(pattern) else pattern
-        paths = glob.glob(whole, recursive=True) or ([pattern] if os.path.exists(pattern) else [])
+        recursive = os.path.join(glob.escape(pattern), "**") if os.path.isdir(pattern) else pattern
+        paths = glob.glob(recursive, recursive=True) or ([pattern] if os.path.exists(pattern) else [])
         files = {os.path.abspath(path) for path in paths if os.path.isfile(path)}
         if not files:
-            raise ValueError(f"--input {pattern} names no file; give files, folders or patterns such as 'in/**/*.mp4'")
-        found |= files
-    root = os.path.commonpath([os.path.dirname(path) for path in found])
-    names = {path: os.fsencode(os.path.relpath(path, root)).decode(errors="backslashreplace") for path in found}
-    return tuple((pathlib.Path(path), names[path]) for path in sorted(found, key=names.get))
+            raise ValueError(
+                f"--input {pattern} matches no file; give files, folders or patterns such as 'in/**/*.mp4'"
+            )
+        matches |= files
+    root = os.path.commonpath([os.path.dirname(path) for path in matches])
+    names = {path: os.fsencode(os.path.relpath(path, root)).decode(errors="backslashreplace") for path in matches}
+    return tuple((pathlib.Path(path), names[path]) for path in sorted(matches, key=names.__getitem__))

@@ -1,4 +1,4 @@
-"""What became of a folder of videos: `report.json` and `rejected.jsonl` to compute with, `report.html` to look at."""
+"""Reports on the videos of a dataset: `report.json` and `rejected.jsonl` for programs, `report.html` for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from emo_jax.files import write_text
 REPORT_FILE, REJECTED_FILE, PAGE_FILE = "report.json", "rejected.jsonl", "report.html"
 MAX_THUMBNAILS = 200
 BINS = 24
-MEASURES = {
+QUANTITIES = {
     "seconds": "length of a record in seconds",
     "face_pixels": "height of the face in the source in pixels",
     "speed": "mean head rotation speed in degrees per frame",
@@ -23,10 +23,15 @@ MEASURES = {
 
 
 def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> None:
-    """Writes the three files from the shards' summaries.
+    """Writes the three files of the report.
 
-    `rejected.jsonl` has a line for each video that gave no record, or not all: source, reason, frames, records, dropped
-    (frames left out, by reason).
+    `rejected.jsonl` has one line for each video that was rejected or only partly used, with the fields of
+    `video_records.Outcome`.
+
+    Args:
+      directory: directory of the files.
+      summaries: summaries of the shards, see `video_shards.make_shard`.
+      fps: frames per second of the videos.
     """
     rows = [row for summary in summaries for row in summary["records"]]
     videos = [video for summary in summaries for video in summary["videos"]]
@@ -39,16 +44,25 @@ def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> 
 
 
 def read_report(directory: pathlib.Path) -> dict:
-    """What is in `report.json`."""
+    """Returns the content of `report.json`."""
     return json.loads((directory / REPORT_FILE).read_text())
 
 
 def make_report(rows: list[dict], videos: list[dict], fps: float) -> dict:
-    """Counts and statistics of records (rows) and videos."""
+    """Computes counts and statistics.
+
+    Args:
+      rows: report rows of the records.
+      videos: outcomes of the videos, as dicts.
+      fps: frames per second of the videos.
+
+    Returns:
+      The content of `report.json`.
+    """
     dropped: collections.Counter[str] = collections.Counter()
     for video in videos:
         dropped.update(video["dropped"])
-    values = {name: _values(rows, name) for name in MEASURES}
+    values = {name: _values(rows, name) for name in QUANTITIES}
     return dict(
         videos=len(videos),
         videos_rejected=sum(not video["records"] for video in videos),
@@ -59,7 +73,7 @@ def make_report(rows: list[dict], videos: list[dict], fps: float) -> dict:
         frames_kept=sum(row["frames"] for row in rows),
         seconds_dropped={reason: round(count / fps, 2) for reason, count in dropped.most_common()},
         flags=dict(collections.Counter(flag for row in rows for flag in row["flags"]).most_common()),
-        statistics={name: _statistics(found) for name, found in values.items() if len(found)},
+        statistics={name: _statistics(array) for name, array in values.items() if len(array)},
     )
 
 
@@ -70,27 +84,27 @@ def _values(rows: list[dict], name: str) -> np.ndarray:
 
 
 def _statistics(values: np.ndarray) -> dict:
-    shares = {"least": 0, "tenth": 0.1, "median": 0.5, "nine_tenths": 0.9, "most": 1}
-    found = {name: round(float(np.quantile(values, share)), 4) for name, share in shares.items()}
-    return found | {"mean": round(float(values.mean()), 4)}
+    levels = {"least": 0, "tenth": 0.1, "median": 0.5, "nine_tenths": 0.9, "most": 1}
+    quantiles = {name: round(float(np.quantile(values, level)), 4) for name, level in levels.items()}
+    return quantiles | {"mean": round(float(values.mean()), 4)}
 
 
 def _page(report: dict, rows: list[dict], rejected: list[dict]) -> str:
     facts = "".join(
-        f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{html.escape(_told(value))}</td></tr>"
+        f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{html.escape(_format(value))}</td></tr>"
         for name, value in report.items()
         if name != "statistics"
     )
-    shown, faulty = min(len(rows), MAX_THUMBNAILS), min(len(rejected), MAX_THUMBNAILS)
-    charts = "".join(_histogram(_values(rows, name), text) for name, text in MEASURES.items())
-    pictures = "".join(
+    rows_shown, rejected_shown = rows[:MAX_THUMBNAILS], rejected[:MAX_THUMBNAILS]
+    charts = "".join(_histogram(_values(rows, name), text) for name, text in QUANTITIES.items())
+    thumbnails = "".join(
         f'<figure><img src="data:image/jpeg;base64,{row["thumbnail"]}" alt=""><figcaption>{html.escape(row["id"])}<br>'
         f"{html.escape(' '.join(row['flags']))}</figcaption></figure>"
-        for row in rows[:MAX_THUMBNAILS]
+        for row in rows_shown
     )
-    faults = "".join(
+    reasons = "".join(
         f"<tr><td>{html.escape(video['source'])}</td><td>{html.escape(video['reason'])}</td></tr>"
-        for video in rejected[:MAX_THUMBNAILS]
+        for video in rejected_shown
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Records</title><style>
@@ -100,13 +114,13 @@ svg {{ margin: 0.5em; }}
 </style></head><body>
 <h1>Records</h1><table>{facts}</table>
 <h2>Distributions over the records</h2>{charts}
-<h2>Middle frames ({shown} of {len(rows)})</h2>{pictures}
-<h2>Rejected ({faulty} of {len(rejected)}; all in {REJECTED_FILE})</h2><table>{faults}</table>
+<h2>Middle frames ({len(rows_shown)} of {len(rows)})</h2>{thumbnails}
+<h2>Rejected ({len(rejected_shown)} of {len(rejected)}; all are in {REJECTED_FILE})</h2><table>{reasons}</table>
 </body></html>
 """
 
 
-def _told(value) -> str:
+def _format(value: dict[str, float] | float) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {count:g}" for name, count in value.items()) or "none"
     return f"{value:g}"
@@ -118,9 +132,9 @@ def _histogram(values: np.ndarray, text: str) -> str:
     counts, edges = np.histogram(values, BINS)
     heights = 96 * counts / counts.max()
     bars = "".join(
-        f'<rect x="{12 * k}" y="{100 - high:.1f}" width="11" height="{high:.1f}" fill="#46a">'
+        f'<rect x="{12 * k}" y="{100 - height:.1f}" width="11" height="{height:.1f}" fill="#46a">'
         f"<title>{edges[k]:.3g} to {edges[k + 1]:.3g}: {counts[k]}</title></rect>"
-        for k, high in enumerate(heights)
+        for k, height in enumerate(heights)
     )
     return (
         f'<svg width="{12 * BINS}" height="130" role="img"><title>{html.escape(text)}</title>{bars}'

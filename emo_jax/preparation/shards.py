@@ -1,195 +1,142 @@
-"""A data set in shards that can be made one by one, in any order, by any number of processes, and after a kill.
+"""Directories that are built in shards: in any order, by any number of processes, and resumable after a kill.
 
-Until all shards are there they lie in a hidden folder beside the data set. A shard is done when its JSON file is: that
-one is written last, holds what the report needs, and a shard that has it is never made again.
+A build is in a hidden directory beside its target until it is complete. A shard is complete once its summary, a JSON
+file, exists: the summary is written last, and a shard that has one is never written again.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import abc
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from emo_jax.data.records import INDEX_FILE, EmoRecords, record_features
-from emo_jax.faces.analyzers import make_analyzer
 from emo_jax.files import remove_leftovers, whole, write_text
-from emo_jax.preparation.video_records import Outcome, Settings, video_records
 
-SPLIT = "train"
 PLAN_FILE = "plan.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Which videos go into which shard, and where the work lies until it is done.
+class ShardedBuild(abc.ABC):
+    """A directory that is built in shards.
 
-    videos: (path, name) in the order of names. target: directory of the data set to be. limit: shards at most.
+    Attributes:
+      target: absolute path of the finished directory.
+      differences: what may differ in another build of the same target, for error messages.
+      writer_options: options of the ArrayRecord writer.
     """
 
     target: pathlib.Path
-    videos: tuple[tuple[pathlib.Path, str], ...]
-    settings: Settings
-    limit: int
+    differences: ClassVar[str]
+    writer_options: ClassVar[str]
+
+    @property
+    @abc.abstractmethod
+    def shards(self) -> int:
+        """The number of shards."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """Returns everything that the result depends on, as JSON; it is stored in `plan.json`."""
 
     @property
     def work(self) -> pathlib.Path:
+        """The directory of the unfinished build."""
         return self.target.parent / f".{self.target.name}.partial"
 
-    @property
-    def shards(self) -> int:
-        return min(len(self.videos), self.limit)
-
-    def shard(self, index: int) -> tuple[tuple[pathlib.Path, str], ...]:
-        """The videos of one shard: neighbours, in almost equal numbers."""
-        count = len(self.videos)
-        return self.videos[index * count // self.shards : (index + 1) * count // self.shards]
-
-    def summary(self, index: int) -> pathlib.Path:
-        return self.work / f"shard-{index:05d}.json"
-
     def data(self, index: int) -> pathlib.Path:
+        """Returns the path of a shard's ArrayRecord file."""
         return self.work / f"shard-{index:05d}.array_record"
 
-    def current(self, index: int) -> pathlib.Path:
-        """Names the video at work, so that one that takes its process down is known."""
-        return self.work / f"shard-{index:05d}.current"
+    def summary(self, index: int) -> pathlib.Path:
+        """Returns the path of a shard's summary."""
+        return self.work / f"shard-{index:05d}.json"
 
-    def done(self) -> int:
-        """Videos in the shards that are made."""
-        return len(self.videos) - sum(len(self.shard(index)) for index in self.missing())
+    def bounds(self, index: int, count: int) -> range:
+        """Returns which of `count` consecutive inputs belong to a shard; shards differ in size by at most one."""
+        return range(index * count // self.shards, (index + 1) * count // self.shards)
 
     def missing(self) -> list[int]:
-        """The shards still to be made."""
+        """Returns the shards that are not complete."""
         return [index for index in range(self.shards) if not self.summary(index).exists()]
 
-    def describe(self) -> str:
-        """What the result depends on, as JSON."""
-        videos = [(name, path.stat().st_size) for path, name in self.videos]
-        version = str(EmoRecords.VERSION)
-        told = dict(version=version, settings=dataclasses.asdict(self.settings), videos=videos, shards=self.limit)
-        return json.dumps(told, indent=1)
-
     def begin(self) -> bool:
-        """Makes the folder of the work. False where the data set is there already, made from the same.
+        """Creates the directory of the unfinished build, or continues an earlier one.
 
-        Raises ValueError where the data set or unfinished work is there, from something else.
+        Returns:
+          False if the target exists already and was built from the same inputs.
+
+        Raises:
+          ValueError: if the target or an unfinished build exists and differs in its inputs.
         """
-        if not begin(self.target, self.work, self.describe(), "with other options or from other videos"):
-            return False
-        remove_leftovers(self.work)
-        for path in self.work.glob("*.current"):
-            path.unlink()  # left by a run that was killed
+        description, target, work = self.describe(), self.target, self.work
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            if _has_content(target / PLAN_FILE, description):
+                return False
+            raise ValueError(
+                f"{target} exists already and was built with {self.differences}: delete it, or choose another directory"
+            )
+        if (work / PLAN_FILE).exists() and not _has_content(work / PLAN_FILE, description):
+            raise ValueError(
+                f"{work} holds an unfinished build with {self.differences}: finish it with the same ones, or delete it"
+            )
+        work.mkdir(parents=True, exist_ok=True)
+        write_text(work / PLAN_FILE, description)
         return True
 
+    def write_shard(self, index: int, write: Callable[[ArrayRecordWriter], dict[str, Any]]) -> None:
+        """Writes a shard and then its summary.
 
-def begin(target: pathlib.Path, work: pathlib.Path, told: str, what: str) -> bool:
-    """Makes the folder of the work; `told` is all that the result depends on, `what` how another may have been made.
+        Args:
+          index: number of the shard.
+          write: writes the entries and returns the summary.
+        """
+        with whole(self.data(index)) as partial:
+            writer = ArrayRecordWriter(str(partial), self.writer_options)
+            summary = write(writer)
+            writer.close()
+        write_text(self.summary(index), json.dumps(summary))
 
-    False where the result is there already, made from the same. Raises ValueError where it or unfinished work is there,
-    made otherwise.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if _same(target / PLAN_FILE, told):
-            return False
-        raise ValueError(f"{target} exists already, made {what}: delete it, or choose another directory")
-    if work.exists() and (work / PLAN_FILE).exists() and not _same(work / PLAN_FILE, told):
-        raise ValueError(f"{work} holds a run that was begun {what}: finish it with those, or delete it")
-    work.mkdir(parents=True, exist_ok=True)
-    write_text(work / PLAN_FILE, told)
-    return True
+    def read_summaries(self) -> list[dict[str, Any]]:
+        """Returns the summaries of all shards."""
+        return [json.loads(self.summary(index).read_text()) for index in range(self.shards)]
 
+    def publish(self, files: dict[str, int], write_metadata: Callable[[pathlib.Path], None]) -> None:
+        """Assembles the finished directory under its final name and removes the unfinished one.
 
-def make_shard(plan: Plan, index: int, skip: Iterable[str] = (), tick: Callable[[float], None] = lambda _: None):
-    """Writes one shard and its summary; `skip` names videos that took their process down before."""
-    with whole(plan.data(index)) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")
-        summary = _write_videos(writer, plan, index, skip, tick)
-        writer.close()
-    write_text(plan.summary(index), json.dumps(summary))
-    plan.current(index).unlink(missing_ok=True)
-
-
-def _write_videos(writer, plan, index, skip, tick):
-    """The shard's summary: what its records hold, and how each video ended."""
-    analyzer = make_analyzer(plan.settings.faces, plan.settings.face_model)
-    features, rows, outcomes, size = record_features(), [], [], 0
-    for path, name in plan.shard(index):
-        if name in skip:
-            outcomes.append(Outcome(name, reason="its decoder took the process down, or it needs too much memory"))
-            tick(1.0)
-            continue
-        write_text(plan.current(index), name)
-        done = 0.0
-
-        def told(share):
-            nonlocal done
-            done += share
-            tick(share)
-
-        videos = video_records(path, name, plan.settings, analyzer, told)
-        while True:
-            try:
-                example, row = next(videos)
-            except StopIteration as stop:
-                outcomes.append(stop.value)
-                break
-            data = features.serialize_example(example)
-            writer.write(data)
-            rows.append(row)
-            size += len(data)
-        tick(1.0 - done)
-    return dict(bytes=size, records=rows, videos=[dataclasses.asdict(outcome) for outcome in outcomes])
+        Args:
+          files: {file name: shard} of the finished directory.
+          write_metadata: writes further files into the directory that it is given.
+        """
+        complete = self.work / "complete"
+        remove_leftovers(self.work)
+        shutil.rmtree(complete, ignore_errors=True)
+        complete.mkdir()
+        for name, index in files.items():
+            _link(self.data(index), complete / name)
+        write_metadata(complete)
+        shutil.copyfile(self.work / PLAN_FILE, complete / PLAN_FILE)
+        if self.target.is_dir():
+            self.target.rmdir()  # `begin` has checked that it is empty
+        os.replace(complete, self.target)
+        shutil.rmtree(self.work)
 
 
-def finish(plan: Plan, extra: Callable[[pathlib.Path, list[dict]], None]) -> None:
-    """Puts the shards together under the final name.
-
-    extra(directory, summaries) may write more files before the directory gets its name.
-    """
-    summaries = [json.loads(plan.summary(index).read_text()) for index in range(plan.shards)]
-    made = plan.work / "whole"
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir()
-    filled = [index for index, summary in enumerate(summaries) if summary["records"]]
-    if filled:
-        for number, index in enumerate(filled):
-            name = f"{EmoRecords.name}-{SPLIT}.array_record-{number:05d}-of-{len(filled):05d}"
-            _link(plan.data(index), made / name)
-        lengths = [len(summaries[index]["records"]) for index in filled]
-        split = tfds.core.SplitInfo(
-            name=SPLIT, shard_lengths=lengths, num_bytes=sum(summaries[index]["bytes"] for index in filled)
-        )
-        tfds.folder_dataset.write_metadata(
-            data_dir=made,
-            features=record_features(),
-            split_infos=[split],
-            version=str(EmoRecords.VERSION),
-            description="Talking heads for emo_jax.",
-            check_data=False,
-        )
-        rows = [row for summary in summaries for row in summary["records"]]
-        index = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound")}
-        write_text(made / INDEX_FILE, json.dumps({SPLIT: index}))
-    extra(made, summaries)
-    shutil.copyfile(plan.work / PLAN_FILE, made / PLAN_FILE)
-    if plan.target.is_dir():
-        plan.target.rmdir()  # empty, says `begin`
-    os.replace(made, plan.target)
-    shutil.rmtree(plan.work)
+def shard_names(prefix: str, count: int) -> list[str]:
+    """Returns the names of `count` ArrayRecord files of one dataset."""
+    return [f"{prefix}.array_record-{index:05d}-of-{count:05d}" for index in range(count)]
 
 
-def _same(path: pathlib.Path, text: str) -> bool:
+def _has_content(path: pathlib.Path, text: str) -> bool:
     return path.is_file() and path.read_text() == text
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """A second name for the file, or a copy where file systems have no such thing; the first stays for another try."""
+    """Hard-links a file, or copies it if the file system has no hard links; the source is kept for another attempt."""
     try:
         os.link(source, target)
     except OSError:

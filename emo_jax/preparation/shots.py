@@ -1,4 +1,4 @@
-"""Shots: where a video is cut, which frames of it can be used, and which stretches of those become records."""
+"""Shots: finds the cuts of a video, the usable frames, and the spans of frames that become records."""
 
 from __future__ import annotations
 
@@ -11,22 +11,32 @@ import numpy as np
 from emo_jax.faces.analyzer import FaceAnalyzer
 from emo_jax.faces.boxes import Box
 
-CUT_LIKENESS = 0.8  # correlation of two frames' brightness above which they show the same, in another light at most
-CUT_DIFFERENCE = 8.0  # mean change of brightness at a cut, of 255
-CUT_AGAINST_MOTION = 3.0  # times the usual change of the frames before: fast motion is no cut
-DARK, BRIGHT = 28.0, 245.0  # mean brightness of a face, of 255
-BLURRED = 12.0  # variance of the Laplacian of a face of SHARPNESS_SIDE pixels
+SAME_SCENE_CORRELATION = 0.8  # brightness correlation above which two frames show the same scene, if differently lit
+CUT_DIFFERENCE = 8.0  # minimum mean change of brightness at a cut, of 255
+CUT_MOTION_RATIO = 3.0  # minimum ratio to the usual change of the previous frames, so that fast motion is not a cut
+MIN_BRIGHTNESS, MAX_BRIGHTNESS = 28.0, 245.0  # mean brightness of a face, of 255
+MIN_SHARPNESS = 12.0  # variance of the Laplacian of a face that is scaled to SHARPNESS_SIDE pixels
 SHARPNESS_SIDE = 96
-FROZEN_RATE = 8.0  # distinct frames a second below which motion is lost
-LOW_RATE = 20.0
-STEADY = 7  # frames: shorter failures of brightness, sharpness or the count of faces are chance
-FACE_HEIGHT = 0.54  # of the square, as `emo generate` crops a portrait
-FACE_CENTRE = (0.5, 0.53)  # of the square's width and height, likewise
+MIN_RATE = 8.0  # distinct frames per second below which a span is rejected
+LOW_RATE = 20.0  # distinct frames per second below which a record is flagged
+MEDIAN_FRAMES = 7  # window of the running medians: shorter changes of brightness, sharpness or face count are noise
+FACE_HEIGHT = 0.54  # height of the face in the square, as in the portraits of `emo generate`
+FACE_CENTER = (0.5, 0.53)  # center of the face in the square's width and height, likewise
+
+Square = tuple[int, int, int]
+"""A square crop window: left, top and side in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What a stretch must fulfil: lengths in seconds, sizes in pixels of the source."""
+    """Requirements for a record.
+
+    Attributes:
+      seconds: approximate length of a record.
+      min_seconds: minimum length of a record.
+      min_face: minimum height of the face in pixels of the source.
+      size: side of the frames of the record in pixels.
+    """
 
     seconds: float = 10.0
     min_seconds: float = 2.0
@@ -36,11 +46,18 @@ class Rules:
 
 @dataclasses.dataclass
 class Measurements:
-    """What was seen in N frames of a video: one row per frame.
+    """Measurements of the N frames of a video.
 
-    cut: starts a new shot. fresh: differs from the frame before. count: faces near the main one's size. box, rotation,
-    confidence, landmarks (N, P, 2): of the main face, see `Face`; P is 0 where there are none. luma: mean brightness of
-    the face. sharpness: see BLURRED.
+    Attributes:
+      cut: (N,) bool, the frame starts a new shot.
+      fresh: (N,) bool, the frame differs from the previous one.
+      count: (N,) int, number of faces whose size is close to that of the main face.
+      box: (N, 4) box of the main face; see `Face` for this and the following three.
+      rotation: (N, 3) yaw, pitch and roll.
+      confidence: (N,) confidence of the rotation.
+      landmarks: (N, P, 2) landmarks; P is 0 if the analyzer has none.
+      luma: (N,) mean brightness of the face, of 255.
+      sharpness: (N,) sharpness of the face, see MIN_SHARPNESS.
     """
 
     cut: np.ndarray
@@ -58,51 +75,68 @@ class Measurements:
 
 
 class CutDetector:
-    """Tells for each frame whether it starts a new shot: the picture changes much, more than before, and in structure.
+    """Detects cuts: a frame starts a new shot if it differs much, more than usual, and in structure.
 
-    A flash is no cut, which shows a frame later: `was_flash` then says that the cut told last was none.
+    This is our own because scenedetect 0.7.2 (PySceneDetect) depends on the distribution opencv-python, which cannot be
+    installed beside the pinned opencv-python-headless < 5 without breaking cv2.
+
+    A flash is recognized one frame later: `was_flash` then says that the last reported cut was none.
     """
 
     def __init__(self):
-        self._before = self._older = None
-        self._usual: list[float] = []
+        """Starts before the first frame."""
+        self._previous: np.ndarray | None = None
+        self._second_previous: np.ndarray | None = None
+        self._changes: list[float] = []
         self._cut = self.was_flash = False
 
     def __call__(self, image: np.ndarray) -> tuple[bool, bool]:
-        """(starts a new shot, differs at all from the frame before) for uint8 RGB (height, width, 3)."""
+        """Processes the next frame.
+
+        Args:
+          image: (height, width, 3) uint8 RGB.
+
+        Returns:
+          Whether the frame starts a new shot, and whether it differs from the previous frame.
+        """
         small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
         luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        older, before = self._older, self._before
-        self._older, self._before = before, luma
-        if before is None:
+        second_previous, previous = self._second_previous, self._previous
+        self._second_previous, self._previous = previous, luma
+        if previous is None:
             return True, True
-        self.was_flash = self._cut and older is not None and _likeness(luma, older) >= CUT_LIKENESS
-        change = float(np.abs(luma - before).mean())
-        usual = float(np.median(self._usual)) if self._usual else 0.0
-        large = change > max(CUT_DIFFERENCE, CUT_AGAINST_MOTION * usual)
-        self._cut = large and not self.was_flash and _likeness(luma, before) < CUT_LIKENESS
+        self.was_flash = (
+            self._cut and second_previous is not None and _correlation(luma, second_previous) >= SAME_SCENE_CORRELATION
+        )
+        change = float(np.abs(luma - previous).mean())
+        usual = float(np.median(self._changes)) if self._changes else 0.0
+        large = change > max(CUT_DIFFERENCE, CUT_MOTION_RATIO * usual)
+        self._cut = large and not self.was_flash and _correlation(luma, previous) < SAME_SCENE_CORRELATION
         if not self.was_flash:
-            self._usual = [] if self._cut else [*self._usual[-12:], change]
+            self._changes = [] if self._cut else [*self._changes[-12:], change]
         return self._cut, change > 0
 
 
-def _likeness(first: np.ndarray, second: np.ndarray) -> float:
-    """Pearson correlation of two pictures; 0 where one is of a single grey."""
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Returns the Pearson correlation of two images; 0 if one of them is constant."""
     first, second = first - first.mean(), second - second.mean()
-    size = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float((first * second).sum()) / size if size > 1e-3 else 0.0
+    norm = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float((first * second).sum()) / norm if norm > 1e-3 else 0.0
 
 
 class Meter:
-    """Takes the frames of a video in order; `measurements` is what it saw."""
+    """Measures the frames of a video, which are added in order."""
 
     def __init__(self, analyzer: FaceAnalyzer):
-        self._analyzer, self._cuts, self._rows, self._landmarks = analyzer, CutDetector(), [], []
+        """Takes the analyzer that finds the faces."""
+        self._analyzer, self._detect_cut = analyzer, CutDetector()
+        self._rows: list[tuple] = []
+        self._landmarks: list[np.ndarray | None] = []
 
     def add(self, image: np.ndarray) -> None:
-        """Measures uint8 RGB (height, width, 3)."""
-        cut, fresh = self._cuts(image)
-        if self._cuts.was_flash:
+        """Measures the next frame, (height, width, 3) uint8 RGB."""
+        cut, fresh = self._detect_cut(image)
+        if self._detect_cut.was_flash:
             self._rows[-1] = (False, *self._rows[-1][1:])
         if cut:
             self._analyzer.reset()
@@ -112,27 +146,27 @@ class Meter:
             self._rows.append((cut, fresh, 0, (0.0,) * 4, (0.0,) * 3, 0.0, 0.0, 0.0))
             return
         main = faces[0]
-        look = _look(image, main.box)
-        self._rows.append((cut, fresh, len(faces), main.box, main.rotation, main.confidence, *look))
+        quality = _brightness_and_sharpness(image, main.box)
+        self._rows.append((cut, fresh, len(faces), main.box, main.rotation, main.confidence, *quality))
 
     def measurements(self) -> Measurements:
+        """Returns the measurements of all frames."""
         shapes = dict(cut=(), fresh=(), count=(), box=(4,), rotation=(3,), confidence=(), luma=(), sharpness=())
         columns = list(zip(*self._rows, strict=True)) or [()] * len(shapes)
-        kinds = dict(cut=bool, fresh=bool, count=int)
-        points = next((len(marks) for marks in self._landmarks if marks is not None), 0)
+        dtypes: dict[str, type] = dict(cut=bool, fresh=bool, count=int)
+        points = next((len(landmarks) for landmarks in self._landmarks if landmarks is not None), 0)
         missing = np.zeros((points, 2), np.float32)
-        landmarks = [missing if marks is None else marks for marks in self._landmarks]
+        landmarks = [missing if face is None else face for face in self._landmarks]
         return Measurements(
             landmarks=np.array(landmarks, np.float32).reshape(len(landmarks), points, 2),
             **{
-                name: np.array(column, kinds.get(name, np.float64)).reshape(-1, *shape)
+                name: np.array(column, dtypes.get(name, np.float64)).reshape(-1, *shape)
                 for (name, shape), column in zip(shapes.items(), columns, strict=True)
             },
         )
 
 
-def _look(image: np.ndarray, box: Box) -> tuple[float, float]:
-    """(mean brightness, sharpness) of the face in the box."""
+def _brightness_and_sharpness(image: np.ndarray, box: Box) -> tuple[float, float]:
     x0, y0, x1, y1 = (max(0, round(value)) for value in box)
     face = image[y0:y1, x0:x1]
     if min(face.shape[:2]) < 2:
@@ -143,114 +177,139 @@ def _look(image: np.ndarray, box: Box) -> tuple[float, float]:
     return float(grey.mean()), float(cv2.Laplacian(scaled, cv2.CV_64F).var())
 
 
-def faults(seen: Measurements, rules: Rules) -> np.ndarray:
-    """(N,) object: why each frame cannot be used, "" where it can."""
-    height = seen.box[:, 3] - seen.box[:, 1]
-    usual = _medians(np.stack([seen.count, height, seen.luma, seen.sharpness], 1), seen.cut)
-    found = seen.count > 0
-    why = np.full(len(seen), "", object)
-    why[usual[:, 3] < BLURRED] = "face too blurred"
-    why[usual[:, 2] < DARK] = "face too dark"
-    why[usual[:, 2] > BRIGHT] = "face too bright"
-    why[usual[:, 1] < rules.min_face] = "face too small"
-    why[usual[:, 0] > 1.5] = "several faces"
-    why[~found] = "no face"
-    return why
+def rejection_reasons(measurements: Measurements, rules: Rules) -> np.ndarray:
+    """Returns (N,) object: the reason why each frame cannot be used, "" if it can."""
+    height = measurements.box[:, 3] - measurements.box[:, 1]
+    columns = np.stack([measurements.count, height, measurements.luma, measurements.sharpness], 1)
+    count, height, luma, sharpness = _running_medians(columns, measurements.cut).T
+    reasons = np.full(len(measurements), "", object)
+    reasons[sharpness < MIN_SHARPNESS] = "face too blurred"
+    reasons[luma < MIN_BRIGHTNESS] = "face too dark"
+    reasons[luma > MAX_BRIGHTNESS] = "face too bright"
+    reasons[height < rules.min_face] = "face too small"
+    reasons[count > 1.5] = "several faces"
+    reasons[measurements.count == 0] = "no face"
+    return reasons
 
 
-def _medians(values: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """(N, K) running medians over STEADY frames of the rows with a face, within each shot."""
+def _running_medians(values: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Returns running medians (N, K) over the rows with a face (first column above 0), within each shot."""
     out = values.astype(np.float64)
     present = values[:, 0] > 0
     shot = np.cumsum(cut)
     for k in np.flatnonzero(present):
-        near = slice(max(0, k - STEADY // 2), k + STEADY // 2 + 1)
-        rows = values[near][present[near] & (shot[near] == shot[k])]
+        window = slice(max(0, k - MEDIAN_FRAMES // 2), k + MEDIAN_FRAMES // 2 + 1)
+        rows = values[window][present[window] & (shot[window] == shot[k])]
         out[k] = np.median(rows, axis=0)
     return out
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
-    """Frames [start, stop) of a video that become one record, cut out by the square window = (left, top, side)."""
+class Span:
+    """Frames of a video that become one record.
+
+    Attributes:
+      start: first frame.
+      stop: frame after the last one.
+      square: the crop window.
+      flags: warnings for the record.
+    """
 
     start: int
     stop: int
-    window: tuple[int, int, int]
+    square: Square
     flags: tuple[str, ...]
 
 
-def choose_stretches(
-    seen: Measurements, rules: Rules, fps: float, frame_size: tuple[int, int], borders: tuple[int, ...] = ()
-) -> tuple[list[Stretch], dict[str, int]]:
-    """The stretches of a video that become records, and for each reason how many frames are left out.
+def choose_spans(
+    measurements: Measurements, rules: Rules, fps: float, frame_size: tuple[int, int], borders: tuple[int, ...] = ()
+) -> tuple[list[Span], dict[str, int]]:
+    """Chooses the spans of a video that become records.
 
-    A stretch is a run of frames of one shot with exactly one usable face, in equal parts of about `rules.seconds`.
-    frame_size: (height, width) of the source. borders: frames at which a stretch must end as well.
+    A run of frames of one shot with exactly one usable face is divided into equal spans of about `rules.seconds`.
+
+    Args:
+      measurements: measurements of all frames.
+      rules: requirements for a record.
+      fps: frames per second.
+      frame_size: (height, width) of the source.
+      borders: further frames at which a span must end.
+
+    Returns:
+      The spans, and {reason: number of frames left out}.
     """
-    why = faults(seen, rules)
-    starts = seen.cut.copy()
+    reasons = rejection_reasons(measurements, rules)
+    starts = measurements.cut.copy()
     starts[[frame for frame in borders if 0 <= frame < len(starts)]] = True
     chosen = []
-    for start, stop in _runs(why == "", starts):
+    for start, stop in _usable_runs(reasons == "", starts):
         parts = max(1, round((stop - start) / (rules.seconds * fps)))
         edges = np.linspace(start, stop, parts + 1).round().astype(int)
         for first, last in zip(edges[:-1], edges[1:], strict=True):
-            stretch = _stretch(seen, rules, fps, frame_size, int(first), int(last))
-            if isinstance(stretch, Stretch):
-                chosen.append(stretch)
+            span = _make_span(measurements, rules, fps, frame_size, int(first), int(last))
+            if isinstance(span, Span):
+                chosen.append(span)
             else:
-                why[first:last] = stretch
-    reasons, counts = np.unique(why[why != ""].astype(str), return_counts=True)
-    return chosen, dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+                reasons[first:last] = span
+    names, counts = np.unique(reasons[reasons != ""].astype(str), return_counts=True)
+    return chosen, dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
-def _runs(usable: np.ndarray, starts: np.ndarray) -> list[tuple[int, int]]:
-    """[start, stop) of the maximal runs of usable frames that no shot's start divides."""
+def _usable_runs(usable: np.ndarray, starts: np.ndarray) -> list[tuple[int, int]]:
+    """Returns [start, stop) of the maximal runs of usable frames that contain no other start of a shot."""
     edges = np.flatnonzero(starts | np.diff(usable, prepend=False)).tolist() + [len(usable)]
     return [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if usable[a]]
 
 
-def _stretch(seen, rules, fps, frame_size, start, stop) -> Stretch | str:
-    """The stretch, or why it cannot be used."""
+def _make_span(
+    measurements: Measurements, rules: Rules, fps: float, frame_size: tuple[int, int], start: int, stop: int
+) -> Span | str:
+    """Returns the span, or the reason why it cannot be used."""
     if stop - start < math.ceil(rules.min_seconds * fps - 1e-6):
         return f"shorter than {rules.min_seconds:g} s"
-    rate = seen.fresh[start:stop].mean() * fps
-    if rate < FROZEN_RATE:
-        return f"fewer than {FROZEN_RATE:g} different frames a second"
-    window = square_window(seen.box[start:stop], *frame_size)
-    if window is None:
+    rate = measurements.fresh[start:stop].mean() * fps
+    if rate < MIN_RATE:
+        return f"fewer than {MIN_RATE:g} different frames a second"
+    square = fit_square(measurements.box[start:stop], *frame_size)
+    if square is None:
         return "face moves out of any square"
-    flags = (["low-fps"] if rate < LOW_RATE else []) + window_flags(window, rules)
-    return Stretch(start, stop, window, tuple(flags))
+    flags = (["low-fps"] if rate < LOW_RATE else []) + square_flags(square, rules)
+    return Span(start, stop, square, tuple(flags))
 
 
-def window_flags(window: tuple[int, int, int], rules: Rules) -> list[str]:
-    """What a record says of the square it was cut with."""
-    return ["enlarged"] if window[2] * 1.5 < rules.size else []
+def square_flags(square: Square, rules: Rules) -> list[str]:
+    """Returns the warnings for a record that is cropped to a square."""
+    return ["enlarged"] if square[2] * 1.5 < rules.size else []
 
 
-def cut_square(image: np.ndarray, window: tuple[int, int, int], size: int) -> np.ndarray:
-    """The square `window`, see `square_window`, of uint8 RGB (height, width, 3) as (size, size, 3)."""
-    left, top, side = window
+def crop_square(image: np.ndarray, square: Square, size: int) -> np.ndarray:
+    """Crops an image (height, width, 3) uint8 to a square and resizes it to (size, size, 3)."""
+    left, top, side = square
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
     return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=method)
 
 
-def square_window(boxes: np.ndarray, height: int, width: int) -> tuple[int, int, int] | None:
-    """(left, top, side) of a square in a height x width picture that holds all boxes (N, 4) with a margin.
+def fit_square(boxes: np.ndarray, height: int, width: int) -> Square | None:
+    """Fits a square crop window that contains a moving face with a margin.
 
-    The face takes FACE_HEIGHT of its height and lies in its middle, as far as the picture allows; None where no square
-    in the picture holds nine tenths of the face's ways.
+    The face fills FACE_HEIGHT of the square and is centered at FACE_CENTER, as far as the borders of the frame allow.
+
+    Args:
+      boxes: (frames, 4) face boxes in pixels.
+      height: height of the frame.
+      width: width of the frame.
+
+    Returns:
+      The square; None if no square in the frame contains nine tenths of the range of the face.
     """
     low, high = np.quantile(boxes[:, :2], 0.02, axis=0), np.quantile(boxes[:, 2:], 0.98, axis=0)
     low, high = np.maximum(low, 0), np.minimum(high, (width, height))
-    reach = float((high - low).max())
-    if reach > min(height, width) / 0.9:
+    extent = float((high - low).max())
+    if extent > min(height, width) / 0.9:
         return None
-    tall = float(np.median(boxes[:, 3] - boxes[:, 1]))
-    side = math.floor(min(max(tall / FACE_HEIGHT, 1.1 * reach), height, width))
-    middle = (low + high) / 2
-    left = min(max(middle[0] - FACE_CENTRE[0] * side, 0), width - side)
-    top = min(max(middle[1] - FACE_CENTRE[1] * side, 0), height - side)
+    face_height = float(np.median(boxes[:, 3] - boxes[:, 1]))
+    side = math.floor(min(max(face_height / FACE_HEIGHT, 1.1 * extent), height, width))
+    center = (low + high) / 2
+    left = min(max(center[0] - FACE_CENTER[0] * side, 0), width - side)
+    top = min(max(center[1] - FACE_CENTER[1] * side, 0), height - side)
     return round(left), round(top), side

@@ -1,4 +1,7 @@
-"""From one video file to records: measured in a first pass, cut out and encoded in a second, never held whole."""
+"""From one video file to records: a first pass measures the frames, a second one crops and encodes the chosen spans.
+
+Frames are streamed; only those of one record are held in memory.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import base64
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import cv2
 import numpy as np
@@ -20,19 +23,27 @@ from emo_jax.media.loudness import level_gain, remove_offset
 from emo_jax.media.mp4 import encode_video
 from emo_jax.media.timing import SAMPLE_RATE, cut
 from emo_jax.media.video import read_video
-from emo_jax.preparation.shots import STEADY, Measurements, Meter, Rules, Stretch, choose_stretches, cut_square
+from emo_jax.preparation.shots import MEDIAN_FRAMES, Measurements, Meter, Rules, Span, choose_spans, crop_square
 
 FPS = 25
-SAMPLES = SAMPLE_RATE // FPS  # of a frame
-SOUND_MAY_LACK = 0.5  # seconds at the end of a video without sound, filled with silence
-SILENT = 1e-3  # root mean square, as recorded, below which a sound track says nothing (-60 dBFS)
-THUMBNAIL = 96
-MEASURED = 0.7  # share of the work that is measuring, for the progress shown
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+MAX_MISSING_SOUND = 0.5  # seconds without sound at the end of a video that are filled with silence
+SILENCE_RMS = 1e-3  # root mean square of the recorded sound below which a record counts as silent (-60 dBFS)
+THUMBNAIL_SIZE = 96
+MEASURING_SHARE = 0.7  # share of the work that measuring takes, for the progress
+SMOOTHING_FRAMES = MEDIAN_FRAMES
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `emo prepare videos` was asked for: the rules of a stretch, the face analyzer, the licence of the videos."""
+    """Settings of `emo prepare videos` that the records depend on.
+
+    Attributes:
+      rules: requirements for a record.
+      faces: name of the face analyzer.
+      face_model: path of its model file.
+      licence: licence of the videos.
+    """
 
     rules: Rules = Rules()
     faces: str = "auto"
@@ -44,8 +55,10 @@ class Settings:
 class Sound:
     """The sound track of a video.
 
-    samples: int16 at SAMPLE_RATE from the first frame on, as loud as they were recorded; none where there is no sound.
-    gain: by which the whole track is levelled, as `emo generate` levels its recording. flag: what is wrong; or "".
+    Attributes:
+      samples: (samples,) int16 at SAMPLE_RATE from the first frame on, at the recorded level; (0,) without sound.
+      gain: factor that normalizes the loudness of the track, as `emo generate` does.
+      flag: warning for the records; "" if there is none.
     """
 
     samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int16))
@@ -55,9 +68,14 @@ class Sound:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of one video, for the report.
+    """The outcome of one video, for the report.
 
-    dropped: frames left out for each reason. reason: why nothing or not all could be used; "" where there is no fault.
+    Attributes:
+      source: name of the video.
+      frames: number of its frames.
+      records: number of records made from it.
+      dropped: {reason: number of frames left out}.
+      reason: why the video was rejected or only partly used; "" if there was no fault.
     """
 
     source: str
@@ -69,69 +87,84 @@ class Outcome:
 
 def video_records(
     path: pathlib.Path, name: str, settings: Settings, analyzer: FaceAnalyzer, tick: Callable[[float], None]
-) -> Iterator[tuple[dict, dict]]:
-    """The records of one video, as `record_example` gives them, each with a row for the report; returns the `Outcome`.
+) -> Generator[tuple[dict, dict], None, Outcome]:
+    """Makes the records of one video.
 
-    path: of the file. name: of the video in ids and report. tick: is told the share of the video that was done since.
-    Any fault of the file ends the iteration; the outcome's reason says which.
+    A fault of the file ends the iteration; the outcome contains the reason.
+
+    Args:
+      path: path of the file.
+      name: name of the video in ids and in the report.
+      settings: settings that the records depend on.
+      analyzer: the face analyzer.
+      tick: called with the share of the work that was done since the last call.
+
+    Yields:
+      The record as an example, see `record_example`, and its row of the report.
+
+    Returns:
+      The outcome.
     """
     outcome = Outcome(name)
     try:
-        yield from _records(path, settings, analyzer, tick, outcome)
-    except Exception as error:  # decoders raise what they like, and one bad video must not stop the run
-        known = isinstance(error, ValueError)
-        text = " ".join(str(error).split()).replace(str(path), name)
-        outcome.reason = text if known else f"{type(error).__name__}: {text}"
+        yield from _make_records(path, settings, analyzer, tick, outcome)
+    except Exception as error:  # decoders raise exceptions of all kinds, and one bad video must not stop the run
+        message = " ".join(str(error).split()).replace(str(path), name)
+        outcome.reason = message if isinstance(error, ValueError) else f"{type(error).__name__}: {message}"
     return outcome
 
 
-def _records(path, settings, analyzer, tick, outcome) -> Iterator[tuple[dict, dict]]:
+def _make_records(
+    path: pathlib.Path, settings: Settings, analyzer: FaceAnalyzer, tick: Callable[[float], None], outcome: Outcome
+) -> Iterator[tuple[dict, dict]]:
     stated = _stated_seconds(path)
-    seen, size = _measure(path, analyzer, lambda done: tick(done * MEASURED), stated)
-    outcome.frames = len(seen)
-    flags = [] if len(seen) / FPS > 0.95 * stated - 0.2 else ["truncated"]
-    sound = _sound(path)
+    measurements, size = _measure(path, analyzer, lambda done: tick(done * MEASURING_SHARE), stated)
+    outcome.frames = len(measurements)
+    flags = [] if len(measurements) / FPS > 0.95 * stated - 0.2 else ["truncated"]
+    sound = _read_sound(path)
     flags += [sound.flag] if sound.flag else []
-    end = len(sound.samples) // SAMPLES
-    borders = (end,) if 0 < end < len(seen) - SOUND_MAY_LACK * FPS else ()
-    stretches, outcome.dropped = choose_stretches(seen, settings.rules, FPS, size, borders)
-    if not stretches:
-        worst = max(outcome.dropped, key=outcome.dropped.get)
-        share = outcome.dropped[worst] / len(seen)
-        outcome.reason = f"no stretch can be used: {worst} in {share:.0%} of {len(seen)} frames"
+    sound_end = len(sound.samples) // SAMPLES_PER_FRAME
+    borders = (sound_end,) if 0 < sound_end < len(measurements) - MAX_MISSING_SOUND * FPS else ()
+    spans, outcome.dropped = choose_spans(measurements, settings.rules, FPS, size, borders)
+    if not spans:
+        reason, count = max(outcome.dropped.items(), key=lambda item: item[1])
+        share = count / len(measurements)
+        outcome.reason = f"no usable span: {reason} in {share:.0%} of {len(measurements)} frames"
         return
     flags += analyzer_flags(analyzer)
-    for stretch, frames in _cut_out(path, stretches, settings.rules.size):
-        record = _record(outcome.source, settings, analyzer, seen, stretch, frames, sound, flags)
+    for span, frames in _read_spans(path, spans, settings.rules.size):
+        record = _make_record(outcome.source, settings, analyzer, measurements, span, frames, sound, flags)
         outcome.records += 1
-        yield record_example(record), _row(record, seen, stretch, frames)
-        tick((1 - MEASURED) / len(stretches))
+        yield record_example(record), _report_row(record, measurements, span, frames)
+        tick((1 - MEASURING_SHARE) / len(spans))
 
 
-def _measure(path, analyzer, tick, stated: float) -> tuple[Measurements, tuple[int, int]]:
-    """(measurements of the frames on the grid of FPS, (height, width) of the upright frames)."""
+def _measure(
+    path: pathlib.Path, analyzer: FaceAnalyzer, tick: Callable[[float], None], stated: float
+) -> tuple[Measurements, tuple[int, int]]:
+    """Returns the measurements of the frames, resampled to FPS, and the (height, width) of the upright frames."""
     analyzer.reset()
-    meter, size, told = Meter(analyzer), (0, 0), 0
+    meter, size, count = Meter(analyzer), (0, 0), 0
     for image, _ in read_video(path, FPS):
         if size != (0, 0) and image.shape[:2] != size:
             raise ValueError(f"{path} changes its frame size from {size} to {image.shape[:2]}; split it there")
         meter.add(image)
-        size, told = image.shape[:2], told + 1
-        if told % FPS == 0 and told <= stated * FPS:
+        size, count = image.shape[:2], count + 1
+        if count % FPS == 0 and count <= stated * FPS:
             tick(1 / stated)
     return meter.measurements(), size
 
 
-def _stated_seconds(path) -> float:
-    """How long the file says its pictures last; 0 where it does not say."""
+def _stated_seconds(path: pathlib.Path) -> float:
+    """Returns the duration of the video track according to the file; 0 if the file does not contain it."""
     with open_media(path) as container:
         stream = next(iter(container.streams.video), None)
-        if stream is None or not stream.duration:
+        if stream is None or not stream.duration or stream.time_base is None:
             return 0.0
         return float(stream.duration * stream.time_base)
 
 
-def _sound(path) -> Sound:
+def _read_sound(path: pathlib.Path) -> Sound:
     with open_media(path) as container:
         if not container.streams.audio:
             return Sound(flag="no-sound")
@@ -143,106 +176,124 @@ def _sound(path) -> Sound:
     return Sound(np.round(sound * 32767).astype(np.int16), level_gain(sound), " ".join(flags))
 
 
-def _cut_out(path, stretches: list[Stretch], size: int) -> Iterator[tuple[Stretch, np.ndarray]]:
-    """Each stretch with its frames, uint8 (N, size, size, 3)."""
-    waiting, frames = list(stretches), []
+def _read_spans(path: pathlib.Path, spans: list[Span], size: int) -> Iterator[tuple[Span, np.ndarray]]:
+    """Yields each span with its cropped frames, uint8 (frames, size, size, 3)."""
+    pending, frames = list(spans), []
     for index, (image, _) in enumerate(read_video(path, FPS)):
-        stretch = waiting[0]
-        if index < stretch.start:
+        span = pending[0]
+        if index < span.start:
             continue
-        frames.append(cut_square(image, stretch.window, size))
-        if index + 1 == stretch.stop:
-            yield waiting.pop(0), np.stack(frames)
+        frames.append(crop_square(image, span.square, size))
+        if index + 1 == span.stop:
+            yield pending.pop(0), np.stack(frames)
             frames = []
-            if not waiting:
+            if not pending:
                 return
 
 
-def _record(source, settings, analyzer, seen, stretch, frames, sound, flags) -> Record:
-    rows = slice(stretch.start, stretch.stop)
-    left, top, side = stretch.window
+def _make_record(
+    source: str,
+    settings: Settings,
+    analyzer: FaceAnalyzer,
+    measurements: Measurements,
+    span: Span,
+    frames: np.ndarray,
+    sound: Sound,
+    flags: list[str],
+) -> Record:
+    rows = slice(span.start, span.stop)
+    left, top, side = span.square
     size = settings.rules.size
-    boxes = (_smooth(seen.box[rows]) - (left, top, left, top)) * (size / side)
-    rotation, speed, trust = head_motion(seen.rotation[rows])
-    audio = cut(sound.samples, stretch.start * SAMPLES, len(frames) * SAMPLES)
-    flags = [*flags, *stretch.flags]
-    if stretch.start * SAMPLES >= len(sound.samples):
-        audio, more = audio[:0], [] if {"no-sound", "bad-sound"} & set(flags) else ["no-sound"]
-        flags += more
-    elif _loudness(audio) < SILENT:
-        audio = audio[:0]
-        flags.append("silent")
-    levelled = np.clip(np.round(audio * sound.gain), -32768, 32767).astype(np.int16)
+    boxes = (_smooth(measurements.box[rows]) - (left, top, left, top)) * (size / side)
+    rotation, speed, confidence = head_motion(measurements.rotation[rows])
+    flags = [*flags, *span.flags]
+    audio, audio_flags = _span_audio(sound, span)
+    if not {"no-sound", "bad-sound"} & set(flags):
+        flags += audio_flags
     return Record(
-        id=f"{record_id(source)}-{stretch.start:06d}",
+        id=f"{record_id(source)}-{span.start:06d}",
         source=source,
         licence=settings.licence,
         video=encode_video(frames, FPS),
-        audio=levelled,
+        audio=audio,
         fps=float(FPS),
         boxes=np.clip(boxes, 0, size).astype(np.float32),
-        landmarks=(seen.landmarks[rows] - (left, top)) * (size / side),
+        landmarks=(measurements.landmarks[rows] - (left, top)) * (size / side),
         rotation=rotation.astype(np.float32),
         speed=speed,
-        speed_confidence=(seen.confidence[rows] * trust).astype(np.float32),
-        span=np.array([stretch.start / FPS, stretch.stop / FPS], np.float32),
+        speed_confidence=(measurements.confidence[rows] * confidence).astype(np.float32),
+        span=np.array([span.start / FPS, span.stop / FPS], np.float32),
         analyzer=f"{analyzer.name}: {analyzer.measures}",
         flags=" ".join(flags),
     )
 
 
+def _span_audio(sound: Sound, span: Span) -> tuple[np.ndarray, list[str]]:
+    """Returns the normalized audio (samples,) int16 of a span, (0,) if it has none or is silent, and its flags."""
+    begin, length = span.start * SAMPLES_PER_FRAME, (span.stop - span.start) * SAMPLES_PER_FRAME
+    if begin >= len(sound.samples):
+        return sound.samples[:0], ["no-sound"]
+    audio = cut(sound.samples, begin, length)
+    if _root_mean_square(audio) < SILENCE_RMS:
+        return audio[:0], ["silent"]
+    return np.clip(np.round(audio * sound.gain), -32768, 32767).astype(np.int16), []
+
+
 def record_id(source: str) -> str:
-    """Unique for each source; begins with the file's name."""
+    """Returns an id that is unique for each source and begins with the stem of its file name."""
     return f"{pathlib.PurePath(source).stem}-{hashlib.sha256(source.encode()).hexdigest()[:10]}"
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """(N, K) means over STEADY frames, the ends repeated: raw frame-to-frame differences are mostly noise."""
-    padded = np.pad(values, ((STEADY // 2, STEADY // 2), (0, 0)), mode="edge")
-    return np.lib.stride_tricks.sliding_window_view(padded, STEADY, axis=0).mean(axis=-1)
+    """Returns running means (N, K) with the ends repeated: differences of single frames are mostly noise."""
+    padded = np.pad(values, ((SMOOTHING_FRAMES // 2, SMOOTHING_FRAMES // 2), (0, 0)), mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, SMOOTHING_FRAMES, axis=0).mean(axis=-1)
 
 
 def head_motion(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What frame by frame measurements (N, 3) of yaw, pitch and roll in degrees tell of a head's motion.
+    """Estimates the motion of a head from noisy measurements of its rotation.
 
-    Jitter adds to every difference of frames: its variance, estimated from third differences, in which a head's own
-    motion hardly shows, is taken out of the squared speed.
+    Jitter adds to every difference between frames. Its variance is estimated from third differences, to which the
+    motion of a head contributes little, and is subtracted from the squared speed.
+
+    Args:
+      measured: (N, 3) yaw, pitch and roll in degrees.
 
     Returns:
-      Smoothed angles (N, 3); speed (N,) float32 in degrees per frame; trust (N,): 1 where the speed is at least what
-      jitter alone would show, less in proportion where it is not.
+      rotation (N, 3), smoothed; speed (N,) float32 in degrees per frame; confidence (N,): 1 where the speed is at least
+      the speed that jitter alone would give, and proportionally less below it.
     """
     rotation = _smooth(measured)
     if len(measured) < 4:
         return rotation, rotation_speed(rotation), np.ones(len(rotation))
-    spread = np.median(np.abs(np.diff(measured, 3, axis=0)), axis=0) / 0.6745  # of a normal distribution, robustly
-    jitter = 2 * np.sum(spread**2 / 20) / STEADY**2  # (1, 3, 3, 1) squared and summed; of a mean's difference
+    deviation = np.median(np.abs(np.diff(measured, 3, axis=0)), axis=0) / 0.6745  # robust, for a normal distribution
+    # 20 is the sum of the squared coefficients (1, 3, 3, 1); the rest is the variance of a difference of running means.
+    jitter = 2 * np.sum(deviation**2 / 20) / SMOOTHING_FRAMES**2
     squared = _smooth(rotation_speed(rotation, 1)[:, None] ** 2)[:, 0]
     speed = np.sqrt(np.maximum(squared - jitter, 0)).astype(np.float32)
     return rotation, speed, np.minimum(1, speed / max(np.sqrt(jitter), 1e-6))
 
 
-def _loudness(audio: np.ndarray) -> float:
-    """Root mean square of int16 samples, of full scale."""
+def _root_mean_square(audio: np.ndarray) -> float:
+    """Returns the root mean square of int16 samples, relative to full scale."""
     return float(np.sqrt(np.mean((audio / 32768.0) ** 2))) if len(audio) else 0.0
 
 
-def _row(record: Record, seen: Measurements, stretch: Stretch, frames: np.ndarray) -> dict:
-    """What the report says of a record."""
-    rows = slice(stretch.start, stretch.stop)
-    small = cv2.resize(frames[len(frames) // 2], (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-    picture = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
-    rms = _loudness(record.audio)
+def _report_row(record: Record, measurements: Measurements, span: Span, frames: np.ndarray) -> dict:
+    rows = slice(span.start, span.stop)
+    small = cv2.resize(frames[len(frames) // 2], (THUMBNAIL_SIZE, THUMBNAIL_SIZE), interpolation=cv2.INTER_AREA)
+    thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
+    rms = _root_mean_square(record.audio)
     return dict(
         id=record.id,
         source=record.source,
-        span=[stretch.start / FPS, stretch.stop / FPS],
+        span=[span.start / FPS, span.stop / FPS],
         frames=len(frames),
         fps=record.fps,
         sound=bool(len(record.audio)),
-        face_pixels=round(float(np.median(seen.box[rows, 3] - seen.box[rows, 1])), 1),
+        face_pixels=round(float(np.median(measurements.box[rows, 3] - measurements.box[rows, 1])), 1),
         speed=round(float(record.speed.mean()), 4),
         loudness=round(20 * float(np.log10(rms)), 2) if rms else None,
         flags=record.flags.split(),
-        thumbnail=base64.b64encode(picture).decode(),
+        thumbnail=base64.b64encode(thumbnail).decode(),
     )

@@ -1,4 +1,4 @@
-"""The processes that make records: they go when their parent goes; a video that takes one down is found and left."""
+"""Worker processes that make records. They end with their parent, and a video that crashes one is found and skipped."""
 
 from __future__ import annotations
 
@@ -6,104 +6,124 @@ import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import cv2
 
-from emo_jax.preparation.shards import Plan, make_shard
+from emo_jax.preparation.video_shards import VideoBuild, make_shard
 from emo_jax.progress import Progress
 from emo_jax.workers import _leave_with_parent
 
-_done = None  # videos done by all processes of the pool, a shared number
+_videos_done: Any = None  # a `multiprocessing.Value`, shared by all processes of a pool
 
 
-def make_shards(plan: Plan, workers: int, progress: Progress) -> None:
-    """Makes the shards that are missing, in this process if `workers` is 1. The shards do not depend on `workers`."""
-    shown = Shown(progress)
+def make_shards(build: VideoBuild, workers: int, progress: Progress) -> None:
+    """Makes the missing shards in `workers` processes, or in this process if `workers` is 1.
+
+    The shards do not depend on the number of workers.
+    """
+    monotonic = MonotonicProgress(progress)
     if workers == 1:
         cv2.setNumThreads(1)
-        shown.reach(plan.done())
-        for index in plan.missing():
-            make_shard(plan, index, tick=shown.add)
+        monotonic.reach(build.videos_done())
+        for index in build.missing():
+            make_shard(build, index, tick=monotonic.add)
         return
     skip: set[str] = set()
-    while missing := plan.missing():
-        if _make_all(plan, missing, workers, skip, _counted(plan, shown)):
+    while missing := build.missing():
+        if _make_in_pool(build, missing, workers, skip, _from_here(build, monotonic)):
             continue
-        suspects = [index for index in missing if plan.current(index).exists()]
+        # All processes of the pool end with the one that crashed: each open shard is tried alone to find the cause.
+        suspects = [index for index in missing if build.current(index).exists()]
         if not suspects:
-            raise OSError("the worker processes ended before they began; try --workers 1")
-        for index in suspects:  # all went down with the one; alone, each shows whether it was the one
-            make_alone(plan, index, skip, _counted(plan, shown))
+            raise OSError("the worker processes ended before they started a video; try --workers 1")
+        for index in suspects:
+            make_shard_isolated(build, index, skip, _from_here(build, monotonic))
 
 
-def make_alone(plan: Plan, index: int, skip: set[str], told: Callable[[float], None] = lambda done: None) -> None:
-    """Makes one shard, if it is missing, in a process of its own; a video that takes that down joins `skip`.
+def make_shard_isolated(
+    build: VideoBuild, index: int, skip: set[str], report: Callable[[float], None] = lambda done: None
+) -> None:
+    """Makes one shard, if it is missing, in a separate process; videos that crash the process are added to `skip`.
 
-    told: hears now and then how many of the shard's videos are done.
+    Args:
+      build: the dataset.
+      index: number of the shard.
+      skip: names of videos to reject; extended.
+      report: called repeatedly with the number of this shard's videos that are done.
+
+    Raises:
+      OSError: if the process ends before it starts a video.
     """
-    while not plan.summary(index).exists() and not _make_all(plan, [index], 1, skip, told):
-        if not plan.current(index).exists():
-            raise OSError(f"the process of shard {index} ended before it began; see whether memory is short")
-        skip.add(plan.current(index).read_text())
+    while not build.summary(index).exists() and not _make_in_pool(build, [index], 1, skip, report):
+        if not build.current(index).exists():
+            raise OSError(f"the process of shard {index} ended before it started a video; check the memory")
+        skip.add(build.current(index).read_text())
 
 
-class Shown:
-    """Progress that never goes back, though work that a crash undid is done again."""
+class MonotonicProgress:
+    """Progress that never goes back, although work that a crash has undone is repeated."""
 
     def __init__(self, progress: Progress):
-        self._progress, self._done, self._told = progress, 0.0, 0.0
+        """Wraps a progress bar that is at zero."""
+        self._progress, self._done, self._shown = progress, 0.0, 0.0
 
     def add(self, amount: float) -> None:
+        """Advances by `amount`."""
         self.reach(self._done + amount)
 
     def reach(self, done: float) -> None:
+        """Sets the amount done; shows it if it exceeds what was shown."""
         self._done = done
-        if done > self._told:
-            self._progress.add(done - self._told)
-            self._told = done
+        if done > self._shown:
+            self._progress.add(done - self._shown)
+            self._shown = done
 
 
-def _counted(plan: Plan, shown: Shown) -> Callable[[float], None]:
-    before = plan.done()
-    return lambda done: shown.reach(before + done)
+def _from_here(build: VideoBuild, progress: MonotonicProgress) -> Callable[[float], None]:
+    """Returns a callback that adds to the videos that are done now."""
+    before = build.videos_done()
+    return lambda done: progress.reach(before + done)
 
 
-def _make_all(plan: Plan, shards: list[int], workers: int, skip: set[str], told: Callable[[float], None]) -> bool:
-    """Makes the shards in fresh processes; False where one of those was killed or crashed."""
+def _make_in_pool(
+    build: VideoBuild, shards: list[int], workers: int, skip: set[str], report: Callable[[float], None]
+) -> bool:
+    """Makes the shards in new processes; returns False if one of these was killed or crashed."""
     context = multiprocessing.get_context("spawn")
     done = context.Value("d", 0.0)
-    end, hold = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(min(workers, len(shards)), context, _enter, (done, end))
+    receiver, sender = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(min(workers, len(shards)), context, _initialize, (done, receiver))
     try:
-        waiting = {pool.submit(_make, plan, index, frozenset(skip)) for index in shards}
-        while waiting:
-            finished, waiting = wait(waiting, 0.5, FIRST_EXCEPTION)
-            told(done.get_obj().value)  # without its lock, which a crash may have left closed
+        pending = {pool.submit(_make_shard, build, index, frozenset(skip)) for index in shards}
+        while pending:
+            finished, pending = wait(pending, 0.5, FIRST_EXCEPTION)
+            report(done.get_obj().value)  # without the lock, which a crashed process may still hold
             for future in finished:
                 future.result()
     except BrokenProcessPool:
         return False
     except BaseException:
-        hold.close()  # ends the processes of this pool, and of no other
+        sender.close()  # ends the processes of this pool only
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        hold.close()
-        end.close()
+        sender.close()
+        receiver.close()
     return True
 
 
-def _enter(done, end) -> None:
-    global _done
-    _done = done
+def _initialize(done: Any, parent: Any) -> None:
+    global _videos_done
+    _videos_done = done
     cv2.setNumThreads(1)
-    _leave_with_parent(end)
+    _leave_with_parent(parent)
 
 
-def _make(plan: Plan, index: int, skip: frozenset[str]) -> None:
-    make_shard(plan, index, skip, _tick)
+def _make_shard(build: VideoBuild, index: int, skip: frozenset[str]) -> None:
+    make_shard(build, index, skip, _tick)
 
 
 def _tick(share: float) -> None:
-    with _done.get_lock():
-        _done.value += share
+    with _videos_done.get_lock():
+        _videos_done.value += share

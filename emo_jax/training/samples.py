@@ -108,7 +108,7 @@ def _person(source, position, size, crop_scale):
         window, reference = tuple(record["windows"][0]), source.frames(position, 0, False, 0, 1)[0]
     else:
         frame = mp4.decode_video(record["video"], 0, 1)
-        window = transforms.middle_window(frame.shape[1:3], size, sum(crop_scale) / 2)
+        window = transforms.center_window(frame.shape[1:3], size, sum(crop_scale) / 2)
         reference = transforms.crop(frame, window, size)[0]
     mask = transforms.union_mask(record["boxes"][:1], window, size)
     audio = np.zeros(round(_SECONDS * 16_000), np.float32)

@@ -1,20 +1,20 @@
-"""Ten thousand draws: what a sample holds, told by pictures, sound and speed that name their record and frame."""
+"""Thousands of draws from records whose images, sound and speed identify the record and frame."""
 
 import numpy as np
 import pytest
 
-from emo_jax.data import pipeline, records
+from emo_jax.data import clip_sampler, records, sources
 from emo_jax.media import mp4
 from emo_jax.training.stages import get_stage
 from tests.data.test_pipeline import configs
 
-DRAWS, LENGTHS, SILENT = 10_000, np.array([6, 18, 31, 40, 47]), (0, 3)
+DRAWS, LENGTHS, SILENT = 4_000, np.array([6, 18, 31, 40, 47]), (0, 3)
 EVERY = {(k, t) for k, length in enumerate(LENGTHS) for t in range(length)}
-HEARD = {(k, t) for k, t in EVERY if k not in SILENT}
+WITH_SOUND = {(k, t) for k, t in EVERY if k not in SILENT}
 
 
-class Told(records.RecordSource):
-    """Records in memory: frame t of record k has the colour (k, t, 7), sound is a ramp from 0 on, speed 1000 k + t."""
+class CodedSource(records.RecordSource):
+    """Records in memory: frame t of record k has the color (k, t, 7), the sound is a ramp, the speed is 1000 k + t."""
 
     def __init__(self, fps):
         self.directory, self.split, self.fps = "memory", "train", fps
@@ -38,10 +38,10 @@ class Told(records.RecordSource):
 
 @pytest.fixture
 def draw(monkeypatch):
-    """(stage, fps, options of the clip) -> DRAWS samples of the records that the stage is fed, one array a field."""
+    """Function (stage, fps, clip options) -> DRAWS samples of the records that the stage uses, one array per field."""
 
     def decode(k, start, count):
-        assert 0 <= start and start + count <= LENGTHS[k], "a sample crosses a record"
+        assert 0 <= start and start + count <= LENGTHS[k], "a sample extends beyond its record"
         frames = np.full((count, 2, 2, 3), (k, 0, 7), np.uint8)
         frames[..., 1] += np.arange(start, start + count, dtype=np.uint8)[:, None, None]
         return frames
@@ -49,18 +49,18 @@ def draw(monkeypatch):
     def draw(stage, fps, **clip_options):
         monkeypatch.setattr(mp4, "decode_video", decode)
         data, clip = configs("memory", fps, image_size=(2, 2), min_reference_gap=0.2, **clip_options)
-        source = Told(fps)
-        positions = pipeline.suitable_records(source, clip, get_stage(stage).sound)
-        sampler, rng = pipeline.clip_sampler(source, data, clip), np.random.default_rng(0)
+        source = CodedSource(fps)
+        positions = sources.select_records(source, clip, get_stage(stage).sound)
+        sampler, rng = clip_sampler.make_clip_sampler(source, data, clip), np.random.default_rng(0)
         drawn = [sampler(int(positions[i % len(positions)]), rng) for i in range(DRAWS)]
         return {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}
 
     return draw
 
 
-def told(pictures):
-    """{(record, frame)} of pictures (..., 2, 2, 3)."""
-    return set(map(tuple, np.unique(pictures[..., 0, 0, :2].reshape(-1, 2), axis=0).tolist()))
+def decoded(images):
+    """Returns {(record, frame)} of images (..., 2, 2, 3)."""
+    return set(map(tuple, np.unique(images[..., 0, 0, :2].reshape(-1, 2), axis=0).tolist()))
 
 
 @pytest.mark.parametrize("fps", [25, 30])
@@ -70,8 +70,10 @@ def test_clips_with_sound(draw, fps):
     record, start = drawn["frames"][:, 0, 0, 0, :2].astype(int).T
     total, has_motion = LENGTHS[record], drawn["has_motion"]
     assert not np.isin(record, SILENT).any()
-    assert told(drawn["frames"]) == told(drawn["reference"]) == HEARD  # each is reached, and no silent one
-    assert told(drawn["motion"][has_motion]) == {(k, t) for k, t in HEARD if t < LENGTHS[k] - f}
+    assert (
+        decoded(drawn["frames"]) == decoded(drawn["reference"]) == WITH_SOUND
+    )  # every one is drawn, and no silent one
+    assert decoded(drawn["motion"][has_motion]) == {(k, t) for k, t in WITH_SOUND if t < LENGTHS[k] - f}
     for name, first, count in (("frames", 0, f), ("motion", -n, n)):
         chosen = np.ones(DRAWS, bool) if name == "frames" else has_motion
         numbers = (start[:, None] + first + np.arange(count))[chosen]
@@ -80,7 +82,7 @@ def test_clips_with_sound(draw, fps):
     assert not drawn["motion"][~has_motion].any()
     around = start[:, None] + np.arange(-m, f + m)
     np.testing.assert_array_equal(drawn["speed"], 1000 * record[:, None] + np.clip(around, 0, total[:, None] - 1))
-    # To the sample: 256 samples before the time of frame start - m the ramp has the value of its place.
+    # Exact to the sample: the window starts 256 samples before the time of frame start - m.
     at = np.round((start - m) * 16000 / fps).astype(int)[:, None] - 256 + np.arange(drawn["audio"].shape[1])
     inside = (at >= 0) & (at < np.round(total * 16000 / fps)[:, None])
     assert at.shape[1] == np.ceil((f + 2 * m) * 16000 / fps) + 512
@@ -89,8 +91,8 @@ def test_clips_with_sound(draw, fps):
     assert gaps.min() >= 0.2 * fps and (drawn["reference"][:, 0, 0, 0] == record).all()
 
 
-def test_single_frames_of_all_records(draw):
+def test_single_frames(draw):
     drawn = draw("image", 25, frames=1, motion_frames=0)
-    assert told(drawn["frames"]) == told(drawn["reference"]) == EVERY
+    assert decoded(drawn["frames"]) == decoded(drawn["reference"]) == EVERY
     frame, reference = drawn["frames"][:, 0, 0, 0].astype(int), drawn["reference"][:, 0, 0].astype(int)
     assert (frame[:, 0] == reference[:, 0]).all() and (frame[:, 1] != reference[:, 1]).all()

@@ -1,4 +1,4 @@
-"""The place in the data is one number: processes, workers and batches may change in the middle of an epoch."""
+"""The iterator state is one number: processes, workers and batch size may change in the middle of an epoch."""
 
 import itertools
 
@@ -13,7 +13,7 @@ RECORDS = 24
 
 @pytest.fixture(scope="module")
 def small_records(tmp_path_factory):
-    """24 records of 8 frames, told apart by their speed, 100 times their number."""
+    """24 records of 8 frames, which are identified by their speed, 100 times their number."""
 
     def record(k):
         frames = np.full((8, 32, 32, 3), 10 * k, np.uint8)
@@ -25,7 +25,7 @@ def small_records(tmp_path_factory):
 
 
 def batches(directory, processes, batch_size, steps, state=None, **options):
-    """(the samples that all processes take in so many steps, the state of the last process)."""
+    """Returns the samples that all processes read in `steps` steps, and the state of the last process."""
     data, clip = configs(directory, image_size=(16, 16), frames=2, flip_prob=0.5, num_workers=options.pop("workers", 0))
     options |= dict(batch_size=processes * batch_size, seed=5)
     shares = [range(p * batch_size, (p + 1) * batch_size) for p in range(processes)]
@@ -44,38 +44,41 @@ def batches(directory, processes, batch_size, steps, state=None, **options):
 @pytest.mark.parametrize("first, then", [
     (dict(processes=2, batch_size=2, steps=3), dict(processes=1, batch_size=4, steps=3)),
     (dict(processes=1, batch_size=4, steps=3), dict(processes=4, batch_size=1, steps=3)),
-    (dict(processes=2, batch_size=2, steps=3), dict(processes=1, batch_size=3, steps=4)),  # other batches
+    (dict(processes=2, batch_size=2, steps=3), dict(processes=1, batch_size=3, steps=4)),  # another batch size
     (dict(processes=2, batch_size=5, steps=1), dict(processes=2, batch_size=1, steps=7)),
 ])  # fmt: skip
-def test_another_number_of_processes_goes_on_where_these_stopped(small_records, first, then):
-    whole, _ = batches(small_records, 1, 24, 2)
+def test_another_number_of_processes_resumes(small_records, first, then):
+    uninterrupted, _ = batches(small_records, 1, 24, 2)
     head, state = batches(small_records, **first)
     tail, state = batches(small_records, **then, state=state)
     assert sorted(map(record_number, head + tail)) == list(range(RECORDS))  # exactly one epoch
-    more, state = batches(small_records, **first, state=state)
-    assert_same(whole[: len(head + tail + more)], head + tail + more)  # and the next begins; each sample as ever
+    more, state = batches(small_records, **first, state=state)  # into the next epoch
+    assert_same(uninterrupted[: len(head + tail + more)], head + tail + more)
     assert state == {"samples": len(head + tail + more)}
 
 
-def test_two_processes_of_two_workers_then_one_of_none(small_records):
-    head, state = batches(small_records, processes=2, batch_size=2, steps=3, workers=2)
-    tail, _ = batches(small_records, processes=1, batch_size=4, steps=3, state=state)
-    assert sorted(map(record_number, head + tail)) == list(range(RECORDS))
-    assert_same(batches(small_records, processes=1, batch_size=4, steps=6)[0], head + tail)
+def test_workers_do_not_change_batches_and_resume(small_records):
+    """Two processes with two workers each, then one process with one worker, then one without workers."""
+    uninterrupted, _ = batches(small_records, processes=1, batch_size=4, steps=6)
+    head, state = batches(small_records, processes=2, batch_size=2, steps=2, workers=2)
+    middle, state = batches(small_records, processes=1, batch_size=4, steps=2, workers=1, state=state)
+    tail, _ = batches(small_records, processes=1, batch_size=4, steps=2, state=state)
+    assert sorted(map(record_number, head + middle + tail)) == list(range(RECORDS))
+    assert_same(uninterrupted, head + middle + tail)
 
 
 @pytest.mark.parametrize("state", [
     {"next_index": 3},
     {"next_index_in_cycle": 1, "iterators_in_use_states": [{"next_index": 2}, {"next_index": 1}], "exhausted": [0, 0]},
 ])  # fmt: skip
-def test_places_that_grain_saved_itself_are_still_understood(small_records, state):
-    whole, _ = batches(small_records, processes=1, batch_size=4, steps=5)
+def test_states_of_grain_iterators_are_accepted(small_records, state):
+    uninterrupted, _ = batches(small_records, processes=1, batch_size=4, steps=5)
     rest, after = batches(small_records, processes=2, batch_size=2, steps=2, state=state)
-    assert_same(whole[12:], rest)
+    assert_same(uninterrupted[12:], rest)
     assert after == {"samples": 20}
 
 
-def test_a_finite_epoch_ends_once_resumed_too(small_records):
+def test_finite_epoch_ends_after_resuming(small_records):
     head, state = batches(small_records, processes=1, batch_size=5, steps=2, epochs=1)
     tail, state = batches(small_records, processes=2, batch_size=2, steps=99, state=state, epochs=1)
     assert len(head) == 10 and len(tail) == 12  # two of the 24 fill no batch
@@ -85,7 +88,7 @@ def test_a_finite_epoch_ends_once_resumed_too(small_records):
     assert batches(small_records, processes=1, batch_size=2, steps=99, state=state, epochs=1)[0] == []
 
 
-def test_a_place_can_be_taken_back_and_a_closed_iterator_says_so(small_records):
+def test_state_can_be_set_back_and_closed_iterator_raises(small_records):
     iterator = pipeline.make_iterator(*configs(small_records, image_size=(16, 16)), batch_size=3, seed=1)
     start = iterator.get_state()
     first = [next(iterator), next(iterator)]

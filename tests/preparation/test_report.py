@@ -1,4 +1,4 @@
-"""The report counts what was kept and what was dropped."""
+"""Reports on kept and rejected videos."""
 
 import json
 from html.parser import HTMLParser
@@ -34,7 +34,7 @@ SUMMARIES = [
     dict(
         records=[],
         videos=[
-            video("<i>.mp4", 50, 0, {"no face": 30, "face too dark": 20}, "no stretch can be used"),
+            video("<i>.mp4", 50, 0, {"no face": 30, "face too dark": 20}, "no usable span"),
             video("c.txt", 0, 0, (), "c.txt cannot be read"),
         ],
     ),
@@ -42,7 +42,7 @@ SUMMARIES = [
 
 
 class Tags(HTMLParser):
-    """Counts the tags of a page and checks that each is closed."""
+    """Counts the tags of a page and asserts that each is closed."""
 
     def __init__(self):
         super().__init__()
@@ -59,14 +59,14 @@ class Tags(HTMLParser):
 
 def test_counts_and_statistics(tmp_path):
     report.write_report(tmp_path, SUMMARIES, 25)
-    found = report.read_report(tmp_path)
-    assert (found["videos"], found["videos_rejected"], found["records"]) == (3, 2, 2)
-    assert found["records_with_sound"] == 1 and found["hours"] == round(20 / 3600, 4)
-    assert (found["frames_seen"], found["frames_kept"]) == (570, 500)
-    assert found["seconds_dropped"] == {"no face": 2.0, "face too dark": 0.8}
-    assert found["flags"] == {"roll-only": 2, "no-sound": 1}
-    assert found["statistics"]["seconds"]["mean"] == 10 and found["statistics"]["speed"]["most"] == 1.5
-    assert found["statistics"]["loudness"]["median"] == -20  # of the one that has sound
+    result = report.read_report(tmp_path)
+    assert (result["videos"], result["videos_rejected"], result["records"]) == (3, 2, 2)
+    assert result["records_with_sound"] == 1 and result["hours"] == round(20 / 3600, 4)
+    assert (result["frames_seen"], result["frames_kept"]) == (570, 500)
+    assert result["seconds_dropped"] == {"no face": 2.0, "face too dark": 0.8}
+    assert result["flags"] == {"roll-only": 2, "no-sound": 1}
+    assert result["statistics"]["seconds"]["mean"] == 10 and result["statistics"]["speed"]["most"] == 1.5
+    assert result["statistics"]["loudness"]["median"] == -20  # of the record with sound
 
 
 def test_rejected_videos_are_listed(tmp_path):
@@ -76,16 +76,16 @@ def test_rejected_videos_are_listed(tmp_path):
     assert lines[0]["dropped"] == {"no face": 30, "face too dark": 20}
 
 
-def test_the_page(tmp_path):
+def test_html_page(tmp_path):
     report.write_report(tmp_path, SUMMARIES, 25)
     text = (tmp_path / "report.html").read_text()
     tags = Tags()
     tags.feed(text)
-    assert not tags.open and tags.seen.count("img") == 2 and tags.seen.count("svg") == len(report.MEASURES)
+    assert not tags.open and tags.seen.count("img") == 2 and tags.seen.count("svg") == len(report.QUANTITIES)
     assert "&lt;i&gt;.mp4" in text and "<i>" not in text
 
 
-def test_a_report_of_nothing(tmp_path):
+def test_report_without_records(tmp_path):
     report.write_report(tmp_path, SUMMARIES[1:], 25)
     assert report.read_report(tmp_path)["statistics"] == {}
     assert "cannot be read" in (tmp_path / "report.html").read_text()

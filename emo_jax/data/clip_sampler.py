@@ -1,0 +1,145 @@
+"""Draws one training sample (a clip with its conditions) from one record."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emo_jax.data import records, transforms
+from emo_jax.data.latents import LatentSource
+from emo_jax.data.sources import Source
+from emo_jax.media import mp4
+from emo_jax.media.timing import audio_context
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSampler:
+    """Draws a clip: (position in the source, random generator) -> one sample, without the batch axis.
+
+    The fields are those of `config.clip` and `config.data`; see `pipeline.make_dataset`.
+    """
+
+    source: Source
+    frames: int
+    motion_frames: int
+    audio_window: int
+    fps: float
+    image_size: tuple[int, int]
+    crop_scale: tuple[float, float]
+    min_reference_gap: float
+    same_window_prob: float
+    first_clip_prob: float
+    flip_prob: float
+    color_jitter: float
+    audio_context: float = 0.0
+
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draws a sample from the record at `position`; its fields are listed in `pipeline.element_spec`."""
+        with records.open_record(self.source, position) as record:
+            return self._draw(record, rng)
+
+    def _draw(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        total = len(record["boxes"])
+        has_motion = self.motion_frames > 0 and bool(rng.random() >= self.first_clip_prob)
+        before = self.motion_frames if has_motion else 0
+        start = transforms.choose_start(rng, total, self.frames, before)
+        gap = transforms.gap_frames(self.min_reference_gap, self.fps)
+        reference = transforms.choose_reference(rng, total, start, self.frames, gap)
+        return self._images(record, rng, reference, start, before) | {
+            "audio": self._audio(record, start),
+            "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
+        }
+
+    def _images(
+        self, record: dict[str, Any], rng: np.random.Generator, reference: int, start: int, before: int
+    ) -> dict[str, np.ndarray]:
+        """Returns the augmented reference, motion frames, frames and mask; `before` is the number of motion frames."""
+        clip = mp4.decode_video(record["video"], start - before, before + self.frames)
+        reference_frame = mp4.decode_video(record["video"], reference, 1)
+        size = clip.shape[1:3]
+        # With one window for both, the face position in the reference would reveal what the mask says. With probability
+        # same_window_prob it is one window nevertheless, so that the model also learns to copy a static background.
+        window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
+        reference_window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
+        if rng.random() < self.same_window_prob:
+            reference_window = window
+        clip = transforms.crop(clip, window, self.image_size)
+        boxes = record["boxes"][start : start + self.frames]
+        sample = {
+            "reference": transforms.crop(reference_frame, reference_window, self.image_size)[0],
+            "motion": self._motion(clip[:before]),
+            "frames": clip[before:],
+            "has_motion": np.asarray(before > 0),
+            "mask": transforms.union_mask(boxes, window, self.image_size),
+        }
+        if rng.random() < self.flip_prob:
+            sample = transforms.flip_horizontally(sample)
+        if self.color_jitter:
+            sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
+        return sample
+
+    def _motion(self, images: np.ndarray) -> np.ndarray:
+        """Returns the motion frames; zeros for the first clip of a video."""
+        return images if len(images) else np.zeros((self.motion_frames, *images.shape[1:]), images.dtype)
+
+    def _audio(self, record: dict[str, Any], start: int) -> np.ndarray:
+        reach, context = self.audio_window, self.audio_context
+        return transforms.audio_window(record["audio"], start, self.frames, reach, self.fps, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentClipSampler(ClipSampler):
+    """Draws a clip from latents. Requires color_jitter = 0, and flip_prob = 0 unless mirrored latents were encoded."""
+
+    source: LatentSource
+
+    def _images(
+        self, record: dict[str, Any], rng: np.random.Generator, reference: int, start: int, before: int
+    ) -> dict[str, np.ndarray]:
+        count = self.source.layout.windows
+        window = reference_window = int(rng.integers(count))
+        if rng.random() >= self.same_window_prob and count > 1:
+            reference_window = (window + int(rng.integers(1, count))) % count
+        mirrored = bool(rng.random() < self.flip_prob)
+        position = record["position"]
+        clip = self.source.frames(position, window, mirrored, start - before, before + self.frames)
+        boxes = record["boxes"][start : start + self.frames]
+        mask = transforms.union_mask(boxes, tuple(record["windows"][window]), self.image_size)
+        return {
+            "reference": self.source.frames(position, reference_window, mirrored, reference, 1)[0],
+            "motion": self._motion(clip[:before]),
+            "frames": clip[before:],
+            "has_motion": np.asarray(before > 0),
+            "mask": mask[:, ::-1] if mirrored else mask,
+        }
+
+    def _audio(self, record: dict[str, Any], start: int) -> np.ndarray:
+        if not self.source.layout.layers:
+            return super()._audio(record, start)
+        return self.source.features(record["position"], start - self.audio_window, self.frames + 2 * self.audio_window)
+
+
+def make_clip_sampler(source: Source, data_config: ConfigDict, clip_config: ConfigDict) -> ClipSampler:
+    """Returns the sampler of `pipeline.make_dataset` for a source, given `config.data` and `config.clip`."""
+    settings = dict(
+        frames=clip_config.frames,
+        motion_frames=clip_config.motion_frames,
+        audio_window=clip_config.audio_window,
+        fps=clip_config.fps,
+        image_size=tuple(clip_config.image_size),
+        crop_scale=tuple(data_config.crop_scale),
+        min_reference_gap=data_config.min_reference_gap,
+        same_window_prob=data_config.same_window_prob,
+        first_clip_prob=data_config.first_clip_prob,
+        flip_prob=data_config.flip_prob,
+        color_jitter=data_config.color_jitter,
+        audio_context=audio_context(clip_config),
+    )
+    if isinstance(source, LatentSource):
+        return LatentClipSampler(source, **settings)
+    return ClipSampler(source, **settings)
