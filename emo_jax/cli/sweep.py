@@ -3,9 +3,9 @@
 emo sweep configs/sweeps/reference_attention.py --output runs/reference --init-from runs/vae \\
     --config.data.directory=data/synthetic --config.train.steps=1000
 
-A sweep file names a config, the stages that each point trains, and yields the points: names and overrides. Without
-stages each point evaluates --checkpoint, sampled as its overrides say. What is finished is skipped and what was
-interrupted goes on when the command is given again. It ends with OUTPUT/sweep.csv, sweep.png, and the table in print.
+A sweep file names a config and the stages that each point trains, and yields the points: names and overrides. Without
+stages each point evaluates --checkpoint with the sampling fields that it overrides. When the command is given again,
+finished points are skipped and interrupted ones resume. It writes OUTPUT/sweep.csv and sweep.png, and prints a table.
 """
 
 from __future__ import annotations

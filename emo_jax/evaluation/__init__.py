@@ -1,0 +1,1 @@
+"""Measures of generated videos on held-out people, tables, plots and sweeps."""

@@ -1,10 +1,9 @@
-"""`emo evaluate`: generates videos of held-out people with held-out voices, and measures them.
+"""One evaluation: generates videos of held-out people with held-out voices, for the measures in `properties`.
 
-emo evaluate --checkpoint tiny --output out/evaluation
-
-All measures are taken from the frames alone, by a small network that was trained on rendered frames (metrics/probe.py).
-Lips, identity, seams and place have a control, a generation without the part that should bring it about, which must
-fail. The column "renders" tells what the same measure gives for rendered videos: what a perfect model would score.
+All measures are taken from the frames alone, by a small network that was trained on rendered frames (`probe`). Lips,
+identity, seams and place each have a control: a generation without the part of EMO that is responsible for the
+property, which must fail. The column "renders" gives the same measure on rendered videos, which is the score of a
+perfect model.
 """
 
 from __future__ import annotations
@@ -21,16 +20,21 @@ from emo_jax.evaluation.properties import (
 from emo_jax.progress import Progress
 
 PROPERTIES = ("lips", "silence", "identity", "seams", "speed", "place", "length", "memory")
-STRANGERS = 64  # more people to tell a face apart from
+STRANGERS = 64
+"""Number of further people among whom a face must be recognised."""
 
 
 class Evaluation:
-    """One evaluation: networks, people, and the videos made so far.
+    """Networks, people and compiled samplers of one evaluation.
 
     Args:
-        config: of the weights, with `sampling` as it is to be used. params: their params tree.
-        people: metrics.heldout.People. probe: of metrics.probe.load_probe. seed: of the noise.
-        long: seconds of the long videos; 0 for none. wanted: some of PROPERTIES.
+        config: config of the weights, with the `sampling` fields to use.
+        params: params tree of the weights.
+        people: the people to animate, from `heldout.choose_people`.
+        probe: the measuring network's params, from `probe.load_probe`.
+        seed: seed of the noise.
+        long: length of the long videos in seconds; 0 skips them.
+        wanted: the properties to measure, a subset of PROPERTIES.
     """
 
     def __init__(self, config, params, people, probe, *, seed: int = 0, long: float = 60, wanted=PROPERTIES):
@@ -44,7 +48,7 @@ class Evaluation:
         self.progress = Progress(self._segments(), "evaluate", "segment", every=10)
 
     def _segments(self) -> int:
-        """Segments of all people to be generated, for the progress: those of a few people count less."""
+        """Returns the number of segments to generate, for the progress bar; segments of fewer people count less."""
         wanted, talk = self.wanted, math.ceil(self.people.openings.shape[1] / self.segment)
         runs = bool(wanted & {"lips", "silence", "identity", "seams"}) + len(wanted & {"lips", "identity", "seams"})
         moved = math.ceil(MOVED_SECONDS * self.clip.fps / self.segment)
@@ -54,12 +58,24 @@ class Evaluation:
         return math.ceil(total + share * self.long * self.clip.fps / self.segment * ("length" in wanted))
 
     def generate(self, what: str, *, off=(), voices=None, masks=None, speed=None, people: int | None = None):
-        """Videos uint8 (P, N, H, W, 3) of the (first) people; voices and masks default to theirs."""
+        """Returns videos of the people, uint8 (P, N, H, W, 3).
+
+        Args:
+            what: label for the progress bar.
+            off: parts of EMO to switch off, see `VideoSampler`.
+            voices: float32 (P, samples) at 16 kHz in place of the people's voices.
+            masks: uint8 (P, H, W, 1) in place of the people's face masks.
+            speed: head rotation speed in degrees per frame in place of the config's.
+            people: generate only the first so many people.
+        """
         options = dict(off=off, voices=voices, masks=masks, speed=speed, people=people)
         return np.concatenate(list(self.stream(what, **options)), 1)
 
     def stream(self, what: str, *, off=(), voices=None, masks=None, speed=None, people: int | None = None):
-        """The same, segment by segment. One sampler serves all runs with the same parts off, one program all of P."""
+        """Yields the videos of `generate` segment by segment.
+
+        All runs with the same parts switched off share one sampler, and so one compiled program.
+        """
         import jax
 
         from emo_jax.generation.sampler import VideoSampler
@@ -74,7 +90,7 @@ class Evaluation:
             self.progress.add(len(frames) / len(self.people.references), what)
 
     def measure(self, frames) -> dict:
-        """`metrics.probe.measure` of frames of any size."""
+        """Returns `probe.measure` of frames uint8 (..., H, W, 3) of any size."""
         import cv2
 
         from emo_jax.evaluation import probe
@@ -86,7 +102,7 @@ class Evaluation:
         return probe.measure(self.probe, frames)
 
     def short(self, seconds: float) -> np.ndarray:
-        """The voices, cut to so many seconds (repeated where they are shorter)."""
+        """Returns the voices cut to `seconds`, repeated where they are shorter, float32 (P, samples)."""
         from emo_jax.media.timing import SAMPLE_RATE
 
         wanted = round(seconds * SAMPLE_RATE)

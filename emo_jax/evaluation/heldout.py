@@ -1,4 +1,4 @@
-"""The people and voices of an evaluation: none that training has seen."""
+"""Held-out people and voices of an evaluation: training never sees them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ from emo_jax.synthetic.rendering import render
 from emo_jax.synthetic.world import Track, make_record, make_voice
 
 FIRST_SEED = 3 << 23
-"""`emo prepare` draws each split from a block of 2**24 seeds; this is the middle of the first validation block."""
-LONG_SEEDS = 100_000  # added to a person's number for the voice of a long video
-MASK_PAD = 0.02  # a clip's union of boxes is about this much larger than one box, on each side
+"""Middle of the first block of 2**24 validation seeds of `emo prepare synthetic`."""
+LONG_SEEDS = 100_000
+"""Added to a person's number to get the seed of the voice of a long video."""
+MASK_PAD = 0.02
+"""The union of a clip's face boxes is larger than one box by about this fraction of the image on each side."""
 
 
 @dataclasses.dataclass
 class People:
-    """P people to animate; number p speaks with the voice of record p + 1 (the last with that of record 0).
+    """P people to animate. Person p speaks with the voice of record p + 1, the last one with that of record 0.
 
     Attributes:
-        references: uint8 (P, H, W, 3). others: uint8 (D, H, W, 3), people who are not among them.
-        boxes: (P, 4) the face in each reference, in pixels.
-        voices: float32 (P, samples). openings: (P, N), the mouth track that goes with each voice.
-        renders: uint8 (P, N, H, W, 3), the records' own frames, of the person speaking with its own voice.
-        rendered_openings: (P, N), the truth about `renders`. rendered_speeds: (P, N), degrees per frame.
-        seeds: of the people, None for those that cannot be drawn again. widths: (P, N), as `openings`.
+        references: portraits, uint8 (P, H, W, 3).
+        others: portraits of D other people, uint8 (D, H, W, 3).
+        boxes: face box (x0, y0, x1, y1) in each reference in pixels, (P, 4).
+        voices: float32 (P, samples) at 16 kHz.
+        openings: mouth opening that belongs to each voice, (P, N).
+        widths: mouth width that belongs to each voice, (P, N).
+        renders: the records' frames, in which each person speaks with their own voice, uint8 (P, N, H, W, 3).
+        rendered_openings: true mouth opening in `renders`, (P, N).
+        rendered_speeds: true head rotation speed in `renders` in degrees per frame, (P, N).
+        seeds: seed of each person, or None for people who cannot be rendered again.
         scale: side of a view relative to the record's frame.
     """
 
@@ -49,22 +55,25 @@ class People:
     scale: float
 
     def masks(self, shift: tuple[float, float] = (0, 0)) -> np.ndarray:
-        """Where the faces may be, uint8 (P, H, W, 1); `shift` moves them, x and y in shares of the image."""
+        """Returns the face masks, uint8 (P, H, W, 1), moved by `shift` (x, y) as a fraction of the image."""
         height, width = self.references.shape[1:3]
         moved = self.boxes + np.tile([shift[0] * width, shift[1] * height], 2)
         return np.stack([mask_from_box(tuple(box), height, width, MASK_PAD) for box in moved])
 
 
 def choose_people(count: int, others: int, seconds: float, clip, scale: float, data: str | None = None) -> People:
-    """The first `count` held-out people and `others` more to tell them apart from.
+    """Returns the first `count` held-out people, and `others` further people among whom they must be recognised.
 
     Args:
-        clip: `config.clip`: fps and image_size. scale: side of the view in a record's frame, the middle of
-            `config.data.crop_scale`. data: a directory of records, whose split validation is used; None:
-            people are drawn for the purpose, from seeds of FIRST_SEED on.
+        count: number of people to animate.
+        others: number of further people.
+        seconds: length of each voice.
+        clip: `config.clip`, for fps and image_size.
+        scale: side of the view relative to the record's frame, the middle of `config.data.crop_scale`.
+        data: directory of records whose split "validation" is used. By default people are rendered, from FIRST_SEED on.
 
     Raises:
-        ValueError: the records are too few, too short, silent, or not drawn ones.
+        ValueError: the records are too few, too short or silent, or have no truth about the mouth.
     """
     frames = round(seconds * clip.fps)
     if count < 2 or frames < 2:
@@ -100,16 +109,25 @@ def choose_people(count: int, others: int, seconds: float, clip, scale: float, d
 
 
 def long_voices(count: int, seconds: float) -> np.ndarray:
-    """Held-out voices of any length, float32 (count, samples)."""
+    """Returns held-out voices of `seconds` seconds, float32 (count, samples) at 16 kHz."""
     seeds = [FIRST_SEED + LONG_SEEDS + number for number in range(count)]
     return np.stack([make_voice(np.random.default_rng([seed, 2]), seconds)[0] for seed in seeds])
 
 
 def rendered(people: People, person: int, at: list[int], fps: float) -> np.ndarray | None:
-    """What the renderer draws for person `person` with the voice it was given: uint8 (len(at), H, W, 3), or None.
+    """Renders a person with the voice that the evaluation gives them.
 
-    The head moves as in the person's record (unless it follows the voice there); only the mouth is comparable with a
-    generated video.
+    The head moves as in the person's record (unless it follows the voice there), so that only the mouth can be compared
+    with a generated video.
+
+    Args:
+        people: the people of the evaluation.
+        person: index of the person.
+        at: frame indices.
+        fps: frames per second.
+
+    Returns:
+        uint8 (len(at), H, W, 3), or None if the person has no seed or the frames are not square.
     """
     seed, (height, width) = people.seeds[person], people.references.shape[1:3]
     if seed is None or height != width:
@@ -131,7 +149,7 @@ def _record_size(side: int, scale: float) -> int:
 def _drawn(count: int, others: int, seconds: float, clip, scale: float) -> Iterator[dict]:
     size = _record_size(max(clip.image_size), scale)
     for number in range(count + others):
-        length = seconds if number < count else 5 / clip.fps  # of a stranger one frame is needed
+        length = seconds if number < count else 5 / clip.fps  # only one frame of the others is needed
         yield dataclasses.asdict(make_record(FIRST_SEED + number, seconds=length, size=size, fps=clip.fps))
 
 
@@ -149,11 +167,11 @@ def _check(record: dict, frames: int, fps: float) -> None:
     if len(record["boxes"]) < frames:
         raise ValueError(f"record {record['id']} has {len(record['boxes'])} frames, expected {frames}: lower --seconds")
     if len(record["mouth"]) < frames or not len(record["audio"]):
-        raise ValueError(f"record {record['id']} has no sound or no truth about the mouth; leave --data out")
+        raise ValueError(f"record {record['id']} has no sound or no mouth track; leave --data out")
 
 
 def _view(record: dict, at: int, window, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One frame through a window (top, left, height, width), and its face box there."""
+    """Returns one frame cropped to a window (top, left, height, width), and its face box in the crop."""
     top, left, height, width = window
     picture = crop(decode_video(record["video"], at, 1), window, image_size)[0]
     scale = np.array([image_size[1] / width, image_size[0] / height])

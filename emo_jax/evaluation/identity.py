@@ -1,4 +1,4 @@
-"""Who is who: faces cut out and turned upright, what tells people apart in them, and drift over a long video."""
+"""Identity measures: upright face thumbnails, the directions in which people differ, and drift over a long video."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import cv2
 import numpy as np
 import scipy.linalg
 
-SIDE = 16  # of a face's thumbnail
-GROW = 1.2  # of the face box that it shows: with the hairline and the jaw, hardly any background
+SIDE = 16
+"""Height and width of a face thumbnail in pixels."""
+GROW = 1.2
+"""Size of the region that a thumbnail shows, relative to the face box: hairline and jaw, hardly any background."""
 _AXIS = (np.arange(SIDE) + 0.5) * 2 / SIDE - 1
 OVAL = _AXIS[:, None] ** 2 + _AXIS**2 <= 1
-"""The pixels of a thumbnail that count."""
+"""The pixels of a thumbnail that are used."""
 FEATURES = 3 * int(OVAL.sum())
 
 
 def thumbnail(frame: np.ndarray, centre: np.ndarray, size: np.ndarray, roll: float) -> np.ndarray:
-    """The face in a frame uint8 (H, W, 3), upright and small: float32 (FEATURES,) in [0, 1].
+    """Returns the upright face thumbnail of a frame, float32 (FEATURES,) in [0, 1].
 
     Args:
-        centre, size: of the face box (2,), x and y in shares of the frame. roll: degrees, clockwise.
+        frame: uint8 (H, W, 3).
+        centre: centre (x, y) of the face box, as fractions of the frame.
+        size: width and height of the face box, as fractions of the frame.
+        roll: head roll in degrees, clockwise.
     """
     scale = np.array([frame.shape[1], frame.shape[0]])
-    step = np.maximum(GROW * size * scale, SIDE) / SIDE  # pixels of the frame for one of the thumbnail
+    step = np.maximum(GROW * size * scale, SIDE) / SIDE  # frame pixels per thumbnail pixel
     turn = np.deg2rad(roll)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * step
     offset = centre * scale - 0.5 - matrix @ np.full(2, (SIDE - 1) / 2)
@@ -33,17 +38,18 @@ def thumbnail(frame: np.ndarray, centre: np.ndarray, size: np.ndarray, roll: flo
 
 
 def discriminants(views: np.ndarray, count: int, shrink: float = 0.05) -> np.ndarray:
-    """The `count` directions in which people differ most, for how much one person's views differ (Fisher 1936).
+    """Returns the directions in which people differ most relative to how one person's views differ (Fisher 1936).
 
     Args:
-        views: (people, views, D), several views of each person.
-        shrink: how far the covariance of one person's views is drawn towards its diagonal.
+        views: several views of each person, (people, views, D).
+        count: number of directions.
+        shrink: weight of the diagonal in the covariance of one person's views.
 
     Returns:
-        (D, count): one person's views scatter with unit variance after `views @ discriminants`.
+        (D, count). After `views @ discriminants` the views of one person have unit variance.
 
     Raises:
-        ValueError: fewer than two views of each person, or not more people than directions.
+        ValueError: there are fewer than two views of each person, or no more people than directions.
     """
     if views.ndim != 3 or views.shape[1] < 2 or len(views) <= count:
         raise ValueError(
@@ -62,25 +68,34 @@ def discriminants(views: np.ndarray, count: int, shrink: float = 0.05) -> np.nda
 
 
 def distances(found: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Euclidean distances (..., R) of identities (..., K) from those of references (R, K)."""
+    """Returns Euclidean distances (..., R) between identities (..., K) and those of references (R, K)."""
     return np.linalg.norm(found[..., None, :] - references, axis=-1)
 
 
 def nearest(found: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """The number of the reference nearest to each of (..., K)."""
+    """Returns the index of the reference (R, K) nearest to each identity (..., K)."""
     return distances(found, references).argmin(-1)
 
 
 def retrieval(found: np.ndarray, references: np.ndarray) -> float:
-    """Share of frames (B, N, K) whose nearest reference, of (R, K) with R >= B, is number b, their own."""
+    """Returns the fraction of frames whose nearest reference is their own.
+
+    Args:
+        found: identities of N frames of B people, (B, N, K).
+        references: identities of R >= B references, (R, K); person b belongs to reference b.
+    """
     return float((nearest(found, references) == np.arange(len(found))[:, None]).mean())
 
 
 def colour_distance(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How far the colours of frames uint8 (..., H, W, 3) are from a reference's (H, W, 3), in levels of 255: (...,).
+    """Returns the colour distance between frames and a reference, in levels of 255, (...,).
 
-    The mean over red, green and blue of the distance between the sorted levels (Wasserstein-1 of the histograms): a
-    head that moves hardly changes it, a tint, fading or growing contrast does.
+    The distance is the mean over red, green and blue of the Wasserstein-1 distance of the histograms. Head motion
+    hardly changes it; a tint, fading or growing contrast does.
+
+    Args:
+        frames: uint8 (..., H, W, 3).
+        reference: uint8 (H, W, 3).
     """
     frames = np.asarray(frames)
     own = _cumulative(reference)
@@ -89,15 +104,20 @@ def colour_distance(frames: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _cumulative(image: np.ndarray) -> np.ndarray:
-    """(3, 256): share of pixels up to each level."""
+    """Returns the fraction of pixels up to each level, (3, 256)."""
     counts = np.stack([np.bincount(image[..., c].ravel(), minlength=256) for c in range(3)])
     return np.cumsum(counts, 1) / image[..., 0].size
 
 
 def drift(distance: np.ndarray, window: int) -> float:
-    """Mean of the last `window` of (..., N) distances over the mean of the first `window`; 1 is no drift.
+    """Returns the mean of the last `window` distances divided by the mean of the first `window`; 1 is no drift.
 
-    Raises ValueError where N < 2 * window, as the two would overlap.
+    Args:
+        distance: distances over time, (..., N).
+        window: number of frames at each end.
+
+    Raises:
+        ValueError: the two windows would overlap (N < 2 * window).
     """
     if distance.shape[-1] < 2 * window or window < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How the picture and the head move: seams between clips, rotation speed, and where the face is."""
+"""Measures of motion: seams between clips, head rotation speed, and the position of the face."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import numpy as np
 from emo_jax.faces.rotation import rotation_speed
 
 SMOOTH = 7
-"""Frames over which measured poses are averaged before they are differenced: single readings are noisy."""
+"""Number of frames over which measured poses are averaged before differencing, because single readings are noisy."""
 
 
 def seam_ratio(frames: np.ndarray, clip: int) -> float:
-    """Mean absolute difference of successive frames at clip borders over that inside clips.
+    """Returns the mean absolute difference of successive frames at clip borders divided by that inside clips.
 
     Args:
-        frames: uint8 (..., N, H, W, 3), from the start of the video on. clip: frames of a clip.
+        frames: videos from their first frame on, uint8 (..., N, H, W, 3).
+        clip: number of frames in a clip.
 
     Raises:
-        ValueError: fewer frames than two clips, or clips of one frame, which have no inside.
+        ValueError: there is less than one border, or a clip has only one frame.
     """
     frames = np.asarray(frames)
     count = frames.shape[-4]
@@ -34,9 +35,12 @@ def _change(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def measured_speed(rotation: np.ndarray) -> np.ndarray:
-    """Head rotation speed (..., N) in degrees per frame from measured yaw, pitch and roll (..., N, 3) in degrees.
+    """Returns head rotation speed (..., N) in degrees per frame from measured poses.
 
-    Poses are averaged over SMOOTH frames; the rest is the training labels' `rotation_speed`.
+    Poses are averaged over SMOOTH frames and then treated as the training labels are (`rotation_speed`).
+
+    Args:
+        rotation: yaw, pitch and roll in degrees, (..., N, 3).
     """
     flat = np.asarray(rotation, np.float64).reshape(-1, *rotation.shape[-2:])
     kernel = np.hanning(SMOOTH + 2)[1:-1]
@@ -50,9 +54,13 @@ def measured_speed(rotation: np.ndarray) -> np.ndarray:
 
 
 def mask_centres(masks: np.ndarray) -> np.ndarray:
-    """Centre (..., 2), x and y in shares of the image, of the marked rectangle of masks (..., H, W, 1).
+    """Returns the centre (x, y) of the marked rectangle of each mask, as fractions of the image, (..., 2).
 
-    Raises ValueError for an empty mask.
+    Args:
+        masks: (..., H, W, 1), nonzero inside the rectangle.
+
+    Raises:
+        ValueError: a mask is empty.
     """
     height, width = masks.shape[-3:-1]
     marked = masks.reshape(-1, height, width) > 0
@@ -66,9 +74,16 @@ def mask_centres(masks: np.ndarray) -> np.ndarray:
 
 
 def following_slope(moved: np.ndarray, found: np.ndarray) -> float:
-    """Slope of `found` on `moved`, (S, P) each: S settings for each of P people, each person about its own mean.
+    """Returns the slope of a linear fit of `found` on `moved`, each person centred on their own mean.
 
-    1: the face goes where the mask goes; 0: it does not care. Raises ValueError where nothing was moved.
+    A slope of 1 means that the face follows the mask, 0 that it ignores the mask.
+
+    Args:
+        moved: positions of the mask, (S, P): S settings for each of P people.
+        found: measured positions of the face, (S, P).
+
+    Raises:
+        ValueError: the shapes differ, or the mask was not moved.
     """
     moved, found = (np.asarray(a, np.float64) - np.mean(a, 0) for a in (moved, found))
     if moved.shape != found.shape or (moved**2).sum() < 1e-12:

@@ -1,4 +1,4 @@
-"""The side-by-side picture of an evaluation."""
+"""The side-by-side picture of an evaluation: reference, rendered truth and generated frames."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from PIL import Image
 
 from emo_jax.evaluation.heldout import People, rendered
 
-CAPTION = 16  # pixels
+CAPTION = 16
+"""Height of a caption in pixels."""
 
 
 def side_by_side(people: People, frames: np.ndarray, fps: float, shown: int = 4, moments: int = 7) -> np.ndarray:
-    """A picture uint8 (h, w, 3): for each of `shown` people the reference, what the renderer draws, what was generated.
+    """Returns a picture uint8 (h, w, 3) with reference, rendered frames and generated frames of several people.
 
     Args:
-        frames: generated, uint8 (P, N, H, W, 3). moments: how many, spread over the clip's widest mouth movements.
+        people: the people of the evaluation.
+        frames: generated videos, uint8 (P, N, H, W, 3).
+        fps: frames per second.
+        shown: number of people.
+        moments: number of frames of each, at the widest and narrowest mouth openings of equal parts of the video.
     """
     rows = []
     for person in range(min(shown, len(frames))):
@@ -33,12 +38,12 @@ def side_by_side(people: People, frames: np.ndarray, fps: float, shown: int = 4,
 
 
 def save_picture(path, image: np.ndarray) -> None:
-    """Writes a PNG."""
+    """Writes an image uint8 (h, w, 3) as PNG."""
     Image.fromarray(image).save(path)
 
 
 def _moments(opening: np.ndarray, count: int) -> list[int]:
-    """In each of `count` equal parts of the clip the frame where the mouth is, by turns, most and least open."""
+    """Returns one frame index per equal part: where the mouth is widest open and most closed, in turn."""
     parts = np.array_split(np.arange(len(opening)), min(count, len(opening)))
     return [int(p[opening[p].argmax() if i % 2 == 0 else opening[p].argmin()]) for i, p in enumerate(parts)]
 

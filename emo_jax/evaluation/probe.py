@@ -1,7 +1,7 @@
-"""The measuring network: what a single frame shows of the mouth, the head's pose and place, and whose face it is.
+"""The measuring network: reads mouth opening, head pose, face position and identity from a single frame.
 
-Every measure of `emo evaluate` is taken from frames alone, by this small network. It has seen rendered frames only
-(`emo_jax.evaluation.train_probe`), never a generated one, and shares nothing with the networks that it judges.
+All measures of `emo evaluate` are taken from frames alone by this small network. It was trained on rendered frames only
+(`emo_jax.evaluation.train_probe`), never on generated ones, and shares no weights with the networks that it judges.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from emo_jax.evaluation.identity import FEATURES, thumbnail
 from emo_jax.files import whole
 
 SIZE = 128
-"""Height and width of the frames it reads."""
+"""Height and width of the input frames."""
 PARTS = {"mouth": 2, "rotation": 3, "place": 4}
-"""What the network measures, and how many numbers each is, in the order of its outputs; see `measure`."""
+"""The measured quantities and their sizes, in the order of the network's outputs; see `measure`."""
 IDENTITY = 32
-"""Numbers that tell a person from another."""
+"""Size of an identity vector."""
 TARGETS = sum(PARTS.values())
 WEIGHTS = pathlib.Path(__file__).parent / "probe.safetensors"
 _STATISTICS = {"mean": (TARGETS,), "scale": (TARGETS,), "identity": (FEATURES, IDENTITY)}
@@ -34,18 +34,22 @@ _BATCH = 64
 
 
 class Probe(nn.Module):
-    """A pyramid of convolutions of stride 2: 0.35 M parameters, 44 MFLOP an image."""
+    """Convolutions of stride 2: 0.35 M parameters, 44 MFLOP per image.
+
+    Attributes:
+        channels: width of each level.
+    """
 
     channels: tuple[int, ...] = (32, 48, 96, 128)
 
     @nn.compact
     def __call__(self, images):
-        """Images (B, 128, 128, 3) in [-1, 1] -> standardised measures (B, TARGETS)."""
+        """Returns standardised measures (B, TARGETS) of images (B, 128, 128, 3) in [-1, 1]."""
         count, half = len(images), SIZE // 2
         x = images.reshape(count, half, 2, half, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(count, half, half, 12)
         for level, width in enumerate(self.channels):
             x = nn.Conv(width, (3, 3), (2, 2), name=f"down_{level}")(x)
-            if level:  # the first keeps the colours' absolute values
+            if level:  # no norm on the first level, which keeps absolute colours
                 x = nn.GroupNorm(8, name=f"norm_{level}")(x)
             x = nn.silu(x)
             if level in (1, 2):
@@ -55,13 +59,13 @@ class Probe(nn.Module):
 
 
 def split(values):
-    """(..., TARGETS) -> {part: (..., n)} in the order of PARTS."""
+    """Splits values (..., TARGETS) into {quantity: (..., n)} in the order of PARTS."""
     ends = np.cumsum(list(PARTS.values()))
     return {name: values[..., end - PARTS[name] : end] for name, end in zip(PARTS, ends, strict=True)}
 
 
 def to_input(frames):
-    """uint8 (B, H, W, 3) -> float32 in [-1, 1]."""
+    """Converts frames uint8 (B, H, W, 3) to float32 in [-1, 1]."""
     return frames.astype(jnp.float32) / 127.5 - 1
 
 
@@ -76,21 +80,22 @@ def _init(key):
 
 
 def measure(params, frames) -> dict[str, np.ndarray]:
-    """What frames show.
+    """Measures frames.
 
     Args:
-        params: of `load_probe`.
-        frames: uint8 (..., 128, 128, 3); batches of any number of axes.
+        params: the network's params, from `load_probe`.
+        frames: uint8 (..., 128, 128, 3).
 
     Returns:
-        opening (...,) and width (...,) of the mouth, as `mouth_track` gives them, roughly in [0, 1];
+        A dict of arrays:
+        opening (...,) and width (...,) of the mouth on the scale of `mouth_track`, roughly in [0, 1];
         rotation (..., 3): yaw, pitch, roll in degrees;
-        centre (..., 2): x, y of the face box's centre, size (..., 2): its width and height, in shares of the frame;
-        thumbnail (..., FEATURES): the face, small and upright, in [0, 1];
-        identity (..., IDENTITY): whose face it is; the distance of two views of one person is about sqrt(2 * IDENTITY).
+        centre (..., 2) and size (..., 2) of the face box, x and y as fractions of the frame;
+        thumbnail (..., FEATURES): the upright face thumbnail in [0, 1];
+        identity (..., IDENTITY): two views of one person are about sqrt(2 * IDENTITY) apart.
 
     Raises:
-        ValueError: frames of another type or size.
+        ValueError: the frames have another dtype or size.
     """
     frames = np.asarray(frames)
     if frames.dtype != np.uint8 or frames.shape[-3:] != (SIZE, SIZE, 3):
@@ -123,7 +128,7 @@ def measure(params, frames) -> dict[str, np.ndarray]:
 
 
 def fresh_params(seed: int = 0) -> dict:
-    """Untrained params, for training and tests; measures are not scaled, identities mean nothing."""
+    """Returns untrained params for training and tests: unscaled measures and meaningless identities."""
     return {
         "weights": _init(jax.random.key(seed))["params"],
         "mean": np.zeros(TARGETS, np.float32),
@@ -133,7 +138,7 @@ def fresh_params(seed: int = 0) -> dict:
 
 
 def save_probe(path: str | os.PathLike, params: dict) -> None:
-    """Writes params to a safetensors file, half precision; it appears whole or not at all."""
+    """Writes params to a safetensors file in half precision; the file appears only once it is complete."""
     flat = {f"weights/{name}": a for name, a in flatten_dict(params["weights"], sep="/").items()}
     tensors = {name: np.ascontiguousarray(np.asarray(a), np.float16) for name, a in flat.items()}
     tensors |= {name: np.ascontiguousarray(params[name], np.float32) for name in _STATISTICS}
@@ -143,10 +148,10 @@ def save_probe(path: str | os.PathLike, params: dict) -> None:
 
 @functools.cache
 def load_probe(path: str | os.PathLike = WEIGHTS) -> dict:
-    """Params of a file of `save_probe`; by default those in the package.
+    """Reads params from a file written by `save_probe`, by default the one in the package.
 
     Raises:
-        ValueError: no such file, or another content.
+        ValueError: the file does not exist, is damaged, or holds something else.
     """
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path} does not exist: train it with `python -m emo_jax.evaluation.train_probe`")

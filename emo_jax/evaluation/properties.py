@@ -1,6 +1,6 @@
 """The properties that `emo evaluate` measures: one function for each row of its table.
 
-Each takes `ev`, an `emo_jax.evaluation.evaluate.Evaluation`, which generates the videos and reads them.
+Each function takes `ev`, an `emo_jax.evaluation.evaluate.Evaluation`, which generates and measures the videos.
 """
 
 from __future__ import annotations
@@ -20,15 +20,33 @@ from emo_jax.evaluation.motion import following_slope, mask_centres, measured_sp
 from emo_jax.evaluation.sync import lip_correlation, silence_ratio
 from emo_jax.media.audio import write_wav
 
-LEAD_IN = 0.28  # seconds in which all voices are still silent: with them any two voices would correlate
-LONG_PEOPLE, LONG_PART = 4, 10  # people of the long videos, and the seconds compared at both ends
-SHIFTS = ((0, 0), (-12, 6), (-6, -12), (6, 12), (12, -6))  # of the mask, in 128ths of the image; x and y uncorrelated
-MOVED_SECONDS = 4.0  # of the videos made to measure place and speed
+LEAD_IN = 0.28
+"""Seconds of silence at the start of every voice, left out because they would make any two voices correlate."""
+LONG_PEOPLE, LONG_PART = 4, 10
+"""Number of people in the long videos, and the seconds compared at both ends."""
+SHIFTS = ((0, 0), (-12, 6), (-6, -12), (6, 12), (12, -6))
+"""Shifts (x, y) of the mask in 128ths of the image; x and y are uncorrelated."""
+MOVED_SECONDS = 4.0
+"""Length of the videos that measure place and speed."""
 
 
 @dataclasses.dataclass
 class Row:
-    """One line of the table: a measure, its bar (`below`: it must not exceed it), and its control."""
+    """One row of the table.
+
+    Attributes:
+        property: short name.
+        measure: description of the measure.
+        value: the measured value.
+        bar: the value that must be reached.
+        below: whether the value must not exceed the bar, instead of reaching it.
+        aim: the value to aim for.
+        renders: the measure on rendered videos.
+        control: the part that the control generation lacks.
+        control_value: the measure on the control.
+        control_bar: the control fails, as it must, if it does not reach this value.
+        detail: further figures for report.json.
+    """
 
     property: str
     measure: str
@@ -39,26 +57,28 @@ class Row:
     renders: float | None = None
     control: str = ""
     control_value: float | None = None
-    control_bar: float | None = None  # the control fails, as it must, if it does not reach this
+    control_bar: float | None = None
     detail: dict = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
+        """Whether the value reaches the bar."""
         return self.value <= self.bar if self.below else self.value >= self.bar
 
     @property
     def control_failed(self) -> bool | None:
-        """Whether the control failed, as it must; None where it has no bar."""
+        """Whether the control failed, as it must; None if it has no bar."""
         if self.control_bar is None:
             return None
         return bool(self.control_value > self.control_bar if self.below else self.control_value <= self.control_bar)
 
     def as_dict(self) -> dict:
+        """Returns the row for report.json."""
         return dataclasses.asdict(self) | {"passed": bool(self.passed), "control_failed": self.control_failed}
 
 
 def talk_rows(ev) -> tuple[list[Row], np.ndarray]:
-    """lips, silence, identity and seams, from one generation of everybody; also the frames (P, N, H, W, 3)."""
+    """Returns the rows lips, silence, identity and seams, and the generated frames uint8 (P, N, H, W, 3)."""
     frames, renders = ev.generate("talking"), ev.people.renders
     found, drawn = ev.measure(frames), ev.measure(renders)
     makers = {"lips": lips_row, "silence": silence_row, "identity": identity_row, "seams": seams_row}
@@ -67,6 +87,7 @@ def talk_rows(ev) -> tuple[list[Row], np.ndarray]:
 
 
 def lips_row(ev, frames, found, drawn) -> Row:
+    """Returns the correlation of mouth opening and voice; the control speaks with shuffled voices."""
     spoken = np.s_[:, round(LEAD_IN * ev.clip.fps) :]
     truth = ev.people.openings[spoken]
     r = lip_correlation(found["opening"][spoken], truth)
@@ -82,6 +103,7 @@ def lips_row(ev, frames, found, drawn) -> Row:
 
 
 def silence_row(ev, frames, found, drawn) -> Row:
+    """Returns how far the mouth stays open in silence, relative to speech."""
     return Row(
         "silence", "mouth opening, silent / voiced", silence_ratio(found["opening"], ev.people.openings), 0.35,
         below=True, renders=silence_ratio(drawn["opening"], ev.people.rendered_openings),
@@ -89,6 +111,7 @@ def silence_row(ev, frames, found, drawn) -> Row:
 
 
 def identity_row(ev, frames, found, drawn) -> Row:
+    """Returns how often a frame is nearest to its own reference; the control has no reference."""
     references = ev.measure(np.concatenate([ev.people.references, ev.people.others]))["identity"]
     few = references[: len(frames)]
     off = ev.measure(ev.generate("reference off", off=("reference",)))["identity"]
@@ -107,6 +130,7 @@ def identity_row(ev, frames, found, drawn) -> Row:
 
 
 def seams_row(ev, frames, found, drawn) -> Row:
+    """Returns the change between frames at clip borders relative to inside; the control has no motion frames."""
     length = ev.clip.frames
     off = ev.generate("motion frames off", off=("motion",))
     return Row(
@@ -117,6 +141,7 @@ def seams_row(ev, frames, found, drawn) -> Row:
 
 
 def speed_row(ev) -> Row:
+    """Returns the measured head speed at a fast setting divided by that at a slow one."""
     centres = list(ev.config.model.speed.centres)
     asked = [centres[1], centres[len(centres) // 2], centres[-2]]
     voices, means = ev.short(MOVED_SECONDS), []
@@ -135,6 +160,7 @@ def speed_row(ev) -> Row:
 
 
 def place_row(ev) -> Row:
+    """Returns how far the face follows a moved mask; the control has no Face Locator."""
     voices, slopes = ev.short(MOVED_SECONDS), {}
     for name, off in (("on", ()), ("off", ("locator",))):
         moved, found = [], []
@@ -154,6 +180,7 @@ def place_row(ev) -> Row:
 
 
 def length_row(ev) -> Row:
+    """Returns how identity and colour drift in a long video."""
     count = min(LONG_PEOPLE, len(ev.people.references))
     references = ev.people.references[:count]
     own = ev.measure(references)["identity"][:, None]
@@ -173,7 +200,7 @@ def length_row(ev) -> Row:
 
 
 def memory_row(checkpoint: str, reference: np.ndarray, long: float, steps: int | None) -> Row:
-    """Peak resident memory of `emo generate` for a long voice over that for 10 s, each in a fresh process."""
+    """Returns the peak memory of `emo generate` for a long voice divided by that for 10 s, in fresh processes."""
     peaks, lengths = [], (min(10.0, long / 2), long)
     with tempfile.TemporaryDirectory() as folder:
         portrait = f"{folder}/portrait.png"
@@ -201,10 +228,14 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def peak_memory(command: list[str]) -> float:
-    """Peak resident memory of a command in MiB. Raises ValueError with its last line of stderr if it fails."""
-    # Started by a small process in between: on Linux a command's peak is at least that of the process that starts it.
+    """Returns the peak resident memory of a command in MiB.
+
+    Raises:
+        ValueError: the command failed; the message has its last line of stderr.
+    """
+    # A small process starts the command: on Linux a process inherits the peak of the one that starts it.
     watched = [sys.executable, "-S", "-c", _WATCH, *command]
-    compiling = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # each command, not the first alone
+    compiling = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}  # otherwise only the first command would compile
     done = subprocess.run(watched, capture_output=True, text=True, errors="replace", env=compiling)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

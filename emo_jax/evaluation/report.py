@@ -1,11 +1,4 @@
-"""`emo evaluate`: generates videos of held-out people with held-out voices, and measures them.
-
-emo evaluate --checkpoint tiny --output out/evaluation
-
-All measures are taken from the frames alone, by a small network that was trained on rendered frames (metrics/probe.py).
-Lips, identity, seams and place have a control, a generation without the part that should bring it about, which must
-fail. The column "renders" tells what the same measure gives for rendered videos: what a perfect model would score.
-"""
+"""The table and the JSON file in which an evaluation reports its rows."""
 
 from __future__ import annotations
 
@@ -19,7 +12,7 @@ from emo_jax.tables import format_table
 
 
 def write_report(path, rows: list[Row], settings: dict) -> None:
-    """report.json: the settings, and each row with what it is made of."""
+    """Writes report.json: the settings, and each row with its details."""
     write_text(path, json.dumps({"settings": settings, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
 
 
@@ -33,7 +26,7 @@ def table(rows: list[Row]) -> str:
             row.property, row.measure, _number(row.value), f"{sign} {row.bar:g}", "pass" if row.passed else "FAIL",
             _number(row.renders), row.control, _number(row.control_value),
             "" if row.control_bar is None else f"{'>' if row.below else '<='} {row.control_bar:.2g}",
-            "" if held is None else ("fails, as it must" if held else "DOES NOT FAIL"),
+            "" if held is None else ("fails, as expected" if held else "DOES NOT FAIL"),
         ))  # fmt: skip
     return format_table(cells, header)
 

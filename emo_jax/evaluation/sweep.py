@@ -3,9 +3,9 @@
 emo sweep configs/sweeps/reference_attention.py --output runs/reference --init-from runs/vae \\
     --config.data.directory=data/synthetic --config.train.steps=1000
 
-A sweep file names a config, the stages that each point trains, and yields the points: names and overrides. Without
-stages each point evaluates --checkpoint, sampled as its overrides say. What is finished is skipped and what was
-interrupted goes on when the command is given again. It ends with OUTPUT/sweep.csv, sweep.png, and the table in print.
+A sweep file names a config and the stages that each point trains, and yields the points: names and overrides. Without
+stages each point evaluates --checkpoint with the sampling fields that it overrides. When the command is given again,
+finished points are skipped and interrupted ones resume. It writes OUTPUT/sweep.csv and sweep.png, and prints a table.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from emo_jax.tables import format_table
 from emo_jax.training.stages import get_stage
 
 FINISHED = "evaluation/report.json"
-"""Of a point: written last, and whole."""
+"""The last file that a point writes; it appears only once it is complete."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a sweep file holds.
+    """The content of a sweep file.
 
     Attributes:
-        config: file of the config, CONFIG. stages: which each point trains, in order, STAGES.
-        evaluate: more arguments of emo evaluate, EVALUATE. points: {name: overrides {field: value}} of get_sweep().
+        config: CONFIG, the config that the points vary.
+        stages: STAGES, the stages that each point trains, in order.
+        evaluate: EVALUATE, further arguments of `emo evaluate`.
+        points: {name: {field: value}} from get_sweep().
     """
 
     config: str
@@ -44,10 +46,10 @@ class Sweep:
 
 
 def load_sweep(path: str | os.PathLike) -> Sweep:
-    """The sweep of a file.
+    """Reads a sweep file.
 
     Raises:
-        ValueError: no such file, or one that lacks something or yields a name twice.
+        ValueError: the file does not exist, lacks a name, or yields a point twice.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,11 +69,11 @@ def load_sweep(path: str | os.PathLike) -> Sweep:
 
 
 def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[list[str], Path | None]]:
-    """The commands of a point, each with the checkpoint that it ends with (None for the evaluation).
+    """Returns the commands of a point, each with the checkpoint that it ends with (None for the evaluation).
 
     Raises:
-        ValueError: an override that the config does not take, parts that do not fit together, or a first stage that
-            has nothing to start from.
+        ValueError: the config has no such field, the values do not fit together, or the first stage has nothing to
+            start from.
     """
     overrides, steps, previous = sweep.points[name], [], args.init_from
     changes = [f"--config.{field}={value}" for field, value in overrides.items()]
@@ -82,7 +84,9 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
         arguments = [f"--config={sweep.config}:{stage}", *changes, *common]
         config, workdir = resolve(arguments, name), folder / stage
         before = get_stage(config.train.stage).after
-        if before and not (previous or config.train.init_from):  # emo train would begin with fresh networks, and warn
+        if before and not (
+            previous or config.train.init_from
+        ):  # emo train would only warn and start from fresh parameters
             raise ValueError(f"stage {stage} comes first and starts from stage {before}; give its run as --init-from")
         command = ["train", *arguments, f"--workdir={workdir}"]
         command += [f"--config.train.init_from={previous}"] if previous else []
@@ -96,10 +100,10 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
 
 
 def resolve(arguments: list[str], name: str):
-    """The config of `emo train`'s arguments, checked as far as training and sampling check it before they compile.
+    """Parses the arguments of `emo train` and checks the config as training and sampling do before compiling.
 
     Raises:
-        ValueError: it does not fit together; the point is named.
+        ValueError: the config is inconsistent; the message names the point.
     """
     import jax
 
@@ -111,7 +115,7 @@ def resolve(arguments: list[str], name: str):
     try:
         config = config_lib.parse(arguments)
         build(config)
-        # As shapes: an array would take hold of the accelerator, which the commands are to have.
+        # Traced as shapes: an array would occupy the accelerator, which the commands need.
         schedule = jax.eval_shape(lambda: make_schedule(config.diffusion))
         timesteps(schedule, config.sampling.steps, schedule.spacing)
         make_solver(config.sampling.solver, schedule, config.sampling.eta)
@@ -121,7 +125,7 @@ def resolve(arguments: list[str], name: str):
 
 
 def _sampling(sweep, name, common):
-    """The overrides of a point that trains nothing, as arguments of emo evaluate."""
+    """Returns the overrides of a point that trains nothing, as arguments of `emo evaluate`."""
     fields = sweep.points[name]
     other = [field for field in fields if not field.startswith("sampling.")] + list(common)
     if other:
@@ -139,20 +143,26 @@ def _chosen(sweep, names):
 
 
 def _claim(folder, sweep, steps):
-    """Notes what a folder is of; raises ValueError if it is there already and of something else."""
-    told = {"overrides": sweep.points[folder.name], "commands": [shlex.join(command) for command, _ in steps]}
-    told = json.loads(json.dumps(told))
+    """Writes a point's settings to its folder, or checks them against the settings already there.
+
+    Raises:
+        ValueError: the folder was started with other settings.
+    """
+    settings = {"overrides": sweep.points[folder.name], "commands": [shlex.join(command) for command, _ in steps]}
+    settings = json.loads(json.dumps(settings))
     file = folder / "point.json"
     if file.exists():
-        if json.loads(file.read_text()) != told:
-            raise ValueError(f"{folder} was begun with other settings ({file}); choose another --output, or delete it")
+        if json.loads(file.read_text()) != settings:
+            raise ValueError(
+                f"{folder} was started with other settings ({file}); choose another --output, or delete it"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(told, indent=1) + "\n")
+    write_text(file, json.dumps(settings, indent=1) + "\n")
 
 
 def _run_point(folder, title, steps):
-    """Runs what is not done yet; the exit status of the first command that failed."""
+    """Runs the commands that are not finished yet; returns the status of the first one that fails, else 0."""
     if (folder / FINISHED).exists():
         print(f"{title}: finished", flush=True)
         return 0
@@ -167,7 +177,7 @@ def _run_point(folder, title, steps):
 
 
 def _is_done(checkpoint):
-    """Whether a stage's last checkpoint is there and whole; a damaged one is told and put aside: it is made again."""
+    """Returns whether a stage's last checkpoint is complete. A damaged one is reported and moved away."""
     if not checkpoint.exists():
         return False
     from emo_jax.weights.checkpoint import put_aside
@@ -183,7 +193,7 @@ def _is_done(checkpoint):
 
 
 def _run(command):
-    """The exit status of a command, as a shell's; it is told to end, and waited for, when this one is."""
+    """Runs a command and returns its exit status as a shell does. It is terminated when this process is."""
     process = subprocess.Popen(command)
     try:
         status = process.wait()
@@ -195,7 +205,7 @@ def _run(command):
 
 
 def compare(sweep: Sweep, output: Path) -> str:
-    """Writes sweep.csv and sweep.png of the points finished so far, and returns the table as text."""
+    """Writes sweep.csv and sweep.png for the points finished so far, and returns the table as text."""
     from emo_jax.evaluation.chart import save_bars
 
     found = {}

@@ -1,19 +1,27 @@
-"""Do the lips follow the voice: the mouth's measured opening against the voice's mouth track."""
+"""Measures of whether the lips follow the voice: the measured mouth opening against the voice's mouth track."""
 
 from __future__ import annotations
 
 import numpy as np
 
 SILENT, VOICED = 0.05, 0.2
-"""True openings below and above which a frame counts as silent and as voiced; those between count as neither."""
+"""A frame is silent if its true mouth opening is below SILENT, voiced if it is above VOICED, otherwise neither."""
 STRETCH = 5
-"""Frames that a silent stretch lasts at least; its first and last frame are left out."""
+"""Minimum length of a silent stretch in frames; its first and last frame are not counted."""
 
 
 def lip_correlation(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Pearson's r over time (..., N) of measured and true opening; 0 where either does not move. Returns (...,).
+    """Returns Pearson's r between measured and true mouth opening.
 
-    Raises ValueError where the shapes differ.
+    Args:
+        found: measured openings (..., N).
+        truth: true openings (..., N).
+
+    Returns:
+        The correlation over time, (...,); 0 where either track is constant.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
     if found.shape != truth.shape:
@@ -24,7 +32,7 @@ def lip_correlation(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def silent_frames(truth: np.ndarray) -> np.ndarray:
-    """Which frames (..., N) lie inside a silent stretch, by the true opening."""
+    """Returns a boolean (..., N): the frames inside a silent stretch, by the true opening (..., N)."""
     flat = np.asarray(truth).reshape(-1, truth.shape[-1])
     inside = np.zeros(flat.shape, bool)
     for row, values in zip(inside, flat, strict=True):
@@ -36,10 +44,16 @@ def silent_frames(truth: np.ndarray) -> np.ndarray:
 
 
 def silence_ratio(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean measured opening in silent stretches over that in voiced frames, all videos (..., N) together.
+    """Returns the mean measured opening in silent stretches divided by that in voiced frames.
 
-    The measure is taken as it is (negative readings count as 0, no floor is subtracted). NaN where there are no silent
-    or no voiced frames.
+    Negative readings count as 0; no floor is subtracted.
+
+    Args:
+        found: measured openings (..., N) of all videos.
+        truth: true openings (..., N).
+
+    Returns:
+        The ratio, or NaN if there are no silent or no voiced frames.
     """
     silent, voiced = silent_frames(truth), np.asarray(truth) > VOICED
     if not silent.any() or not voiced.any():

@@ -1,9 +1,9 @@
 """Trains the measuring network (`emo_jax.evaluation.probe`) on rendered frames.
 
-python -m emo_jax.evaluation.train_probe --data data/synthetic --output probe.safetensors --steps 4000
+    python -m emo_jax.evaluation.train_probe --data data/synthetic --output probe.safetensors --steps 4000
 
-Frames come from the split train, with the data pipeline's crops, and are blurred, resampled, made noisy and shifted in
-colour, so that the network reads a decoder's soft pictures too. Accuracy is reported on the split validation.
+Frames come from the split "train" with the data pipeline's crops. They are blurred, resampled, and changed in noise and
+colour, so that the network also reads the softer pictures of a decoder. Accuracy is reported on the split "validation".
 """
 
 from __future__ import annotations
@@ -29,15 +29,27 @@ from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import render
 from emo_jax.synthetic.world import POSE_LIMITS
 
-RUN, TAKEN = 16, 8  # frames decoded in a row (from one keyframe on), and how many of them are used
-POOL = 4096  # frames held to draw batches from
-PEOPLE, VIEWS = 500, 8  # drawn to learn what tells people apart
-STRANGERS = 3 << 22  # seeds of the people drawn to try that out, far from those of the records
-IMPORTANCE = {"mouth": 2.0, "rotation": 2.0, "place": 1.0}  # of a part's mean square, in the loss
+RUN, TAKEN = 16, 8
+"""Number of frames decoded from a keyframe on, and how many of them are used."""
+POOL = 4096
+"""Number of frames from which batches are drawn."""
+PEOPLE, VIEWS = 500, 8
+"""Number of people, and of views of each, from which the identity directions are learned."""
+STRANGERS = 3 << 22
+"""First seed of the people on whom they are tested, far from the records' seeds."""
+IMPORTANCE = {"mouth": 2.0, "rotation": 2.0, "place": 1.0}
+"""Weight of each quantity in the loss."""
 
 
 def true_measures(record, at: np.ndarray, windows: np.ndarray, flip: np.ndarray) -> np.ndarray:
-    """The truth (F, TARGETS) about the frames `at` seen through windows (F, 2) of top, left; `flip` (F,) mirrors."""
+    """Returns the true measures (F, TARGETS) of F cropped frames.
+
+    Args:
+        record: a record of the rendered world.
+        at: frame indices (F,).
+        windows: top and left edge of each crop, (F, 2).
+        flip: whether each crop is mirrored, (F,).
+    """
     boxes = record["boxes"][at] - np.tile(windows[:, ::-1], 2)
     centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     place = np.concatenate([centre, size], 1) / probe.SIZE
@@ -46,8 +58,8 @@ def true_measures(record, at: np.ndarray, windows: np.ndarray, flip: np.ndarray)
     return np.concatenate([record["mouth"][at], rotation, place], 1).astype(np.float32)
 
 
-def spoil(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """What a decoder may do to a frame: blur, lost detail, noise, shifted brightness, contrast and colour."""
+def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Degrades a frame as a decoder may: blur, lost detail, noise, changed brightness, contrast and colour."""
     if rng.random() < 0.4:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.3))
     if rng.random() < 0.3:
@@ -65,7 +77,7 @@ def spoil(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 class Frames:
-    """A pool of frames with their truth, some of them replaced from random records before each batch."""
+    """A pool of frames with their true measures. Before each batch some are replaced from random records."""
 
     def __init__(self, source, seed: int, size: int = POOL):
         self.source, self.rng = source, np.random.default_rng(seed)
@@ -79,31 +91,31 @@ class Frames:
         return [(frames[i], record, first + i) for i in self.rng.permutation(count)[:TAKEN]]
 
     def batch(self, size: int, runs: int = 2):
-        """Frames (size, 128, 128, 3) uint8, spoilt, and their truth (size, TARGETS)."""
+        """Returns degraded frames uint8 (size, 128, 128, 3) and their true measures (size, TARGETS)."""
         for row in (row for _ in range(runs) for row in self._read()):
             self.rows[self.rng.integers(len(self.rows))] = row
         pairs = [view(self.rng, *self.rows[i], True) for i in self.rng.integers(len(self.rows), size=size)]
         return tuple(np.stack(column) for column in zip(*pairs, strict=True))
 
 
-def view(rng, frame, record, at: int, spoilt: bool):
-    """One random crop of a frame, mirrored half of the times if `spoilt`, and its truth."""
+def view(rng, frame, record, at: int, degraded: bool):
+    """Returns one random crop of a frame and its true measures; `degraded` also mirrors half of them."""
     top, left = (int(rng.integers(length - probe.SIZE + 1)) for length in frame.shape[:2])
     image = frame[top : top + probe.SIZE, left : left + probe.SIZE]
-    flip = spoilt and bool(rng.random() < 0.5)
+    flip = degraded and bool(rng.random() < 0.5)
     truth = true_measures(record, np.array([at]), np.array([[top, left]]), np.array([flip]))[0]
     image = np.ascontiguousarray(image[:, ::-1] if flip else image)
-    return (spoil(rng, image) if spoilt else image), truth
+    return (degrade(rng, image) if degraded else image), truth
 
 
-def views_of(source, positions, per_record: int, seed: int, spoilt: bool):
-    """`per_record` views of every record, spread over its time: frames (R, V, ...), truth (R, V, TARGETS)."""
+def views_of(source, positions, per_record: int, seed: int, degraded: bool):
+    """Returns `per_record` views of every record, spread over time: frames (R, V, ...) and measures (R, V, TARGETS)."""
     frames, truths = [], []
     for position in positions:
         rng, record = np.random.default_rng([seed, int(position)]), source[position]
         total = len(record["boxes"])
         at = np.linspace(0, total - 1, per_record).round().astype(int)
-        pairs = [view(rng, decode_video(record["video"], int(i), 1)[0], record, int(i), spoilt) for i in at]
+        pairs = [view(rng, decode_video(record["video"], int(i), 1)[0], record, int(i), degraded) for i in at]
         images, truth = zip(*pairs, strict=True)
         frames.append(np.stack(images))
         truths.append(np.stack(truth))
@@ -111,9 +123,9 @@ def views_of(source, positions, per_record: int, seed: int, spoilt: bool):
 
 
 def disguised_views(seeds, count: int, size: int = 160) -> np.ndarray:
-    """Each person `count` times in other clothes, before other backgrounds, in any pose; (P, count, 128, 128, 3).
+    """Renders each person `count` times with different clothes, background and pose, uint8 (P, count, 128, 128, 3).
 
-    So what tells people apart is learnt, and tried out, on faces, not on what surrounds them.
+    Identity is thus learned and tested on faces, not on what surrounds them.
     """
     people = []
     for seed in seeds:
@@ -122,20 +134,20 @@ def disguised_views(seeds, count: int, size: int = 160) -> np.ndarray:
         for _ in range(count):
             other = Identity.sample(int(rng.integers(1 << 40, 1 << 41)))
             names = ("background", "background_colours", "clothes", "clothes_colours")
-            guise = dataclasses.replace(person, **{name: getattr(other, name) for name in names})
+            disguised = dataclasses.replace(person, **{name: getattr(other, name) for name in names})
             yaw, pitch, roll = rng.uniform(-0.9, 0.9, 3) * POSE_LIMITS
             blink, opening = float(rng.random() < 0.1), max(rng.uniform(-0.5, 1), 0)
             state = State(yaw, pitch, roll, *rng.uniform(-0.01, 0.01, 2), blink, rng.random(), *rng.uniform(-1, 1, 2),
                           opening, rng.random())  # fmt: skip
             top, left = rng.integers(size - probe.SIZE + 1, size=2)
-            image = render(guise, state, size)[top : top + probe.SIZE, left : left + probe.SIZE]
-            views.append(spoil(rng, np.ascontiguousarray(image)))
+            image = render(disguised, state, size)[top : top + probe.SIZE, left : left + probe.SIZE]
+            views.append(degrade(rng, np.ascontiguousarray(image)))
         people.append(np.stack(views))
     return np.stack(people)
 
 
 def make_step(steps: int, learning_rate: float):
-    """The optimiser and the jitted step (weights, state, average, frames, standardised truth) -> the same, loss."""
+    """Returns the optimizer and the jitted step(weights, state, average, frames, truth)."""
     schedule = optax.warmup_cosine_decay_schedule(0, learning_rate, min(100, steps // 2), steps, learning_rate * 0.01)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-4))
 
@@ -156,9 +168,15 @@ def make_step(steps: int, learning_rate: float):
 
 
 def train(data: str, output: str, steps: int, *, init: str | None = None, batch: int = 64, seed: int = 0) -> dict:
-    """Trains for `steps` steps, from the weights in the file `init` if one is given; returns the accuracies.
+    """Trains the measuring network and returns its accuracies.
 
-    Writes `output`, and every 250 steps what there is.
+    Args:
+        data: directory of records of the rendered world.
+        output: safetensors file to write, also every 250 steps.
+        steps: number of steps.
+        init: file of weights to start from.
+        batch: batch size.
+        seed: seed of the batches.
     """
     source = open_records(data, "train")
     pool = Frames(source, seed)
@@ -187,14 +205,15 @@ def train(data: str, output: str, steps: int, *, init: str | None = None, batch:
     return accuracy(probe.load_probe(output), open_records(data, "validation"))
 
 
-def accuracy(params: dict, source, per_record: int = 12, spoilt: bool = False) -> dict:
-    """How well frames of other people are measured: a dict of plain numbers.
+def accuracy(params: dict, source, per_record: int = 12, degraded: bool = False) -> dict:
+    """Returns how well frames of other people are measured.
 
-    opening and width: Pearson r; yaw, pitch, roll: mean absolute error in degrees; centre, size: the same in pixels;
-    identity: share of views whose nearest first view, one of each person, is of the same person;
-    identity_disguised: the same for 64 drawn people who change clothes and background from view to view.
+    Returns:
+        opening_r and width_r: Pearson r; yaw, pitch and roll: mean absolute error in degrees; centre and size: mean
+        absolute error in pixels; identity: fraction of views whose nearest first view is of the same person;
+        identity_disguised: the same for 64 people whose clothes and background change from view to view.
     """
-    frames, truth = views_of(source, np.arange(len(source)), per_record, 2, spoilt)
+    frames, truth = views_of(source, np.arange(len(source)), per_record, 2, degraded)
     found, true = probe.measure(params, frames), probe.split(truth)
     error = np.abs(found["rotation"] - true["rotation"]).mean((0, 1))
     disguised = probe.measure(params, disguised_views(range(STRANGERS, STRANGERS + 64), 6))
@@ -210,7 +229,7 @@ def accuracy(params: dict, source, per_record: int = 12, spoilt: bool = False) -
 
 
 def _retrieved(identity) -> float:
-    """Share of the views (P, V, K), but for the first, that are nearest to the first of the same person."""
+    """Returns the fraction of later views (P, V, K) that are nearest to the first view of the same person."""
     return float((nearest(identity[:, 1:], identity[:, 0]) == np.arange(len(identity))[:, None]).mean())
 
 
@@ -225,7 +244,7 @@ def main(argv=None) -> None:
     parser.add_argument("--data", required=True, help="directory of emo prepare synthetic")
     parser.add_argument("--output", required=True, help="safetensors file to write")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--init", metavar="FILE", help="go on from these weights")
+    parser.add_argument("--init", metavar="FILE", help="start from these weights")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     print(json.dumps(train(args.data, args.output, args.steps, init=args.init, seed=args.seed), indent=1))

@@ -1,6 +1,6 @@
-"""`emo demo`: the portrait and the voice that come with the package, and the video that the small model makes of them.
+"""Makes the portrait and the voice of `emo demo`.
 
-python -m emo_jax.synthetic.assets --make-assets    # draws and synthesises emo_jax/assets again
+python -m emo_jax.synthetic.assets --make-assets    # writes emo_jax/assets again
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from PIL import Image
 from emo_jax.generation.inputs import ASSETS
 from emo_jax.media.audio import write_wav
 
-PERSON = (1 << 24) + 121  # a seed of the validation range of `emo prepare synthetic`: training never sees this person
+PERSON = (1 << 24) + 121
+"""A validation seed of `emo prepare synthetic`: training never sees this person."""
 SECONDS, SIDE = 6.0, 256
 
 
 def make_assets(directory: Path = ASSETS) -> None:
-    """Writes portrait.png (a held-out person at rest) and voice.wav (formant speech, 16 kHz), the same every time."""
+    """Writes portrait.png (a held-out person at rest) and voice.wav (formant speech, 16 kHz), deterministically."""
     from emo_jax.media.loudness import normalise
     from emo_jax.synthetic.head import State
     from emo_jax.synthetic.identities import Identity

@@ -1,23 +1,20 @@
-"""What surrounds a drawn head: background, neck, clothes, and the canvas of painted people."""
+"""Surroundings of a drawn head: background, neck, clothes, and the canvas texture of the painterly style."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from emo_jax.synthetic.canvas import Brush
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 
-if TYPE_CHECKING:
-    from emo_jax.synthetic.rendering import Brush
 _OUT = np.array([0.085, 0.12, 0.20, 0.29, 0.35, 0.385, 0.40])  # shoulder line: distance from the middle ...
 _DOWN = np.array([0.80, 0.815, 0.835, 0.865, 0.91, 0.96, 1.05])  # ... and height, in image heights
 
 
 def backdrop(identity: Identity, side: int) -> np.ndarray:
-    """The person's background, uint8 (side, side, 3); kept between calls, so copy it before drawing."""
+    """Returns the person's background, uint8 (side, side, 3). It is cached: copy it before drawing on it."""
     key = ("backdrop", side)
     if key not in identity.cache:
         identity.cache[key] = _draw_backdrop(identity, side)
@@ -45,7 +42,7 @@ def _draw_backdrop(identity: Identity, side: int) -> np.ndarray:
 
 
 def paint_clothes(brush: Brush, identity: Identity, state: State, outline: float) -> None:
-    """Neck and shoulders; they follow the head a little."""
+    """Draws neck and shoulders, which follow the head slightly."""
     middle = 0.5 + 0.35 * state.shift_x + 0.0003 * state.roll
     lower = 0.25 * state.shift_y
     head_x = 0.5 + state.shift_x + 0.0006 * state.yaw + 0.0022 * state.roll
@@ -124,7 +121,7 @@ def _pattern(brush: Brush, identity: Identity, middle: float, lower: float, colo
 
 
 def paint_texture(identity: Identity, image: np.ndarray) -> np.ndarray:
-    """Soften a drawing and press the person's canvas into it."""
+    """Returns a drawing softened, with the person's canvas texture applied."""
     key = ("canvas", image.shape[0])
     if key not in identity.cache:
         rng = np.random.default_rng([identity.seed, 6])

@@ -1,4 +1,4 @@
-"""Speech of espeak-ng, if the machine has it: the package espeakng_loader, or the program `espeak-ng`."""
+"""Speech by espeak-ng, from the package espeakng_loader or the program `espeak-ng`, if either is installed."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "Huomenna menemme metsään.",
     ),
 }
-VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f4", "+croak")  # f2, f3, f5 differ from run to run
+VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f4", "+croak")  # f2, f3 and f5 are not deterministic
 
 
 @functools.cache
 def espeak_available() -> bool:
-    """Whether `espeak` can speak on this machine."""
+    """Returns whether espeak-ng is installed."""
     return _has_package() or shutil.which("espeak-ng") is not None
 
 
@@ -86,14 +86,23 @@ def _has_package() -> bool:
 
 
 def espeak(text: str, voice: str = "en-us", rate: int = 170, pitch: int = 50) -> np.ndarray:
-    """Speak a text: float32 (samples,), 16 kHz. `rate` is in words a minute (80-450), `pitch` in 0-99.
+    """Speaks a text.
 
-    Raises RuntimeError where espeak-ng is missing, and ValueError if it doesn't know the voice.
+    Args:
+        text: the text.
+        voice: name of an espeak-ng voice.
+        rate: words per minute, 80 to 450.
+        pitch: 0 to 99.
+
+    Returns:
+        float32 (samples,) at 16 kHz.
+
+    Raises:
+        RuntimeError: espeak-ng is not installed.
+        ValueError: espeak-ng has no such voice.
     """
     if not espeak_available():
-        raise RuntimeError(
-            "espeak-ng is not on this machine: pip install espeakng-loader, or install the program espeak-ng"
-        )
+        raise RuntimeError("espeak-ng is not installed: pip install espeakng-loader, or install the program espeak-ng")
     native, sound = (
         _speak_library(text, voice, rate, pitch) if _has_package() else _speak_program(text, voice, rate, pitch)
     )
@@ -102,7 +111,7 @@ def espeak(text: str, voice: str = "en-us", rate: int = 170, pitch: int = 50) ->
 
 
 def espeak_passage(rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """Sentences of one random voice with pauses of 0.3-0.8 s between them: float32 (round(seconds * 16000),)."""
+    """Speaks random sentences with one random voice and pauses of 0.3-0.8 s, float32 (round(seconds * 16000),)."""
     language = str(rng.choice(list(SENTENCES)))
     voice = language + str(rng.choice(VARIANTS))
     rate, pitch = int(rng.integers(130, 190)), int(rng.integers(20, 85))
@@ -113,8 +122,8 @@ def espeak_passage(rng: np.random.Generator, seconds: float) -> np.ndarray:
             np.float32,
         )
         sound = espeak(str(rng.choice(SENTENCES[language])), voice, rate, pitch)
-        heard = np.flatnonzero(np.abs(sound) > 1e-3)
-        parts += [pause, sound[heard[0] : heard[-1] + 1] if heard.size else sound]
+        audible = np.flatnonzero(np.abs(sound) > 1e-3)
+        parts += [pause, sound[audible[0] : audible[-1] + 1] if audible.size else sound]
         length += len(parts[-1]) + len(pause)
     return np.concatenate(parts)[:count]
 
@@ -150,7 +159,7 @@ sys.stdout.buffer.write(native.to_bytes(4, "little") + b"".join(chunks))
 
 
 def _speak_library(text: str, voice: str, rate: int, pitch: int) -> tuple[int, np.ndarray]:
-    """The package's library in a process of its own: its globals outlive a sentence, and reloading it can crash."""
+    """Runs the library in a separate process: its globals outlive a sentence, and reloading it can crash."""
     import espeakng_loader
 
     paths = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()

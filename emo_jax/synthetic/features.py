@@ -1,4 +1,4 @@
-"""Eyes, brows, nose, mouth and beard of a drawn head: layers of polygons in front-view coordinates (see head.py)."""
+"""Eyes, brows, nose, mouth and beard of a drawn head, as layers of polygons in front-view coordinates (head.py)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ _WHITE = np.ones(3)
 
 
 class Layer(NamedTuple):
-    """One polygon (or line, if `line` > 0: its thickness) on the face, in front-view coordinates."""
+    """One polygon or line on the face, in front-view coordinates.
+
+    Attributes:
+        points: corners (N, 2).
+        colour: RGB in [0, 1], (3,).
+        height: height above the face, in half face heights.
+        line: thickness of a line in half face heights; 0 fills the polygon.
+        closed: whether a line is closed.
+    """
 
     points: np.ndarray
     colour: np.ndarray
@@ -29,6 +37,7 @@ class Layer(NamedTuple):
 
 
 def eyes(identity: Identity, state: State) -> list[Layer]:
+    """Returns lids, whites, irises and pupils."""
     shape = identity.shape
     size, layers = shape["eye_size"] * 1.12, []
     tall = size * shape["eye_open"] * (1 + 0.15 * state.brow)
@@ -54,13 +63,14 @@ def eyes(identity: Identity, state: State) -> list[Layer]:
 
 
 def _between_lids(points: np.ndarray, x: np.ndarray, upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Clip a convex shape to the open eye: column by column, which needs no polygon library."""
+    """Clips a convex shape to the open eye, column by column, which needs no polygon library."""
     return np.column_stack(
         [points[:, 0], np.clip(points[:, 1], np.interp(points[:, 0], x, upper), np.interp(points[:, 0], x, lower))]
     )
 
 
 def brows(identity: Identity, state: State) -> list[Layer]:
+    """Returns the two eyebrows."""
     shape, layers = identity.shape, []
     colour = identity.hair * 0.7 if identity.hair_style != "bald" else identity.skin * 0.4
     colour = np.minimum(colour, identity.skin * 0.72)
@@ -75,6 +85,7 @@ def brows(identity: Identity, state: State) -> list[Layer]:
 
 
 def nose(identity: Identity) -> list[Layer]:
+    """Returns the shaded side, the tip and the nostrils of the nose."""
     shape = identity.shape
     wide, tip = shape["nose_width"], shape["nose_length"]
     dark = identity.skin * 0.80
@@ -105,7 +116,7 @@ def nose(identity: Identity) -> list[Layer]:
 
 
 def mouth(identity: Identity, state: State) -> list[Layer]:
-    """The first layer is the lips' outline, the second the hole between them."""
+    """Returns the layers of the mouth: first the outline of the lips, second the opening between them."""
     gap, thick = 0.44 * state.opening, identity.shape["lip_thickness"]
     half = identity.shape["mouth_size"] * (0.17 + 0.19 * state.width) * (1 - 0.1 * state.opening)
     x, line = half * _ACROSS, 0.52 - 0.035 * _ACROSS**2
@@ -139,6 +150,7 @@ def mouth(identity: Identity, state: State) -> list[Layer]:
 
 
 def beard(identity: Identity, head: Head, state: State) -> list[Layer]:
+    """Returns the beard; it moves with the jaw."""
     if identity.beard == "none":
         return []
     colour, layers = identity.hair * 0.85 + identity.skin * 0.1, []

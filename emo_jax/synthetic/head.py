@@ -1,4 +1,4 @@
-"""Solid geometry of the drawn heads: rotations, the head's surface, and what lies on it.
+"""Solid geometry of the drawn heads: the surface of the head, points on it, and their projection.
 
 Head coordinates are in half face heights: x to the right of the image, y down (crown -1, chin 1), z towards the viewer.
 Angles are degrees: yaw > 0 turns the face to the image's right, pitch > 0 nods it down, roll > 0 leans it clockwise.
@@ -38,7 +38,11 @@ class State:
 
 
 class Head:
-    """The surface of one person's head at rest."""
+    """The surface of one person's head at rest.
+
+    Args:
+        identity: the person.
+    """
 
     def __init__(self, identity: Identity):
         self.identity = identity
@@ -49,11 +53,12 @@ class Head:
         self.mesh = np.stack(np.broadcast_arrays(*self._ring(rows[:, None], turn[None])), -1).reshape(-1, 3)
 
     def width(self, y: np.ndarray) -> np.ndarray:
+        """Returns the half width of the head at heights y."""
         size = np.abs(y)
         return self.half_width * np.sqrt(np.maximum(1 - size ** np.where(y < 0, 2.4, self.jaw), 1e-4))
 
     def depth(self, y: np.ndarray) -> np.ndarray:
-        """How far the face stands out at height y: a flat front that runs into a chin."""
+        """Returns the depth of the face at heights y: a flat front that ends in a chin."""
         return DEPTH * np.where(y < 0, np.sqrt(np.maximum(1 - np.abs(y) ** 2.6, 0)), 1 - 0.24 * y * y)
 
     def _ring(self, y, turn):
@@ -62,28 +67,28 @@ class Head:
         return self.width(y) * np.sin(turn), y, z
 
     def lift(self, points: np.ndarray, height: np.ndarray | float = 0.0) -> np.ndarray:
-        """Front-view points (N, 2) -> (N, 3) on the face, `height` above it."""
+        """Lifts front-view points (N, 2) onto the face, or `height` above it, (N, 3)."""
         y = np.clip(points[:, 1], -0.98, 0.95)
         side = np.clip(points[:, 0] / self.width(y), -0.985, 0.985)
         return np.column_stack([points, self.depth(y) * np.sqrt(1 - side * side) + height])
 
     def on_turn(self, y: np.ndarray, turn: np.ndarray, grow: float = 1.0) -> np.ndarray:
-        """Points at heights y, `turn` radians round from the front, on the head enlarged `grow` times."""
+        """Returns points (N, 3) at heights y and angles `turn` (radians) on the head scaled by `grow`."""
         return np.stack(np.broadcast_arrays(*self._ring(np.asarray(y), np.asarray(turn))), -1).reshape(-1, 3) * grow
 
 
 def drop_jaw(points: np.ndarray, opening: float) -> np.ndarray:
-    """Lower what belongs to the jaw. points (N, 2 or 3); column 1 is y."""
+    """Returns points (N, 2) or (N, 3) with the jaw lowered; column 1 is y."""
     moved = np.array(points, np.float64)
     moved[:, 1] += JAW_DROP * opening * np.clip((moved[:, 1] - 0.2) / 0.7, 0, 1)
     return moved
 
 
 def project(head: Head, state: State, points: np.ndarray) -> np.ndarray:
-    """Head coordinates (N, 3) -> image coordinates (N, 2) in image heights."""
+    """Projects head coordinates (N, 3) to image coordinates (N, 2) in image heights."""
     x, y, z = (points - PIVOT).T
     matrix = rotation_matrices([state.yaw, state.pitch, state.roll])
-    # no BLAS: its sums depend on the memory's alignment, and equal seeds must draw equal pixels
+    # Without BLAS, whose sums depend on memory alignment: equal seeds must give equal pixels.
     turned = np.stack([row[0] * x + row[1] * y + row[2] * z for row in matrix], 1) + PIVOT
     near = head.scale / (1 - PERSPECTIVE * turned[:, 2:])
     return turned[:, :2] * near + (CENTRE + (state.shift_x, state.shift_y))

@@ -1,4 +1,4 @@
-"""People of the procedural talking-head world: every attribute of a drawn head, sampled from a seed."""
+"""People of the procedural world: all attributes of a drawn head, sampled from a seed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ _RANGES = {  # attribute: (low, high), in half face heights unless said otherwis
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """One drawn person with clothes and background. Colours are RGB in [0, 1], shape (3,); `_RANGES` has the units."""
+    """One drawn person with clothes and background.
+
+    Colours are RGB in [0, 1], shape (3,); `_RANGES` gives the units of `shape`. `light` is the horizontal position of
+    the light, from -1 (left) to 1 (right).
+    """
 
     seed: int
     skin: np.ndarray
@@ -71,17 +75,17 @@ class Identity:
     clothes_colours: np.ndarray  # (2, 3)
     background: str
     background_colours: np.ndarray  # (3, 3)
-    light: float  # where the light stands: -1 left, 1 right
+    light: float
 
     @classmethod
     def sample(cls, seed: int) -> Identity:
-        """The person of an integer seed >= 0; equal seeds give equal people."""
+        """Draws the person with an integer seed >= 0; equal seeds give equal people."""
         if int(seed) < 0:
             raise ValueError(f"identity seed {seed} is negative; give an integer >= 0")
         rng = np.random.default_rng([int(seed), 0])
         style = str(rng.choice(STYLES, p=(0.2, 0.25, 0.35, 0.2)))
         skin = _between(rng, _SKINS)
-        if style != "shaded" and rng.random() < 0.08:  # drawn people may have any colour
+        if style != "shaded" and rng.random() < 0.08:  # drawings may have any skin colour
             skin = _hsv(rng.random(), rng.uniform(0.25, 0.5), rng.uniform(0.75, 0.95))
         hair = _between(rng, _HAIRS, step=True)
         if rng.random() < 0.12:
@@ -113,7 +117,7 @@ class Identity:
 
     @cached_property
     def appearance(self) -> np.ndarray:
-        """What makes the face this person's: float32, one value in [0, 1] for each of `APPEARANCE_NAMES`."""
+        """Returns the face's attributes, float32 in [0, 1], one value for each of `APPEARANCE_NAMES`."""
         shape = [(self.shape[name] - low) / (high - low) for name, (low, high) in _RANGES.items()]
         chosen = [
             (self.hair_style, HAIR_STYLES),
@@ -127,7 +131,7 @@ class Identity:
 
     @cached_property
     def cache(self) -> dict:
-        """Drawings and geometry that the renderer keeps between frames."""
+        """Drawings and geometry that the renderer caches between frames."""
         return {}
 
     def __getstate__(self) -> dict:

@@ -1,4 +1,4 @@
-"""Draws the people of the procedural world: `render(identity, state, size)` and the face box that belongs to it."""
+"""Draws the people of the procedural world, and computes the positions of their face, mouth and nose."""
 
 from __future__ import annotations
 
@@ -6,46 +6,30 @@ import cv2
 import numpy as np
 
 from emo_jax.synthetic.backdrops import backdrop, paint_clothes, paint_texture
+from emo_jax.synthetic.canvas import SHIFT, Brush
 from emo_jax.synthetic.features import CIRCLE, Layer, beard, brows, eyes, mouth, nose
 from emo_jax.synthetic.head import Head, State, drop_jaw, project
 from emo_jax.synthetic.identities import Identity
 
-_SHIFT = 4  # fractional bits of the polygon corners
-
-
-class Brush:
-    """Antialiased shapes on an image of `side` pixels; coordinates in image heights, colours in [0, 1]."""
-
-    def __init__(self, image: np.ndarray):
-        self.image, self.side = image, image.shape[0]
-
-    def corners(self, points: np.ndarray) -> np.ndarray:
-        return np.rint((points * self.side - 0.5) * (1 << _SHIFT)).astype(np.int32)
-
-    def fill(self, points: np.ndarray, colour: np.ndarray) -> None:
-        cv2.fillPoly(self.image, [self.corners(points)], _bytes(colour), cv2.LINE_AA, _SHIFT)
-
-    def line(self, points: np.ndarray, colour: np.ndarray, thickness: float, closed: bool = False) -> None:
-        width = max(1, round(thickness * self.side))
-        cv2.polylines(self.image, [self.corners(points)], closed, _bytes(colour), width, cv2.LINE_AA, _SHIFT)
-
-
-def _bytes(colour: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(c) for c in np.clip(colour, 0, 1) * 255)
-
 
 def hull(points: np.ndarray) -> np.ndarray:
+    """Returns the convex hull of points (N, 2), float32 (M, 2)."""
     return cv2.convexHull(points.astype(np.float32))[:, 0]
 
 
 def head_of(identity: Identity) -> Head:
+    """Returns the head geometry of a person, cached with the person."""
     if "head" not in identity.cache:
         identity.cache["head"] = Head(identity)
     return identity.cache["head"]
 
 
 def render(identity: Identity, state: State, size: int) -> np.ndarray:
-    """The person in this state, uint8 RGB (size, size, 3). Drawn at twice the size and averaged down."""
+    """Renders one frame, uint8 RGB (size, size, 3), drawn at twice the size and averaged down.
+
+    Raises:
+        ValueError: `size` is less than 16.
+    """
     if size < 16:
         raise ValueError(f"image size {size} is too small to draw a head; give at least 16 pixels")
     head = head_of(identity)
@@ -65,7 +49,7 @@ def render(identity: Identity, state: State, size: int) -> np.ndarray:
 
 
 def face_box(identity: Identity, state: State, size: int) -> np.ndarray:
-    """The face as a detector frames it, (4,) float32 x0, y0, x1, y1 in pixels: forehead to chin, cheek to cheek."""
+    """Returns the face box, float32 (x0, y0, x1, y1) in pixels: forehead to chin, cheek to cheek."""
     head = head_of(identity)
     if "box" not in identity.cache:
         identity.cache["box"] = head.mesh[(head.mesh[:, 1] > -0.62) & (head.mesh[:, 2] > 0)]
@@ -74,14 +58,14 @@ def face_box(identity: Identity, state: State, size: int) -> np.ndarray:
 
 
 def mouth_box(identity: Identity, state: State, size: int) -> np.ndarray:
-    """The lips' rectangle, (4,) float32 x0, y0, x1, y1 in pixels."""
+    """Returns the bounding box of the lips, float32 (x0, y0, x1, y1) in pixels."""
     head = head_of(identity)
     points = project(head, state, head.lift(mouth(identity, state)[0].points, 0.03)) * size
     return np.concatenate([points.min(0), points.max(0)]).astype(np.float32)
 
 
 def nose_tip(identity: Identity, state: State, size: int) -> np.ndarray:
-    """Where the tip of the nose is drawn, (2,) float32 x, y in pixels."""
+    """Returns the position of the tip of the nose, float32 (x, y) in pixels."""
     head = head_of(identity)
     return (project(head, state, head.lift(np.array([[0.0, 0.2]]), identity.shape["nose_length"])) * size)[0].astype(
         np.float32
@@ -89,7 +73,7 @@ def nose_tip(identity: Identity, state: State, size: int) -> np.ndarray:
 
 
 def _paint(brush: Brush, head: Head, state: State, layers: list[Layer]) -> None:
-    """Lift all layers on the face with one projection, then draw them in order."""
+    """Projects all layers onto the image at once, then draws them in order."""
     counts = [len(layer.points) for layer in layers]
     points = np.concatenate([layer.points for layer in layers])
     heights = np.repeat([layer.height for layer in layers], counts)
@@ -102,7 +86,7 @@ def _paint(brush: Brush, head: Head, state: State, layers: list[Layer]) -> None:
 
 
 def _hair_points(head: Head) -> dict[str, np.ndarray]:
-    """Solids of the hair style: `cap` on the head, `fall` behind it, `face` the skin that the hairline leaves free."""
+    """Returns the point sets of a hair style: `cap` on the head, `fall` behind it, `face` the free skin."""
     identity = head.identity
     turn = np.linspace(-np.pi / 2, np.pi / 2, 49)
     forehead = -0.66 + 0.12 * (identity.shape["brow_thickness"] * 37 % 1)
@@ -162,8 +146,8 @@ def _skull(brush: Brush, head: Head, state: State, outline: float) -> None:
     identity, parts = head.identity, _parts(head)
     if parts:
         _solid(brush, project(head, state, parts["cap"]), identity.hair, outline)
-    whole = project(head, state, drop_jaw(head.mesh, state.opening))
-    skin = project(head, state, drop_jaw(parts["face"], state.opening)) if parts else whole
+    outer = project(head, state, drop_jaw(head.mesh, state.opening))
+    skin = project(head, state, drop_jaw(parts["face"], state.opening)) if parts else outer
     covered = identity.hair_style in ("bob", "long")
     turned = np.array([-1, 1]) * state.yaw
     ears = [] if covered else [_ear(head, state, side) for side in (-1, 1)]
@@ -191,16 +175,16 @@ def _draw_ear(brush: Brush, identity: Identity, ear: np.ndarray, outline: float)
 
 
 def _shade(brush: Brush, identity: Identity, around: np.ndarray) -> None:
-    """Light the head like a ball, inside its outline; the light stands still while the head turns."""
+    """Shades the head like a sphere inside its outline; the light stays fixed while the head turns."""
     corners = brush.corners(around)
-    x, y, w, h = cv2.boundingRect(corners >> _SHIFT)
+    x, y, w, h = cv2.boundingRect(corners >> SHIFT)
     x, y = max(x, 0), max(y, 0)
     spot = brush.image[y : y + h, x : x + w]
     if "light" not in identity.cache:
         identity.cache["light"] = _light_map(identity)
     light = cv2.resize(identity.cache["light"], (spot.shape[1], spot.shape[0]), interpolation=cv2.INTER_LINEAR)
     inside = np.zeros(spot.shape[:2], np.uint8)
-    cv2.fillPoly(inside, [corners - np.array([x, y], np.int32) * (1 << _SHIFT)], 255, cv2.LINE_8, _SHIFT)
+    cv2.fillPoly(inside, [corners - np.array([x, y], np.int32) * (1 << SHIFT)], 255, cv2.LINE_8, SHIFT)
     cv2.copyTo(cv2.multiply(spot, light, scale=1 / 128), inside, spot)
 
 
@@ -216,7 +200,7 @@ def _light_map(identity: Identity) -> np.ndarray:
 
 
 def _front_hair(brush: Brush, head: Head, state: State, outline: float) -> None:
-    """Fringe on the forehead, and locks that hang before the ears."""
+    """Draws the fringe on the forehead and the locks in front of the ears."""
     identity = head.identity
     if identity.hair_style in ("bob", "long"):
         reach = 0.78 if identity.hair_style == "bob" else 1.25

@@ -1,4 +1,4 @@
-"""Voices of the procedural world: a formant synthesiser that speaks and sings, levels, and the mouth of a sound.
+"""Voices of the procedural world: a formant synthesiser that speaks and sings, and the mouth track of a sound.
 
 All sound is float32, 16 kHz, mono.
 """
@@ -13,9 +13,12 @@ from scipy import signal
 from emo_jax.media.loudness import normalise
 from emo_jax.media.timing import SAMPLE_RATE
 
-STEP = 80  # samples between synthesis parameters
-CLOSED_DB, OPEN_DB = -38.0, -17.0  # band loudness of a closed and of a fully open mouth
-NARROW_DB, WIDE_DB = -29.0, 1.0  # 1.4-4 kHz against 250-900 Hz: 'oo' and 'ee'
+STEP = 80
+"""Samples between synthesis parameters."""
+CLOSED_DB, OPEN_DB = -38.0, -17.0
+"""Band loudness of a closed and of a fully open mouth."""
+NARROW_DB, WIDE_DB = -29.0, 1.0
+"""Power of 1.4-4 kHz relative to 250-900 Hz in 'oo' and in 'ee'."""
 _VOWELS = {  # first three formants, Hz
     "a": (800, 1250, 2600),
     "e": (480, 2050, 2650),
@@ -50,7 +53,15 @@ _CONSONANTS = {  # kind, seconds, voiced level, noise level, noise band (0 low, 
 
 @dataclass(frozen=True)
 class Language:
-    """Sounds to draw from, chance of a closing consonant, syllables a second, and how much stress lengthens."""
+    """The sounds and rhythm of an invented language.
+
+    Attributes:
+        vowels: names of vowels to draw from.
+        consonants: names of consonants to draw from.
+        coda: probability of a closing consonant.
+        rate: syllables per second.
+        stress: how much a stressed syllable is lengthened.
+    """
 
     vowels: tuple[str, ...]
     consonants: tuple[str, ...]
@@ -78,7 +89,16 @@ LANGUAGES: dict[str, Language] = {
 
 @dataclass(frozen=True)
 class Speaker:
-    """f0: Hz; tract: formant scale, 0.85 large head to 1.25 child; tempo: 1 is normal; breath, lively in [0, 1]."""
+    """The voice of one speaker.
+
+    Attributes:
+        f0: fundamental frequency in Hz.
+        tract: formant scale, from 0.85 (large head) to 1.25 (child).
+        tempo: speaking rate; 1 is normal.
+        breath: breathiness in [0, 1].
+        lively: range of the intonation in [0, 1].
+        sings: whether the speaker sings.
+    """
 
     f0: float = 120.0
     tract: float = 1.0
@@ -89,6 +109,7 @@ class Speaker:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, sings: bool = False) -> Speaker:
+        """Draws a random speaker."""
         f0 = float(np.exp(rng.uniform(np.log(85), np.log(290))))
         tract = float(np.clip(0.92 + 0.25 * (np.log(f0 / 85) / np.log(290 / 85)) + rng.normal(0, 0.04), 0.85, 1.25))
         return cls(
@@ -97,7 +118,7 @@ class Speaker:
 
 
 def _score(rng: np.random.Generator, seconds: float, language: Language, speaker: Speaker) -> np.ndarray:
-    """Rows of (seconds, voiced level, noise level, noise band, F1, F2, F3, pitch in octaves)."""
+    """Returns rows of (seconds, voiced level, noise level, noise band, F1, F2, F3, pitch in octaves)."""
     rows, time = [], 0.0
     time += _rest(rows, rng.uniform(0.05, 0.3))
     while time < seconds:
@@ -113,7 +134,7 @@ def _score(rng: np.random.Generator, seconds: float, language: Language, speaker
 
 
 def _scale(degree: int) -> float:
-    """A degree of the major scale, in octaves."""
+    """Returns the pitch of a degree of the major scale in octaves."""
     return degree // 7 + (0, 2, 4, 5, 7, 9, 11)[degree % 7] / 12
 
 
@@ -152,9 +173,13 @@ def _consonant(rows: list, rng: np.random.Generator, name: str, speaker: Speaker
 
 
 def synthesise(rng: np.random.Generator, seconds: float, language: str | Language, speaker: Speaker) -> np.ndarray:
-    """Speech-like sound (or song, if the speaker sings), float32 (round(seconds * 16000),), not levelled.
+    """Synthesises speech, or song if the speaker sings.
 
-    Raises ValueError if the language is unknown or the time is not positive.
+    Returns:
+        float32 (round(seconds * 16000),) at 16 kHz, before loudness normalisation.
+
+    Raises:
+        ValueError: the language is unknown or `seconds` is not positive.
     """
     if isinstance(language, str):
         if language not in LANGUAGES:
@@ -190,14 +215,14 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _to_samples(track: np.ndarray, count: int) -> np.ndarray:
-    """Straight lines between the grid's values: (grid,) -> (count,)."""
+    """Interpolates grid values (grid,) linearly to samples (count,)."""
     ramp = np.arange(STEP, dtype=np.float32) / STEP
     lines = track[:-1, None] * (1 - ramp) + track[1:, None] * ramp
     return lines.astype(np.float32).reshape(-1)[:count]
 
 
 def _harmonics(f0: np.ndarray, level: np.ndarray, formants: np.ndarray, count: int) -> np.ndarray:
-    """Sum of the glottal source's harmonics below 4.5 kHz, each weighed by the formants' resonance."""
+    """Returns the sum of the glottal source's harmonics below 4.5 kHz, weighted by the resonance of the formants."""
     phase = 2 * np.pi * np.cumsum(_to_samples(f0, count).astype(np.float64)) / SAMPLE_RATE
     double = (2 * np.cos(phase)).astype(np.float32)
     before, current = np.zeros(count, np.float32), np.sin(phase).astype(np.float32)
@@ -229,7 +254,7 @@ def _hiss(rng: np.random.Generator, band: np.ndarray, level: np.ndarray, count: 
 
 
 def _band_power(audio: np.ndarray, low: float, high: float, centres: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """Power of a band around each centre, (frames,). The filter reaches 16 ms, the window 40 ms either way."""
+    """Returns the power of a band around each centre, (frames,). Filter and window reach 16 and 40 ms to each side."""
     taps = signal.firwin(513, (low, high), pass_zero=False, fs=SAMPLE_RATE)
     squared = signal.fftconvolve(audio, taps, mode="same") ** 2
     half = len(window) // 2
@@ -239,10 +264,21 @@ def _band_power(audio: np.ndarray, low: float, high: float, centres: np.ndarray,
 
 
 def mouth_track(audio: np.ndarray, fps: float, frames: int) -> np.ndarray:
-    """The mouth's opening and width that go with any sound, (frames, 2) float32 in [0, 1]; silence is (0, 0.5).
+    """Computes the mouth opening and width of the drawn world from a sound.
 
-    Opening grows with the loudness of 100-2500 Hz in about 80 ms, width with the share of 1.4-4 kHz against 250-900 Hz.
-    Apart from `normalise`'s one gain, a frame depends on the sound within 100 ms of its middle only.
+    Opening grows with the loudness of 100-2500 Hz in about 80 ms, width with the power of 1.4-4 kHz relative to 250-900
+    Hz. Apart from the gain of `normalise`, a frame depends only on the sound within 100 ms of its middle.
+
+    Args:
+        audio: float32 (samples,) at 16 kHz.
+        fps: frames per second.
+        frames: number of frames.
+
+    Returns:
+        float32 (frames, 2): opening and width in [0, 1]; silence is (0, 0.5).
+
+    Raises:
+        ValueError: `frames` or `fps` is not positive.
     """
     if frames < 1 or not fps > 0:
         raise ValueError(f"cannot track {frames} frames at {fps} fps; give at least one frame and a positive rate")

@@ -1,7 +1,7 @@
-"""The procedural talking-head world: endless people who talk, and the truth about every frame (`make_record`).
+"""The procedural world: any number of drawn people who talk, with the truth about every frame.
 
-Everything follows from integer seeds. `Track` moves the head, a voice moves the mouth, `rendering.render` draws;
-`prepare_synthetic` writes the records of many.
+Everything follows from integer seeds. `Track` moves the head, a voice moves the mouth and `rendering.render` draws one
+frame; `make_record` makes the record of one person, `prepare_synthetic` a data set.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ __all__ = [
     "render",
 ]
 POSE_LIMITS = np.array([30.0, 18.0, 15.0])  # yaw, pitch, roll in degrees
-SLOWEST, FASTEST = 0.15, 2.5  # a record's mean rotation speed, degrees per frame at 25 fps
-SPLIT_SEEDS = 1 << 24  # records of one split; validation's people and voices come from seeds that training never uses
-_SHARES = np.array([1.0, 0.5, 0.38])  # how much of the motion each axis takes
+SLOWEST, FASTEST = 0.15, 2.5
+"""Range of a record's mean head rotation speed in degrees per frame at 25 fps."""
+SPLIT_SEEDS = 1 << 24
+"""Number of seeds of one split. People and voices of "validation" have seeds that training never uses."""
+_SHARES = np.array([1.0, 0.5, 0.38])  # relative amplitude of yaw, pitch and roll
 
 
 @dataclass(frozen=True)
 class Track:
-    """How one person moves in N frames; the mouth comes from the voice."""
+    """The head motion of one person in N frames; the mouth follows the voice."""
 
     rotation: np.ndarray  # (N, 3) yaw, pitch, roll in degrees
     shift: np.ndarray  # (N, 2) in image heights
@@ -66,10 +68,18 @@ class Track:
         opening: np.ndarray | None = None,
         follow: float = 0.0,
     ) -> Track:
-        """Draw a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
+        """Draws a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
 
-        A loud voice lifts the brows: `opening` (N,). `follow` in [0, 1] is the share of the head's speed that goes with
-        the voice; with 1 the head moves only while the mouth is open. Raises ValueError for less than two frames.
+        Args:
+            rng: source of randomness.
+            frames: number of frames, at least 2.
+            fps: frames per second.
+            opening: mouth opening (N,), which raises the brows.
+            follow: fraction of the head's speed that follows the voice; with 1 the head moves only while the mouth is
+                open.
+
+        Raises:
+            ValueError: there are fewer than two frames, or `fps` is not positive.
         """
         if frames < 2 or not fps > 0:
             raise ValueError(
@@ -86,7 +96,7 @@ class Track:
         )
         brow = np.clip(0.25 * _wander(rng, time, 0.3) + 0.5 * loud * rng.uniform(0.2, 1.2), 0, 1)
         look = np.stack([_wander(rng, time, 0.25), 0.6 * _wander(rng, time, 0.2)], 1)
-        gaze = np.clip(np.round(look * 2) / 2 - rotation[:, :2] / 45, -1, 1)  # saccades; the eyes hold on to the camera
+        gaze = np.clip(np.round(look * 2) / 2 - rotation[:, :2] / 45, -1, 1)  # saccades; the eyes return to the camera
         kernel = np.array([0.25, 0.5, 0.25])
         gaze = np.stack([np.convolve(np.pad(column, 1, mode="edge"), kernel, "valid") for column in gaze.T], 1)
         return cls(rotation, shift, _blinks(rng, time), brow, gaze, rotation_speed(rotation))
@@ -95,7 +105,7 @@ class Track:
         return len(self.rotation)
 
     def state(self, frame: int, mouth: np.ndarray) -> State:
-        """The state of one frame; `mouth` is (opening, width)."""
+        """Returns the state of one frame; `mouth` is (opening, width)."""
         values = (
             *self.rotation[frame],
             *self.shift[frame],
@@ -108,13 +118,13 @@ class Track:
 
 
 def _wander(rng: np.random.Generator, time: np.ndarray, hertz: float) -> np.ndarray:
-    """A smooth band-limited walk around 0, mostly within +-1."""
+    """Returns a smooth band-limited random walk around 0, mostly within +-1."""
     waves = [np.sin(2 * np.pi * (hertz * rng.uniform(0.5, 1.7) * time + rng.random())) for _ in range(4)]
     return np.tanh(0.62 * np.sum(waves, 0))
 
 
 def _clock(time: np.ndarray, opening: np.ndarray | None, follow: float) -> np.ndarray:
-    """The time (N,) in seconds that the head keeps: it runs fast where the mouth is open, and as far in the end."""
+    """Returns the head's own time (N,) in seconds: faster while the mouth is open, with the same total."""
     if not follow or opening is None or not opening.any():
         return time
     pace = 1 - follow + follow * opening / opening.mean()
@@ -122,18 +132,18 @@ def _clock(time: np.ndarray, opening: np.ndarray | None, follow: float) -> np.nd
 
 
 def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float) -> np.ndarray:
-    """(N, 3) angles within POSE_LIMITS, `level` degrees per frame on average: wide when fast, narrow when slow."""
+    """Returns angles (N, 3) within POSE_LIMITS that turn by `level` degrees per frame on average."""
     per_second = level * fps
     reach = np.clip(4.0 + 0.55 * per_second, 5, 26) * _SHARES * rng.uniform(0.75, 1.25, 3)
     reach = np.minimum(reach, POSE_LIMITS * 0.9)
     middle = rng.uniform(-1, 1, 3) * (POSE_LIMITS * 0.95 - reach) * 0.8
     rates, phases = rng.uniform(0.5, 1.7, (3, 4)), rng.random((3, 4))
     hertz = per_second / (4 * reach[0])
-    for _ in range(8):  # the waves' sum has no simple speed: measure it, correct the tempo
+    for _ in range(8):  # the speed of the sum has no closed form: measure it and correct the tempo
         waves = np.sin(2 * np.pi * (hertz * rates[:, :, None] * time + phases[:, :, None])).sum(1)
         angles = middle + reach * np.tanh(0.62 * waves).T
         hertz *= np.clip(level / max(rotation_speed(angles).mean(), 1e-6), 0.5, 2)
-        hertz = min(hertz, 2.0)  # nobody shakes the head faster
+        hertz = min(hertz, 2.0)  # faster than any person shakes their head
     return angles
 
 
@@ -146,9 +156,9 @@ def _blinks(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
 
 
 def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, str]:
-    """A levelled voice, float32 (round(seconds * 16000),), and what made it.
+    """Returns a voice of normal loudness, float32 (round(seconds * 16000),), and the name of its synthesiser.
 
-    A sixth sings, a third is espeak-ng where the machine has it, the rest are formant voices.
+    One sixth of the voices sing, one third are espeak-ng if it is installed, the others speak by formants.
     """
     kind = rng.random()
     if kind < 1 / 3 and espeak_available():
@@ -162,11 +172,20 @@ def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, st
 def make_record(
     seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0, babble: float = 0.0
 ) -> Record:
-    """One shot of one new person with a new voice, N = round(seconds * fps) frames of size x size pixels.
+    """Makes the record of one new person with a new voice.
 
-    `follow`: the share of the head's speed that goes with the voice, see `Track.sample`. `babble`: the share of the
-    sound's energy that is somebody else, to whom the mouth does not listen. Equal arguments give equal records (on
-    machines that agree about espeak-ng).
+    Equal arguments give equal records, on machines with the same espeak-ng.
+
+    Args:
+        seed: seed of person, voice and motion, >= 0.
+        seconds: length; the record has round(seconds * fps) frames.
+        size: side of the frames in pixels.
+        fps: frames per second.
+        follow: fraction of the head's speed that follows the voice, see `Track.sample`.
+        babble: fraction of the sound's energy that is another speaker, whom the mouth does not follow.
+
+    Raises:
+        ValueError: the seed is negative, or there are fewer than two frames.
     """
     frames = round(seconds * fps)
     if seed < 0 or frames < 2:
@@ -177,11 +196,11 @@ def make_record(
     identity = Identity.sample(seed)
     seconds = round(frames / fps * SAMPLE_RATE) / SAMPLE_RATE
     sound, kind = make_voice(np.random.default_rng([seed, 2]), seconds)
-    heard = quantise(sound)
-    mouth = mouth_track(heard / np.float32(32767), fps, frames)
+    audio = quantise(sound)
+    mouth = mouth_track(audio / np.float32(32767), fps, frames)
     if babble:
         other, _ = make_voice(np.random.default_rng([seed, 3]), seconds)
-        heard = quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
+        audio = quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
     track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow)
     states = [track.state(index, mouth[index]) for index in range(frames)]
     return Record(
@@ -189,7 +208,7 @@ def make_record(
         source=f"emo_jax.synthetic.world, voice: {kind}",
         licence="CC0-1.0",
         video=encode_video(np.stack([render(identity, state, size) for state in states]), fps),
-        audio=heard,
+        audio=audio,
         fps=float(fps),
         boxes=np.stack([face_box(identity, state, size) for state in states]),
         rotation=track.rotation.astype(np.float32),
@@ -213,9 +232,13 @@ def prepare_synthetic(
     workers: int = 2,
     make: Callable[[int], Record] | None = None,
 ) -> None:
-    """Write the splits train and validation of the procedural world to `output`. Equal arguments give equal records.
+    """Writes the splits "train" and "validation" of the procedural world to `output`.
 
-    `make`: takes the seed of a record of another world in place of `make_record`; it is pickled for the workers.
+    Equal arguments give equal records, for any number of workers. `make` takes a seed and makes a record of another
+    world in place of `make_record`; it is pickled for the workers. See `emo prepare synthetic --help` for the others.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     for name, value, least in (
         ("--records", records, 1),
@@ -224,7 +247,7 @@ def prepare_synthetic(
         ("--seed", seed, 0),
     ):
         if value < least or value >= SPLIT_SEEDS:
-            raise ValueError(f"{name} is {value}; give a whole number from {least} to {SPLIT_SEEDS - 1}")
+            raise ValueError(f"{name} is {value}; give an integer from {least} to {SPLIT_SEEDS - 1}")
     if size % 2 or size < 16:
         raise ValueError(f"--size is {size}; video needs an even side of at least 16 pixels")
     if not seconds * fps >= 2:
@@ -236,7 +259,7 @@ def prepare_synthetic(
     first = 2 * seed * SPLIT_SEEDS
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:
-        return _told(ordered(make, range(start, start + count), workers), count, name)
+        return _with_progress(ordered(make, range(start, start + count), workers), count, name)
 
     write_records(
         output,
@@ -248,8 +271,8 @@ def prepare_synthetic(
     )
 
 
-def _told(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:
-    """Passes the records on and tells the progress."""
+def _with_progress(items: Iterable[Record], count: int, name: str) -> Iterator[Record]:
+    """Yields the items and shows progress."""
     with Progress(count, name, "record", every=10) as progress:
         for item in items:
             yield item

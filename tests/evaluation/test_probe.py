@@ -71,12 +71,12 @@ def test_truth_follows_crop_and_mirror():
     assert mirrored["rotation"][0].tolist() == [-10, -5, -3]
 
 
-def test_spoiling_keeps_what_the_frame_shows():
+def test_degrading_keeps_the_content():
     image = render(Identity.sample(5), State(opening=0.5), 160)[16:144, 16:144]
     rng = np.random.default_rng(0)
-    spoilt = [train_probe.spoil(rng, image) for _ in range(30)]
-    assert all(s.dtype == np.uint8 and s.shape == image.shape for s in spoilt)
-    errors = [np.abs(s.astype(int) - image).mean() for s in spoilt]
+    degraded = [train_probe.degrade(rng, image) for _ in range(30)]
+    assert all(s.dtype == np.uint8 and s.shape == image.shape for s in degraded)
+    errors = [np.abs(s.astype(int) - image).mean() for s in degraded]
     assert max(errors) < 30 and max(errors) > 3
 
 

@@ -222,7 +222,7 @@ assert _is_done(pathlib.Path({str(checkpoint)!r})) and not xla_bridge.backends_a
 def test_other_settings_need_another_folder(file, ran, tmp_path, capsys):
     assert emo(file, tmp_path / "out") == 0
     assert emo(file, tmp_path / "out", "--config.train.seed=1") == 2
-    assert "out/one was begun with other settings" in capsys.readouterr().err
+    assert "out/one was started with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text, told", [
