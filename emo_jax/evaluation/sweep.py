@@ -84,9 +84,8 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
         arguments = [f"--config={sweep.config}:{stage}", *changes, *common]
         config, workdir = resolve(arguments, name), folder / stage
         before = get_stage(config.train.stage).after
-        if before and not (
-            previous or config.train.init_from
-        ):  # emo train would only warn and start from fresh parameters
+        # emo train would only warn and start from fresh parameters.
+        if before and not (previous or config.train.init_from):
             raise ValueError(f"stage {stage} comes first and starts from stage {before}; give its run as --init-from")
         command = ["train", *arguments, f"--workdir={workdir}"]
         command += [f"--config.train.init_from={previous}"] if previous else []
@@ -108,20 +107,25 @@ def resolve(arguments: list[str], name: str):
     import jax
 
     from emo_jax import config as config_lib
-    from emo_jax.diffusion.schedule import make_schedule, timesteps
-    from emo_jax.diffusion.solvers import make_solver
     from emo_jax.models.emo import build
 
     try:
         config = config_lib.parse(arguments)
         build(config)
-        # Traced as shapes: an array would occupy the accelerator, which the commands need.
-        schedule = jax.eval_shape(lambda: make_schedule(config.diffusion))
-        timesteps(schedule, config.sampling.steps, schedule.spacing)
-        make_solver(config.sampling.solver, schedule, config.sampling.eta)
+        # Traced only: an array would occupy the accelerator, which the commands need.
+        jax.eval_shape(lambda: _check_sampling(config))
     except ValueError as error:
         raise ValueError(f"point {name}: {error}") from error
     return config
+
+
+def _check_sampling(config):
+    from emo_jax.diffusion.schedule import make_schedule, timesteps
+    from emo_jax.diffusion.solvers import make_solver
+
+    schedule = make_schedule(config.diffusion)
+    timesteps(schedule, config.sampling.steps, schedule.spacing)
+    make_solver(config.sampling.solver, schedule, config.sampling.eta)
 
 
 def _sampling(sweep, name, common):

@@ -179,20 +179,20 @@ def test_a_dry_run_prints_the_commands(file, ran, tmp_path, capsys):
     assert not ran.done and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("more, told", [
+@pytest.mark.parametrize("more, pattern", [
     (["--config.train.stepz=3"], "point one: .*stepz"),
     (["--config.clip.frames=1"], "point one: clip.motion_frames is 1|point two: clip.motion_frames is 2"),
     (["--config.diffusion.prediction=eps"], "point one: diffusion.prediction is 'eps' with zero_terminal_snr"),
-    (["--config.sampling.solver=euler"], "point one: solver is 'euler', expected one of ddim, dpm"),
-    (["--config.sampling.steps=0"], "point one: steps is 0, expected 1 to 1000"),
+    (["--config.sampling.solver=euler"], "point one: solver is 'euler'"),
+    (["--config.sampling.steps=0"], "point one: steps is 0.*1000"),
     (["--config.clip.motion_frames=1"], "point one sets clip.motion_frames itself; leave --config.clip.* out"),
     (["--points", "three"], "--points names 'three'; expected some of one, two"),
     (["extra"], "unknown argument 'extra'"),
 ])  # fmt: skip
-def test_what_no_point_can_take_is_told_before_any_is_run(file, ran, tmp_path, capsys, more, told):
+def test_bad_values_are_reported_before_any_point_runs(file, ran, tmp_path, capsys, more, pattern):
     assert emo(file, tmp_path / "out", *more) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(told, line), line
+    assert re.search(pattern, line), line
     assert not ran.done and not (tmp_path / "out").exists()
 
 
