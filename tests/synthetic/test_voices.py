@@ -51,8 +51,7 @@ def test_normalise_brings_the_active_level_to_minus_20_dbfs():
     assert np.allclose(normalise(normalise(sound)), normalise(sound), atol=1e-6)
 
 
-def test_normalise_limits_gain_and_peak_and_keeps_silence():
-    assert np.allclose(normalise(tone(1, 0.002)), 10 * tone(1, 0.002), atol=1e-6)
+def test_normalise_limits_the_peak_and_keeps_silence():
     click = tone(1, 0.003)
     click[::800] = 0.9
     assert np.abs(normalise(click)).max() <= 1
