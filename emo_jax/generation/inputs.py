@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
-from emo_jax.faces.detection import find_face
+from emo_jax.faces.detection import find_faces
 from emo_jax.media.audio import MAX_PEAK, NOTES, decode_audible_track
 from emo_jax.media.images import from_pil, load_image
 from emo_jax.media.loudness import audibility_warning
@@ -141,14 +141,15 @@ def place_portrait(
 ) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width 1"]]:
     """Crops a portrait so that its face is where the faces of the training clips are.
 
-    The face is `face_box`, else the largest detected face, else `default_box` with a warning on stderr. The crop stays
-    inside the image, so the face is off its training position where the image does not reach far enough.
+    The face is `face_box`, else the largest detected face, with a note on stderr if there are several, else
+    `default_box`, with a warning on stderr. The crop stays inside the image, so the face is off its training position
+    where the image does not reach far enough.
 
     Args:
         image: the portrait.
         clip: the config's `clip`, which holds the size of the crop and the position of the face.
         face_box: (x0, y0, x1, y1) in pixels of the portrait, from forehead to chin.
-        name: name of the portrait in the warning.
+        name: name of the portrait in the note or warning.
 
     Returns:
         The crop, and the mask (0 or 1) of the region in which the face may move.
@@ -156,11 +157,7 @@ def place_portrait(
     Raises:
         ValueError: `face_box` is not a box inside the image.
     """
-    box = find_face(image) if face_box is None else check_box(face_box, *image.shape[:2])
-    if box is None:
-        box = default_box(*image.shape[:2])
-        corners = ",".join(f"{value:.0f}" for value in box)
-        print(f"warning: no face found in {name}; assuming {corners} (face box x0,y0,x1,y1 sets it)", file=sys.stderr)
+    box = _find_face(image, name) if face_box is None else check_box(face_box, *image.shape[:2])
     height, width = clip.image_size
     crop, box = crop_around(image, box, (height, width), clip.face.height, tuple(clip.face.centre), inside=True)
     face_width, face_height = box[2] - box[0], box[3] - box[1]
@@ -172,3 +169,26 @@ def place_portrait(
         box[3] + bottom * face_height,
     )
     return crop, mask_from_box(region, height, width)
+
+
+def _find_face(image: UInt8[np.ndarray, "rows columns 3"], name: object) -> Box:
+    """Returns the box of the largest detected face, or a default box; says on stderr if there was a choice or none."""
+    faces = find_faces(image)
+    if not faces:
+        box = default_box(*image.shape[:2])
+        print(
+            f"warning: no face found in {name}; assuming {_corners(box)} (set the face box otherwise)", file=sys.stderr
+        )
+        return box
+    if len(faces) > 1:
+        others = " or ".join(_corners(box) for box in faces[1:])
+        print(
+            f"note: {len(faces)} faces found in {name}; using the largest, {_corners(faces[0])}; for another one set "
+            f"the face box (--face-box, face_box) to {others}",
+            file=sys.stderr,
+        )
+    return faces[0]
+
+
+def _corners(box: Box) -> str:
+    return ",".join(f"{value:.0f}" for value in box)

@@ -1,5 +1,7 @@
 """Portraits, voices and options: accepted types, refused values, and where the face is placed."""
 
+import re
+
 import av
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from emo_jax.configs import tiny
 from PIL import Image
 
 from emo_jax.faces.boxes import crop_around
+from emo_jax.faces.detection import find_face
 from emo_jax.generation.inputs import check_options, check_size, load_portrait, load_voice, place_portrait
 from emo_jax.media.audio import write_wav
 from emo_jax.synthetic.assets import ASSETS, PERSON, SIDE
@@ -132,4 +135,18 @@ def test_silent_voice_prints_a_warning(tmp_path, capsys):
     assert "a.wav is silent" in capsys.readouterr().err
     write_wav(tmp_path / "b.wav", random_voice(16000))
     load_voice(tmp_path / "b.wav")
+    assert capsys.readouterr().err == ""
+
+
+def test_several_faces_are_named_with_the_boxes_of_the_others(capsys):
+    image = load_portrait(ASSETS / "portrait.png")
+    small = np.asarray(Image.fromarray(image).resize([3 * side // 4 for side in image.shape[1::-1]]))
+    two = np.concatenate([image, np.pad(small, ((0, len(image) - len(small)), (0, 0), (0, 0)), mode="edge")], axis=1)
+    crop, _ = place_portrait(two, CLIP, name="two.png")
+    note = capsys.readouterr().err
+    assert note.count("\n") == 1 and "two.png" in note and "2 faces" in note
+    used, other = (tuple(map(float, box.split(","))) for box in re.findall(r"\d+,\d+,\d+,\d+", note))
+    assert used[2] < image.shape[1] < other[0]  # the larger one is on the left
+    assert np.array_equal(crop, place_portrait(two, CLIP, find_face(two))[0])
+    assert not np.array_equal(crop, place_portrait(two, CLIP, other)[0])
     assert capsys.readouterr().err == ""
