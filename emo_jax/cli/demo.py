@@ -35,9 +35,9 @@ def main(args) -> None:
     portrait = load_portrait(ASSETS / "portrait.png")
     voice = load_voice(ASSETS / "voice.wav")
     pipe = load_model(args)
-    from emo_jax.generation.writing import FilmStrip, write_video
+    from emo_jax.generation.writing import FilmStrip, print_result, write_video
 
     strip = FilmStrip(frame_count(len(voice.samples), pipe.fps))
     write_video(out, pipe, portrait, voice, label="demo", seed=args.seed, on_frames=strip.add)
     strip.save(out.with_suffix(".png"))
-    print(f"{out.with_suffix('.png')}: a strip of its frames")
+    print_result(f"{out.with_suffix('.png')}: a strip of its frames")

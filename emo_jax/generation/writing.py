@@ -91,7 +91,13 @@ def write_video(
             progress.add(len(frames))
             if on_frames is not None:
                 on_frames(frames)
-    print(f"{path}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
+    print_result(f"{os.fspath(path)}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
+
+
+def print_result(line: str) -> None:
+    """Prints a line to stdout; characters that its encoding lacks, as in file names, are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
 
 
 class FilmStrip:

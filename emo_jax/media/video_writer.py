@@ -22,6 +22,8 @@ from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 KEYFRAME_SECONDS = 2
 """Seconds between keyframes, which are also the steps in which a growing file becomes watchable."""
 AAC_FRAME = 1024
+MAX_NAME = 255
+"""Longest file name in bytes on Linux and macOS."""
 BT601 = 5  # AVCOL_SPC_BT470BG, the matrix that readers assume when they ignore the tag
 BT709 = 1  # AVCOL_PRI_BT709 and AVCOL_TRC_BT709
 LIMITED = 1  # AVCOL_RANGE_MPEG
@@ -36,7 +38,7 @@ class VideoWriter:
     Audio is encoded up to the last frame written, so that video and audio are interleaved. Until the file is complete
     it is `.NAME.PID.part.mp4` beside the target (`partial_path`), fragmented so that players can open it. On exit it is
     rewritten as a plain mp4 with its index in front and moved to the final name. After an exception it is removed, and
-    an earlier file of the final name is kept.
+    an earlier file of the final name is kept. A symbolic link is followed: the file that it points to is written.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class VideoWriter:
         track = array_track(audio, audio_rate) if isinstance(audio, np.ndarray) else audio
         self._audio = None if track is None else _TrackReader(track)
         self._audio_written = 0
+        self._target = Path(os.path.realpath(self.path))
         self.partial_path = _create_partial(self.path)
         self._container: OutputContainer | None = None
         movflags = "frag_keyframe+delay_moov+default_base_moof"
@@ -158,10 +161,10 @@ class VideoWriter:
             if self._audio_stream is not None:
                 container.mux(self._audio_stream.encode(None))
             container.close()
-            complete = self.partial_path.with_suffix(".complete.mp4")
+            complete = _beside(self._target, "complete")
             try:
                 _remux(self.partial_path, complete)
-                os.replace(complete, self.path)
+                os.replace(complete, self._target)
             finally:
                 complete.unlink(missing_ok=True)
         finally:
@@ -202,19 +205,28 @@ def check_target(path: str | os.PathLike) -> None:
 
 def _create_partial(path: Path) -> Path:
     """Creates the empty temporary file beside `path`, so that an unwritable place is an error before the work."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; give the name of an mp4 file in it")
+    target = Path(os.path.realpath(path))
     if path.suffix.lower() != ".mp4":
         raise ValueError(f"{path} does not end in .mp4, the only format written; rename it")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}; create it first")
-    # The process id, because another run may be writing the same video.
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+    if not target.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {target.parent}; create it first")
+    if len(os.fsencode(target.name)) > MAX_NAME:
+        raise ValueError(f"{path} cannot be written: its name exceeds {MAX_NAME} bytes; choose a shorter one")
+    if target.is_dir():
+        raise ValueError(f"{path} is a directory; give the name of an mp4 file in it")
+    partial = _beside(target, "part")
     try:
         partial.write_bytes(b"")
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
     return partial
+
+
+def _beside(target: Path, kind: str) -> Path:
+    """Returns the name of a temporary file beside `target`, with the process id: another run may write the same one."""
+    ending = f".{os.getpid()}.{kind}.mp4"
+    fits = len(os.fsencode(target.stem)) + len(ending) < MAX_NAME
+    return target.with_name(f".{target.stem if fits else 'video'}{ending}")
 
 
 def _remux(source: Path, target: Path) -> None:

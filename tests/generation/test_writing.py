@@ -1,13 +1,16 @@
 """Frame-rate conversion and the strip of frames."""
 
+import io
 import math
+import os
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from emo_jax.generation.writing import FilmStrip, convert_frame_rate
+from emo_jax.generation.writing import FilmStrip, convert_frame_rate, print_result
 
 
 @pytest.mark.parametrize("out_fps", [25.0, 50.0, 30.0, 12.5, 24.0, 29.97, 60.0])
@@ -30,3 +33,11 @@ def test_strip_joins_frames_at_equal_distances(tmp_path):
     with Image.open(tmp_path / "a.png") as image:
         values = np.asarray(image)
     assert values.shape == (2, 12, 3) and values[0, ::3, 0].tolist() == [20, 40, 59, 79]
+
+
+def test_result_line_escapes_what_stdout_cannot_encode(monkeypatch):
+    written = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", written)
+    print_result(os.fsdecode(b"caf\xc3\xa9 \xe9.mp4"))
+    written.flush()
+    assert written.buffer.getvalue() == b"caf\\xe9 \\udce9.mp4\n"

@@ -113,12 +113,43 @@ def test_unwritable_targets_raise_on_construction(tmp_path):
         (tmp_path / "none" / "a.mp4", "no folder"),
         (tmp_path / "file" / "a.mp4", "no folder"),
         (tmp_path / "a.avi", "does not end in .mp4"),
-        (tmp_path / ("x" * 250 + ".mp4"), "cannot be written"),
+        (tmp_path / ("x" * 252 + ".mp4"), "255 bytes"),
         (Path("/proc/a.mp4"), "cannot be written"),
     ]:
         with pytest.raises(ValueError, match=word) as caught:
             VideoWriter(path, (32, 32), 25)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xe9t\xe9 \xff.mp4", 240 * b"x" + b".mp4", 251 * b"x" + b".mp4", 125 * b"\xc3\xa9" + b".mp4"]
+)
+def test_names_in_other_encodings_and_of_any_length_are_written(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    with VideoWriter(path, (32, 32), 25, murmur(9000)) as writer:
+        writer.write(numbered(0, 10, 32, 32))
+    assert os.listdir(os.fsencode(tmp_path)) == [name]
+    assert probe(path)["frames"] == 10
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_symbolic_link_is_followed(tmp_path, existing):
+    (tmp_path / "videos").mkdir()
+    target, link = tmp_path / "videos" / "target.mp4", tmp_path / "link.mp4"
+    if existing:
+        target.write_bytes(b"before")
+    link.symlink_to(Path("videos") / "target.mp4")
+    with VideoWriter(link, (32, 32), 25) as writer:
+        assert writer.partial_path.parent == target.parent
+        writer.write(numbered(0, 10, 32, 32))
+    assert link.is_symlink() and probe(target)["frames"] == 10
+    assert names(tmp_path) == ["link.mp4", "videos"] and names(target.parent) == ["target.mp4"]
+
+
+def test_symbolic_link_to_a_missing_folder_raises(tmp_path):
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "none" / "a.mp4")
+    with pytest.raises(ValueError, match="no folder"):
+        VideoWriter(tmp_path / "link.mp4", (32, 32), 25)
 
 
 def test_invalid_arguments_raise_and_leave_no_file(tmp_path):
