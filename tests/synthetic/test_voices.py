@@ -44,23 +44,6 @@ def test_song_holds_its_notes():
     assert sung > spoken
 
 
-def test_normalise_brings_the_active_level_to_minus_20_dbfs():
-    sound = np.concatenate([tone(1, 0.02), np.zeros(RATE, np.float32)])
-    level = 10 * np.log10(np.mean(normalise(sound)[:RATE] ** 2))
-    assert abs(level + 20) < 0.1
-    assert np.allclose(normalise(normalise(sound)), normalise(sound), atol=1e-6)
-
-
-def test_normalise_limits_the_peak_and_keeps_silence():
-    click = tone(1, 0.003)
-    click[::800] = 0.9
-    assert np.abs(normalise(click)).max() <= 1
-    silence = np.full(RATE, 1e-5, np.float32)
-    assert np.array_equal(normalise(silence), silence)
-    with pytest.raises(ValueError, match="one channel"):
-        normalise(np.zeros((2, 100), np.float32))
-
-
 def test_silence_keeps_the_mouth_shut():
     assert np.array_equal(mouth_track(np.zeros(RATE, np.float32), 25, 25), np.tile([0.0, 0.5], (25, 1)))
     track = mouth_track(np.concatenate([tone(1), np.zeros(RATE, np.float32)]), 25, 50)
