@@ -49,7 +49,7 @@ class ClipSampler:
         before = self.motion_frames if has_motion else 0
         start = transforms.choose_start(rng, total, self.frames, before)
         gap = transforms.gap_frames(self.min_reference_gap, self.fps)
-        reference = transforms.choose_reference(rng, total, start, self.frames, gap)
+        reference = transforms.choose_reference(rng, total, start, self.frames, gap, before)
         return self._images(record, rng, reference, start, before) | {
             "audio": self._audio(record, start),
             "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),

@@ -252,7 +252,7 @@ class RecordSource:
         if file_format != "array_record":
             raise ValueError(f"{path} is stored as {file_format}, expected array_record; see `emo prepare`")
         try:
-            self._source = builder.as_data_source(split=self.split)
+            self._source = builder.as_data_source(self.split)  # pyright: ignore[reportCallIssue]
             parts = tfds.core.ReadInstruction.from_spec(self.split).to_absolute(builder.info.splits)
         except Exception as error:
             known = ", ".join(sorted(builder.info.splits)) or "none"

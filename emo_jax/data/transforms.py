@@ -41,11 +41,13 @@ def choose_start(rng: np.random.Generator, total: int, frames: int, motion_frame
     return int(rng.integers(motion_frames, total - frames + 1))
 
 
-def choose_reference(rng: np.random.Generator, total: int, start: int, frames: int, gap: int) -> int:
+def choose_reference(
+    rng: np.random.Generator, total: int, start: int, frames: int, gap: int, motion_frames: int = 0
+) -> int:
     """Draws the reference frame, uniformly over the frames at least `gap` frames away from every frame of the clip.
 
-    If no frame is that far away, the draw is over the frames outside of the clip; if the clip fills the record, over
-    all frames.
+    If no frame is that far away, the gap is halved until there is one. If the clip and its motion frames fill the
+    record, a frame of the clip is drawn. A motion frame is never the reference.
 
     Args:
       rng: random generator.
@@ -53,16 +55,20 @@ def choose_reference(rng: np.random.Generator, total: int, start: int, frames: i
       start: first frame of the clip.
       frames: number of frames of the clip.
       gap: minimum distance in frames.
+      motion_frames: number of motion frames before the clip.
 
     Returns:
       The index of the reference frame.
     """
-    for distance in (max(gap, 1), 1):
-        before, after = max(0, start - distance + 1), max(0, total - (start + frames - 1 + distance))
+    gap = max(gap, 1)
+    while gap:
+        before = max(0, start - max(gap - 1, motion_frames))
+        after = max(0, total - (start + frames - 1 + gap))
         if before + after:
             choice = int(rng.integers(before + after))
             return choice if choice < before else total - (before + after) + choice
-    return int(rng.integers(total))
+        gap //= 2
+    return start + int(rng.integers(frames))
 
 
 def gap_frames(seconds: float, fps: float) -> int:

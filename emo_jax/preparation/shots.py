@@ -19,6 +19,7 @@ MIN_SHARPNESS = 12.0  # variance of the Laplacian of a face that is scaled to SH
 SHARPNESS_SIDE = 96
 MIN_RATE = 8.0  # distinct frames per second below which a span is rejected
 LOW_RATE = 20.0  # distinct frames per second below which a record is flagged
+SHORT_SECONDS = 2.5  # below it, the reference of a clip of 12 frames can be nearer than one second to the clip
 MEDIAN_FRAMES = 7  # window of the running medians: shorter changes of brightness, sharpness or face count are noise
 FACE_HEIGHT = 0.54  # height of the face in the square, as in the portraits of `emo generate`
 FACE_CENTER = (0.5, 0.53)  # center of the face in the square's width and height, likewise
@@ -273,8 +274,10 @@ def _make_span(
     square = fit_square(measurements.box[start:stop], *frame_size)
     if square is None:
         return "face moves out of any square"
-    flags = (["low-fps"] if rate < LOW_RATE else []) + square_flags(square, rules)
-    return Span(start, stop, square, tuple(flags))
+    flags = ["low-fps"] if rate < LOW_RATE else []
+    if stop - start < SHORT_SECONDS * fps:
+        flags.append("short")
+    return Span(start, stop, square, (*flags, *square_flags(square, rules)))
 
 
 def square_flags(square: Square, rules: Rules) -> list[str]:

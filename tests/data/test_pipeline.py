@@ -146,16 +146,41 @@ def test_choose_start_draws_every_valid_start():
 def test_choose_reference_keeps_the_gap_where_possible():
     rng = np.random.default_rng(0)
 
-    def drawn(total, start, gap):
-        return {transforms.choose_reference(rng, total, start, 4, gap) for _ in range(600)}
+    def drawn(total, start, gap, motion_frames=0):
+        return {transforms.choose_reference(rng, total, start, 4, gap, motion_frames) for _ in range(600)}
 
     assert drawn(20, 8, 3) == {0, 1, 2, 3, 4, 5} | {14, 15, 16, 17, 18, 19}
     assert drawn(12, 0, 3) == {6, 7, 8, 9, 10, 11}
     assert drawn(12, 8, 3) == {0, 1, 2, 3, 4, 5}
-    assert drawn(8, 2, 9) == {0, 1, 6, 7}  # no frame is far enough: any frame outside of the clip
+    assert drawn(8, 2, 9) == {0, 7}  # no frame is far enough: the gap is halved
     assert drawn(4, 0, 9) == {0, 1, 2, 3}  # the clip fills the record
     assert drawn(6, 1, 0) == {0, 5}  # without a gap, still not a frame of the clip
     assert [transforms.gap_frames(s, fps) for s, fps in ((1.0, 25), (0.2, 30), (0.5, 25))] == [25, 6, 13]
+
+
+def test_reference_is_never_a_motion_frame():
+    rng = np.random.default_rng(0)
+
+    def drawn(total, start, gap):
+        return {transforms.choose_reference(rng, total, start, 4, gap, motion_frames=3) for _ in range(600)}
+
+    assert drawn(20, 8, 0) == {0, 1, 2, 3, 4} | {12, 13, 14, 15, 16, 17, 18, 19}
+    assert drawn(12, 4, 9) == {0, 11}  # the gap is halved to 4
+    assert drawn(9, 4, 3) == {0}
+    assert drawn(7, 3, 3) == {3, 4, 5, 6}  # the clip and its motion frames fill the record
+
+
+def test_references_in_records_of_two_seconds():
+    """Draws as in configs/base.py: 12 frames, 4 motion frames, a gap of one second."""
+    rng, near = np.random.default_rng(0), 0
+    for _ in range(2000):
+        start = transforms.choose_start(rng, 50, 12, 4)
+        reference = transforms.choose_reference(rng, 50, start, 12, 25, 4)
+        distance = max(start - reference, reference - (start + 11))
+        assert distance > 4 or reference > start
+        assert distance >= 12  # half a second
+        near += distance < 25
+    assert 0.2 < near / 2000 < 0.4  # such records are flagged as short
 
 
 def test_choose_window_fills_its_range():

@@ -134,6 +134,12 @@ def test_frozen_and_slow_videos():
     )
 
 
+def test_short_spans_are_flagged():
+    for length, flags in ((62, ("short",)), (63, ())):
+        [span], _ = choose_spans(make_measurements(length), Rules(10, 1.0, 64, 128), 25, (400, 600))
+        assert span.flags == flags
+
+
 def test_enlarged_faces_are_flagged():
     chosen, _ = choose_spans(make_measurements(), Rules(10, 1.0, 64, 512), 25, (400, 600))
     assert chosen[0].square[2] < 512 / 1.5 and chosen[0].flags == ("enlarged",)

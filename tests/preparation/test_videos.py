@@ -195,12 +195,12 @@ def test_unusable_videos_are_rejected_with_a_reason(damaged, name, reason):
 @pytest.mark.parametrize(
     "name, flags, sound",
     [
-        ("good.mp4", {"roll-only"}, True),
-        ("no_sound.mp4", {"roll-only", "no-sound"}, False),
-        ("digital_silence.mp4", {"roll-only", "silent"}, False),
-        ("cut_off.mp4", {"roll-only", "truncated"}, True),
-        ("turned.mp4", {"roll-only"}, True),
-        ("fps240.mp4", {"roll-only"}, True),
+        ("good.mp4", {"roll-only", "short"}, True),
+        ("no_sound.mp4", {"roll-only", "short", "no-sound"}, False),
+        ("digital_silence.mp4", {"roll-only", "short", "silent"}, False),
+        ("cut_off.mp4", {"roll-only", "short", "truncated"}, True),
+        ("turned.mp4", {"roll-only", "short"}, True),
+        ("fps240.mp4", {"roll-only", "short"}, True),
     ],
 )
 def test_usable_videos_are_flagged(damaged, name, flags, sound):
