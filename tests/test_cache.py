@@ -10,9 +10,10 @@ from tests.runs import python_path
 
 PROGRAM = """
 from emo_jax.cache import keep_programs
-keep_programs()
 import jax
 jax.jit(lambda x: x + 1)(1.0)
+keep_programs()
+jax.jit(lambda x: x + 2)(1.0)
 print(jax.config.jax_compilation_cache_dir)
 """
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
+from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
 from emo_jax.generation.inputs import (
@@ -56,7 +57,7 @@ class EmoPipeline:
     def from_pretrained(
         cls, name_or_dir: str | os.PathLike, size: int | Sequence[int] | None = None, **sampling: Any
     ) -> "EmoPipeline":
-        """Loads a pipeline.
+        """Loads a pipeline, and makes JAX keep compiled programs for later processes (see `cache.keep_programs`).
 
         Args:
             name_or_dir: a preset ("tiny"), a folder written by `emo export`, or the folder of an `emo train` run.
@@ -69,6 +70,7 @@ class EmoPipeline:
                 unknown or out of range.
             FloatingPointError: all weights of a part are zero, or weights of the VAE are not finite.
         """
+        keep_programs()
         emo, params = load_model(name_or_dir, None if size is None else check_size(size))
         fields = emo.config.sampling
         unknown = sorted(set(sampling) - set(fields))

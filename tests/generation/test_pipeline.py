@@ -8,6 +8,7 @@ import pytest
 
 import emo_jax
 from emo_jax.cli.generate import parse_size
+from emo_jax.generation import pipeline as pipeline_module
 from emo_jax.generation.inputs import Voice, load_voice
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.writing import write_video
@@ -158,3 +159,10 @@ def test_real_media(tmp_path):
     write_video(tmp_path / "a.mp4", pipe, MEDIA / "portraits" / "photo_hallo_6.jpg", short, label="test")
     streams = probe(tmp_path / "a.mp4")
     assert streams["frames"] == 63 and streams["audio_seconds"] == pytest.approx(2.52, abs=0.05)
+
+
+def test_from_pretrained_keeps_compiled_programs(weights_dir, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipeline_module, "keep_programs", lambda: calls.append(1))
+    EmoPipeline.from_pretrained(weights_dir)
+    assert calls == [1]
