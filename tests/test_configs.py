@@ -158,7 +158,7 @@ def test_overrides_are_taken():
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "no config given"),
-    (["--config=configs/nowhere.py"], "'configs/nowhere.py' does not exist"),
+    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither a file nor one of the installed: base, tiny"),
     ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
 def test_a_missing_config_is_an_error(arguments, message):

@@ -266,7 +266,7 @@ def test_the_batches_of_the_commands_shown_divide_over_their_devices(file):
     for words in shown:
         verb = "plan" if "plan" in words else "train"
         options = words[words.index("--config") : words.index("|") if "|" in words else None]
-        chosen = config.parse(cli._parser(verb).parse_known_args([verb, *options])[1])
+        chosen = config.parse(cli.make_parser(verb).parse_known_args([verb, *options])[1])
         assert chosen.train.mesh.dcn_data == slices(words)
         sizes = {axis: chosen.train.mesh[axis] for axis in AXES}
         taken = math.prod(size for size in sizes.values() if size != -1)

@@ -4,7 +4,7 @@ emo sweep configs/sweeps/audio_window.py --output runs/window --init-from runs/i
     --config.data.directory=data/synthetic
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("video",)
 EVALUATE = ("--only", "lips", "silence", "seams")
 

@@ -4,7 +4,7 @@ emo sweep configs/sweeps/face_locator.py --output runs/locator --init-from runs/
     --config.data.directory=data/synthetic
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("image", "video")
 EVALUATE = ("--only", "lips", "identity", "place")
 

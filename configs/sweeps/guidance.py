@@ -3,7 +3,7 @@
 emo sweep configs/sweeps/guidance.py --output runs/guidance --checkpoint tiny
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ()
 EVALUATE = ("--only", "lips", "identity", "seams", "--identities", "8")
 

@@ -6,7 +6,7 @@ emo sweep configs/sweeps/joint_audio.py --output runs/joint --init-from runs/vid
 Two seeds of each tell what chance does.
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("speed",)
 EVALUATE = ("--only", "lips", "silence", "speed", "--identities", "16")
 

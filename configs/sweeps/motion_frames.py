@@ -6,7 +6,7 @@ emo sweep configs/sweeps/motion_frames.py --output runs/motion --init-from runs/
 Two seeds of each tell what chance does.
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("video",)
 EVALUATE = ("--only", "lips", "seams", "length", "--long", "20")
 

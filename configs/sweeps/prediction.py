@@ -6,7 +6,7 @@ emo sweep configs/sweeps/prediction.py --output runs/prediction --init-from runs
 Noise tells nothing where there is nothing else, so its schedule ends before that; it is compared with v on the same.
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("image", "video")
 EVALUATE = ("--only", "lips", "identity", "seams")
 

@@ -4,7 +4,7 @@ emo sweep configs/sweeps/reference_attention.py --output runs/reference --init-f
     --config.data.directory=data/synthetic
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("image", "video")
 EVALUATE = ("--only", "lips", "identity", "seams")
 

@@ -5,7 +5,7 @@ emo sweep configs/sweeps/sampling_steps.py --output runs/steps --checkpoint tiny
 Up to three steps the solvers are one: from pure noise, after it, and to the end DPM-Solver++(2M) steps as DDIM does.
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ()
 EVALUATE = ("--only", "lips", "identity", "seams", "--identities", "8")
 

@@ -4,7 +4,7 @@ emo sweep configs/sweeps/speed_layers.py --output runs/speeds --init-from runs/v
     --config.data.directory=data/synthetic
 """
 
-CONFIG = "configs/tiny.py"
+CONFIG = "tiny"
 STAGES = ("speed",)
 EVALUATE = ("--only", "lips", "seams", "speed")
 

@@ -1,10 +1,13 @@
-"""`emo bench NAME`: measures a part of emo_jax on this machine.
+"""Measures a part of emo_jax on this machine.
 
-emo bench pipeline                        # clips per CPU second that the input pipeline makes
-emo bench pipeline --data data/mine       # the same from your records or latents
-emo bench attention                       # accuracy and speed of attention, against float32
-emo bench denoise --config base:speed     # one guided denoising step, against its plan
-emo bench step --config base:video        # one training step, against its plan (some 60 GB at full size)
+The config of pipeline, denoise and step is given by --config NAME_OR_FILE[:STAGE] and --config.key=value.
+
+Examples:
+  emo bench pipeline                        # clips per CPU second that the input pipeline makes
+  emo bench pipeline --data data/mine       # the same from your records or latents
+  emo bench attention                       # accuracy and speed of attention, against float32
+  emo bench denoise --config base:speed     # one guided denoising step, against its plan
+  emo bench step --config base:video        # one training step, against its plan (some 60 GB at full size)
 """
 
 from __future__ import annotations
@@ -13,20 +16,17 @@ import argparse
 import json
 from typing import Any
 
+from emo_jax.cli.arguments import add_output, add_verb
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `bench` to the command line."""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure this machine: input pipeline, attention, denoising step, training step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_verb(subparsers, "bench", __doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     pipeline = names.add_parser("pipeline", help="clips per CPU second of the input pipeline")
     pipeline.add_argument("--data", metavar="DIR", help="records or latents (default: four rendered people)")
     pipeline.add_argument("--batches", type=int, default=40, help="measured batches of 4 (default %(default)s)")
-    pipeline.set_defaults(main=main, takes_config="optional", stage="video")
+    pipeline.set_defaults(main=main, takes_config=True, default_config="base:video", stage="video")
     attention = names.add_parser("attention", help="attention of the first levels at 512x512, forward and backward")
     attention.add_argument("--rounds", type=int, default=10, help="timed calls (default %(default)s)")
     attention.set_defaults(main=main)
@@ -36,9 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     ):
         program = names.add_parser(name, help=f"{text}, on random weights, against its plan")
         program.add_argument("--rounds", type=int, default=20, help="timed calls (default %(default)s)")
-        program.set_defaults(main=main, takes_config="optional", stage=stage)
+        program.set_defaults(main=main, takes_config=True, default_config=f"base:{stage}", stage=stage)
     for benchmark in names.choices.values():
-        benchmark.add_argument("-o", "--output", help="JSON file for the result, besides the printed table")
+        add_output(benchmark, "JSON file for the result, besides the printed table")
 
 
 def main(args: argparse.Namespace, config: Any = None) -> None:

@@ -1,4 +1,6 @@
-"""The `emo` command: every verb is a subcommand."""
+"""The `emo` command: parses the command line, runs a verb, and returns the exit status."""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -6,71 +8,121 @@ import importlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
-VERBS = {
-    "generate": "make a talking video of a portrait and a voice",
-    "demo": "generate with the portrait and the voice that come with the package",
-    "prepare": "write records to train on",
-    "train": "train one stage",
-    "plan": "memory and speed of training on a TPU slice, without one",
-    "evaluate": "measure a model on held-out people and voices",
-    "convert": "weights of Stable Diffusion and AnimateDiff to a checkpoint, and back",
-    "export": "write a training run's averaged weights for use",
-    "sweep": "train and evaluate variants, and compare them",
-    "bench": "measure the input pipeline, attention or a step on this machine",
+from emo_jax import __version__
+from emo_jax.tables import format_table
+
+GROUPS = {
+    "Make videos": {
+        "generate": "make a talking video of a portrait and a voice",
+        "demo": "make a talking video of the bundled portrait and voice",
+    },
+    "Train": {
+        "prepare": "write records to train on",
+        "train": "train one stage",
+        "sweep": "train and evaluate variants, and compare them",
+        "plan": "compute memory and speed on a TPU slice, without the slice",
+    },
+    "Measure": {
+        "evaluate": "measure a model on held-out people and voices",
+        "bench": "measure the input pipeline, attention or a step on this machine",
+    },
+    "Weights": {
+        "convert": "convert weights of Stable Diffusion, AnimateDiff and wav2vec 2.0 to a checkpoint, and back",
+        "export": "write the averaged weights of a training run for use and sharing",
+    },
 }
-"""Module emo_jax.cli.VERB has add_parser(subparsers) and main(args); only the one asked for is imported."""
+"""The verbs, as `emo --help` groups them. Module emo_jax.cli.VERB has `add_parser(subparsers)`, which sets `main`."""
+VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
+"""All verbs and their help texts."""
 TERMINATED = 143
-"""Exit status after a SIGTERM, which schedulers take for "to be started again"; a verb's main may return it itself."""
+"""Exit status after a SIGTERM; schedulers start such a command again. A verb's main may return it as well."""
 DIVERGED = 3
-"""Exit status of a training run that diverged: from its newest checkpoint it would do so again."""
+"""Exit status of a training run that diverged, and would diverge again from its newest checkpoint."""
 _NO_MEMORY = (
-    "the device's memory is not enough ({}); take less at a time: smaller --clips or --size in emo generate, "
+    "the device's memory is not enough ({}); compute less at a time: smaller --clips or --size in emo generate, "
     "--identities in emo evaluate, --batch in emo prepare latents; smaller train.batch_size, larger train.accumulate "
     "or model.unet.remat=blocks in emo train"
 )
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise ValueError(f"{message}; {self.prog} --help tells more")
+    """Raises ValueError instead of exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
 
 
 class _Terminated(BaseException):
-    """A SIGTERM, raised so that what a verb does on its way out is done: no partial file stays."""
+    """A SIGTERM, raised as an exception so that cleanup code runs and no partial file stays."""
 
 
-def main(argv=None):
-    """Runs `emo VERB ...`; returns the exit status: 0, 2 (bad input, one line on stderr), 1 or one of the above."""
-    with _terminable():
+def main(argv: list[str] | None = None) -> int:
+    """Runs `emo VERB ...`.
+
+    Args:
+        argv: the arguments after `emo`; None: those of the process.
+
+    Returns:
+        The exit status: 0, 2 (bad input, one line on stderr), 1, TERMINATED, DIVERGED, or 130 after Ctrl-C.
+    """
+    with _sigterm_as_exception():
         return _run(sys.argv[1:] if argv is None else argv)
 
 
-def _run(argv):
+def make_parser(verb: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of the command line.
+
+    Args:
+        verb: the verb whose arguments to add, and whose module to import; None: add the names of all verbs.
+    """
+    groups = (f"{title}:\n{format_table(list(verbs.items()), indent='  ')}" for title, verbs in GROUPS.items())
+    parser = _Parser(
+        "emo",
+        description="\n\n".join(["Makes talking videos of a portrait and a voice (EMO, in JAX).", *groups]),
+        epilog="emo VERB --help lists a verb's options.\n\nExample:\n  emo demo -o out/demo.mp4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"emo_jax {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", help="one of the above")
+    if verb:
+        importlib.import_module(f"emo_jax.cli.{verb}").add_parser(subparsers)
+        return parser
+    for name in VERBS:
+        subparsers.add_parser(name)
+    return parser
+
+
+def _run(argv: list[str]) -> int:
     verb = argv[0] if argv and argv[0] in VERBS else None
     name = f"emo {verb}" if verb else "emo"
     try:
-        args, rest = _parser(verb).parse_known_args(argv)
-        _check_outputs(args)
-        takes_config = getattr(args, "takes_config", False)
-        if takes_config == "overrides":
-            status = args.main(args, _overrides(rest))
-        elif takes_config:
+        args, rest = make_parser(verb).parse_known_args(argv)
+        _check_output(args)
+        if getattr(args, "takes_config", False):
             from emo_jax import config
 
-            status = args.main(args, config.parse(rest) if rest or takes_config != "optional" else None)
+            default = getattr(args, "default_config", None)
+            if rest and default and not any(text.split("=")[0] == "--config" for text in rest):
+                rest = [f"--config={default}", *rest]
+            status = args.main(args, config.parse(rest) if rest else None)
+        elif getattr(args, "takes_more", False):
+            status = args.main(args, rest)
         elif rest:
-            raise ValueError(f"unknown argument {rest[0]!r}; {name} --help lists those there are")
+            raise ValueError(f"unknown argument {rest[0]!r}; see {name} --help")
         else:
             status = args.main(args)
     except ValueError as error:
         return _fail(name, error, 2)
-    except OSError as error:  # a full disk
+    except OSError as error:  # for example a full disk
         return _fail(name, error, 1)
     except FloatingPointError as error:
         return _fail(name, error, DIVERGED if verb == "train" else 1)
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's word for it
+        if "RESOURCE_EXHAUSTED" not in str(error):  # XLA's status code of a failed allocation
             raise
         return _fail(name, _NO_MEMORY.format(" ".join(str(error).split())[:200]), 1)
     except KeyboardInterrupt:
@@ -80,29 +132,21 @@ def _run(argv):
     return status or 0
 
 
-def _check_outputs(args):
-    for name in ("output", "out"):
-        path = getattr(args, name, None) or ""
-        if "://" in path:
-            raise ValueError(f"--{name} {path} is no path of this machine; only emo train writes to buckets, --workdir")
-
-
-def _overrides(rest):
-    odd = [text for text in rest if not (text.startswith("--config.") and "=" in text)]
-    if odd:
-        raise ValueError(f"unknown argument {odd[0]!r}; overrides are written --config.key=value")
-    return rest
+def _check_output(args: argparse.Namespace) -> None:
+    path = getattr(args, "output", None) or ""
+    if "://" in path:
+        raise ValueError(f"--output is {path}; expected a path of this machine (only emo train writes to buckets)")
 
 
 @contextlib.contextmanager
-def _terminable():
-    """Within it, a SIGTERM raises _Terminated."""
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
+def _sigterm_as_exception() -> Iterator[None]:
+    """Raises _Terminated in the block on a SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only.
         yield
         return
 
-    def terminate(number, frame):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleaning up
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # A second one must not interrupt the cleanup.
         raise _Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)
@@ -112,17 +156,6 @@ def _terminable():
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _parser(verb):
-    parser = _Parser("emo", description="A portrait and a voice make a talking video (EMO, in JAX).")
-    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    if verb:
-        importlib.import_module(f"emo_jax.cli.{verb}").add_parser(subparsers)
-        return parser
-    for other, text in VERBS.items():
-        subparsers.add_parser(other, help=text)
-    return parser
-
-
-def _fail(name, error, status):
+def _fail(name: str, error: object, status: int) -> int:
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
     return status

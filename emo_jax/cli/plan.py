@@ -1,59 +1,53 @@
-"""`emo plan`: whether a program fits the chips of a TPU slice, and how fast it can be there, before it is paid for.
+"""Computes whether a program fits the chips of a TPU slice, and how fast it can run there, without the slice.
 
-emo plan --config configs/base.py:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \\
-    --config.train.batch_size=16
+Compiles the training step of the config's stage, or with --program denoise one guided denoising step of emo generate,
+with the compiler of those chips (extra: tpu). --composed compiles each kind of block once and adds up what they need:
+minutes instead of 20 minutes and 20 GB of memory at full size, but less exact. --no-compile prints what follows from
+shapes alone. Compiled programs are cached. The exit status is 1 if the program does not fit.
 
-compiles the training step of the config's stage for that slice, by the compiler of its chips (extra: tpu), without a
-chip and without a number of the model in memory; `--program denoise` one guided denoising step of `emo generate`.
-With `--composed` the step is not compiled in one, which takes 20 minutes and 20 GB at full size, but every kind of its
-blocks once, and what they need is added up. What shapes alone tell is printed within a minute, and is all with
-`--no-compile`. What was compiled once is read from the cache. Exit status 1: it does not fit.
+The config is given by --config NAME_OR_FILE[:STAGE] and --config.key=value.
+
+Example:
+  emo plan --config base:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \\
+      --config.train.batch_size=16
 """
 
-import json
+from __future__ import annotations
 
-import jax
+import argparse
 
-from emo_jax.files import write_text
-from emo_jax.planning.plan import PROGRAMS, compiled, count
-from emo_jax.planning.report import compiled_lines, counted_lines
-from emo_jax.planning.topologies import find_devices
+from emo_jax.cli.arguments import add_output, add_verb
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `plan` to the command line."""
-    parser = subparsers.add_parser(
-        "plan",
-        help="memory and speed on a TPU slice, without one",
-        description=__doc__,
-        epilog="also takes --config FILE[:arg] and --config.key=value",
+    parser = add_verb(subparsers, "plan", __doc__)
+    parser.add_argument(
+        "--topology", required=True, help="v4, v5e, v5p or v6e and its shape, such as v5p:4x4x4; cpu:N; gpu:N"
     )
-    parser.add_argument("--topology", required=True, help="v4, v5e, v5p or v6e and its shape, such as v5p:4x4x4; "
-                        "cpu:N; gpu:N, where N GPUs are")  # fmt: skip
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="TPU slices of that topology, joined by the "
-                        "network of the data center, as train.mesh.dcn_data has them (default 1)")  # fmt: skip
-    parser.add_argument("--program", choices=PROGRAMS, default="step", help="(default %(default)s)")
-    parser.add_argument("--composed", action="store_true", help="compile each kind of block once, and add up what they "
-                        "need: a step in minutes, less exactly")  # fmt: skip
-    parser.add_argument("--no-compile", action="store_true", help="only what is counted from shapes")
-    parser.add_argument("--output", help="JSON file to write, too")
-    parser.set_defaults(main=main, takes_config=True)
+    parser.add_argument(
+        "--slices", type=int, default=1, metavar="N",
+        help="number of TPU slices joined by the data center's network, as train.mesh.dcn_data has them (default: 1)",
+    )  # fmt: skip
+    programs = ("step", "denoise")
+    parser.add_argument("--program", choices=programs, default="step", help="what to plan (default: %(default)s)")
+    parser.add_argument("--composed", action="store_true", help="compile each kind of block once and add up")
+    parser.add_argument("--no-compile", action="store_true", help="print only what follows from shapes")
+    add_output(parser, "JSON file to write as well")
+    parser.set_defaults(main=main, takes_more=True)
 
 
-def main(args, config):
+def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Runs `emo plan`; returns the exit status."""
-    if args.slices > 1 and args.program != "step":
-        raise ValueError(f"--slices is {args.slices}; one slice alone runs the program {args.program}")
-    if args.composed and (args.program != "step" or config.train.stage == "vae"):
-        what = f"the program {args.program}" if args.program != "step" else "stage vae"
-        raise ValueError(f"--composed is for the step of a stage with UNets; leave it out for {what}")
-    jax.config.update("jax_traceback_in_locations_limit", 0)  # or a kernel's text, and its key, tell where EMO lies
-    devices = find_devices(args.topology, args.slices)
-    found, program = count(config, devices, args.topology, args.program)
-    print("\n".join(counted_lines(found)), flush=True)
-    if not args.no_compile and found["fits"] is None:
-        found = compiled(found, program, devices[0], args.composed)
-        print("\n".join(compiled_lines(found)))
-    if args.output:
-        write_text(args.output, json.dumps(found, indent=1) + "\n")
-    return 0 if found["fits"] is not False else 1
+    from emo_jax import config
+    from emo_jax.planning.plan import run_plan
+
+    return run_plan(
+        config.parse(rest),
+        args.topology,
+        args.slices,
+        program=args.program,
+        composed=args.composed,
+        compile=not args.no_compile,
+        output=args.output,
+    )

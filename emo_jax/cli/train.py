@@ -1,42 +1,49 @@
-"""`emo train`: one stage of EMO's training on all devices.
+"""Trains one stage of EMO on all devices.
 
-emo train --config configs/tiny.py:video --workdir runs/video --config.data.directory=data/synthetic \\
-    --config.train.init_from=runs/image
+The config is given by --config NAME_OR_FILE[:STAGE] and --config.key=value. A SIGTERM saves a checkpoint and ends the
+run with exit status 143; the same command continues it. On a cluster, start the command once on every host (or GPU);
+launch/ has scripts that do.
 
-The order of side effects in a step is: next batch, step, log, save (state and place in the data together), sample.
-Started once on every host (or GPU) of a cluster, the processes find each other: see launch/. A SIGTERM saves and ends
-the run with exit status 143; the same command goes on from there.
+Example:
+  emo train --config tiny:image --workdir runs/image --config.data.directory=data/synthetic
 """
 
+from __future__ import annotations
+
+import argparse
 import sys
 
-import jax
-
-from emo_jax import cache
+from emo_jax.cli.arguments import add_verb
 from emo_jax.cli.main import DIVERGED, TERMINATED
-from emo_jax.distributed import processes
-from emo_jax.training.loop import train
 
 
-def add_parser(subparsers):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `train` to the command line."""
-    parser = subparsers.add_parser(
-        "train",
-        help="train one stage",
-        description=__doc__,
-        epilog="also takes --config FILE[:arg] and --config.key=value",
-    )
-    parser.add_argument("--workdir", required=True, help="folder of the run; a run that is there already goes on")
-    parser.add_argument("--coordinator", help="HOST:PORT of process 0, where no cluster tells it")
-    parser.add_argument("--processes", type=int, help="how many processes the run has")
-    parser.add_argument("--process", type=int, help="which of them this is, from 0")
-    parser.add_argument("--profile", type=int, default=0, metavar="N",
-                        help="trace N steps after the first few for XProf, into WORKDIR/profile")  # fmt: skip
-    parser.set_defaults(main=main, takes_config=True)
+    parser = add_verb(subparsers, "train", __doc__)
+    parser.add_argument(
+        "-o", "--workdir", "--output", dest="workdir", required=True, metavar="PATH",
+        help="folder of the run; an existing run is continued",
+    )  # fmt: skip
+    parser.add_argument("--coordinator", help="HOST:PORT of process 0, if the cluster does not provide it")
+    parser.add_argument("--processes", type=int, help="number of processes of the run")
+    parser.add_argument("--process", type=int, help="index of this process, from 0")
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N",
+        help="trace N steps after the first few for XProf, into WORKDIR/profile",
+    )  # fmt: skip
+    parser.set_defaults(main=main, takes_more=True)
 
 
-def main(args, config):
+def main(args: argparse.Namespace, rest: list[str]) -> int:
     """Runs `emo train`; returns the exit status."""
+    import jax
+
+    from emo_jax import cache
+    from emo_jax import config as config_lib
+    from emo_jax.distributed import processes
+    from emo_jax.training.loop import train
+
+    config = config_lib.parse(rest)
     if args.profile < 0:
         raise ValueError(f"--profile is {args.profile}; expected a number of steps, or 0 for no trace")
     processes.start(args.coordinator, args.processes, args.process)
@@ -51,15 +58,15 @@ def main(args, config):
         if jax.process_count() == 1:
             raise
         processes.leave(1, blameless=True)
-        told = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300]
         raise OSError(
-            f"{processes.name()} cannot go on, perhaps because another has ended, which JAX names within "
-            f"{processes.HEARTBEAT + 10} s; see its log, and start all of them again ({told})"
+            f"{processes.name()} cannot continue, perhaps because another process has ended, which JAX reports within "
+            f"{processes.HEARTBEAT + 10} s; see its log, and start all of them again ({reason})"
         ) from error
     except FloatingPointError:
         processes.leave(DIVERGED)
         raise
-    except Exception:  # of this process alone, perhaps
+    except Exception:  # The other processes may still be running and must not wait for this one.
         processes.leave(1)
         raise
     if int(state.step) >= config.train.steps:

@@ -9,6 +9,9 @@ perfect model.
 from __future__ import annotations
 
 import math
+import pathlib
+import time
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +19,127 @@ from emo_jax.evaluation.properties import (
     LONG_PEOPLE,
     MOVED_SECONDS,
     SHIFTS,
+    Row,
+    length_row,
+    memory_row,
+    place_row,
+    speed_row,
+    talk_rows,
 )
+from emo_jax.evaluation.report import table, write_report
 from emo_jax.progress import Progress
 
 PROPERTIES = ("lips", "silence", "identity", "seams", "speed", "place", "length", "memory")
 STRANGERS = 64
 """Number of further people among whom a face must be recognised."""
+
+
+def evaluate(
+    checkpoint: str,
+    output: str,
+    *,
+    data: str | None = None,
+    identities: int = 16,
+    seconds: float = 4.0,
+    long: float = 60.0,
+    properties: list[str] | None = None,
+    seed: int = 0,
+    sampling: dict[str, Any] | None = None,
+) -> list[Row]:
+    """Evaluates a model, writes report.json and frames.png to a folder, and prints a table.
+
+    Args:
+        checkpoint: a preset, a folder of weights, or the folder of a training run.
+        output: the folder to write to.
+        data: records whose split validation is used; None: newly rendered people.
+        identities: number of people.
+        seconds: length of each video.
+        long: length of the long videos in seconds; 0 skips them.
+        properties: some of PROPERTIES; None: all but "memory".
+        seed: seed of the noise.
+        sampling: fields of the config's `sampling` to override.
+
+    Returns:
+        One row per measure.
+
+    Raises:
+        ValueError: no such weights, an output that cannot be written, or a setting that cannot be used.
+    """
+    from emo_jax.cache import keep_programs
+    from emo_jax.config import set_fields
+    from emo_jax.distributed.processes import check_devices
+    from emo_jax.evaluation.heldout import choose_people
+    from emo_jax.evaluation.picture import save_picture, side_by_side
+    from emo_jax.evaluation.probe import load_probe
+    from emo_jax.generation.sampler import check_sampling
+    from emo_jax.synthetic.espeak import espeak_available
+    from emo_jax.weights.store import load_model
+
+    started, folder, sampling = time.monotonic(), pathlib.Path(output), sampling or {}
+    properties = properties or select_properties(long=long)
+    if identities < 2 or not seconds > 0 or not long >= 0:
+        raise ValueError(
+            f"--identities is {identities}, --seconds {seconds:g} and --long {long:g}; "
+            "expected at least two people and positive lengths"
+        )
+    keep_programs()
+    check_devices()
+    emo, params = load_model(checkpoint)
+    config, probe = emo.config, load_probe()
+    set_fields(config.sampling, sampling, "sampling")
+    check_sampling(config.sampling, config.diffusion.train_steps)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {output} cannot be created ({error.strerror}); choose another folder") from error
+    scale = sum(config.data.crop_scale) / 2
+    people = choose_people(identities, STRANGERS, seconds, config.clip, scale, data)
+    evaluation = Evaluation(config, params, people, probe, seed=seed, long=long, wanted=properties)
+    rows = []
+    if evaluation.wanted & {"lips", "silence", "identity", "seams"}:
+        rows, frames = talk_rows(evaluation)
+        save_picture(folder / "frames.png", side_by_side(people, frames, config.clip.fps))
+    for name, measure in (("speed", speed_row), ("place", place_row), ("length", length_row)):
+        if name in evaluation.wanted:
+            rows.append(measure(evaluation))
+    evaluation.progress.close()
+    if "memory" in evaluation.wanted:
+        rows.append(memory_row(checkpoint, people.references[0], long or 60.0, sampling.get("steps")))
+    settings = dict(
+        checkpoint=checkpoint,
+        output=output,
+        data=data,
+        identities=identities,
+        seconds=seconds,
+        long=long,
+        properties=properties,
+        seed=seed,
+        sampling=config.sampling.to_dict(),
+        seconds_taken=time.monotonic() - started,
+        espeak=espeak_available(),
+    )
+    write_report(folder / "report.json", rows, settings)
+    print(table(rows))
+    print(f"{folder}/report.json; {settings['seconds_taken'] / 60:.1f} min")
+    return rows
+
+
+def select_properties(only: list[str] | None = None, memory: bool = False, long: float = 60.0) -> list[str]:
+    """Returns the properties to measure.
+
+    Args:
+        only: the properties asked for; None: all but "memory".
+        memory: whether to add "memory".
+        long: length of the long videos in seconds; 0 leaves out "length".
+
+    Raises:
+        ValueError: an unknown property.
+    """
+    unknown = sorted(set(only or ()) - set(PROPERTIES))
+    if unknown:
+        raise ValueError(f"--only names {unknown[0]!r}; expected some of {', '.join(PROPERTIES)}")
+    names = only or [name for name in PROPERTIES if name != "memory" or memory]
+    return [name for name in names if name != "length" or long]
 
 
 class Evaluation:

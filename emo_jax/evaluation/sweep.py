@@ -1,12 +1,4 @@
-"""`emo sweep`: trains and evaluates every point of a sweep, one after the other, and compares them.
-
-emo sweep configs/sweeps/reference_attention.py --output runs/reference --init-from runs/vae \\
-    --config.data.directory=data/synthetic --config.train.steps=1000
-
-A sweep file names a config and the stages that each point trains, and yields the points: names and overrides. Without
-stages each point evaluates --checkpoint with the sampling fields that it overrides. When the command is given again,
-finished points are skipped and interrupted ones resume. It writes OUTPUT/sweep.csv and sweep.png, and prints a table.
-"""
+"""Sweeps: the points of a sweep file, the commands that train and evaluate each, and their comparison."""
 
 from __future__ import annotations
 
@@ -18,8 +10,10 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from emo_jax.config import locate
 from emo_jax.files import whole, write_text
 from emo_jax.tables import format_table
 from emo_jax.training.stages import get_stage
@@ -51,9 +45,7 @@ def load_sweep(path: str | os.PathLike) -> Sweep:
     Raises:
         ValueError: the file does not exist, lacks a name, or yields a point twice.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"sweep file {str(path)!r} does not exist; configs/sweeps/ holds those of this project")
+    path = locate(os.fspath(path), "sweeps")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -68,14 +60,24 @@ def load_sweep(path: str | os.PathLike) -> Sweep:
     return Sweep(module.CONFIG, tuple(module.STAGES), tuple(getattr(module, "EVALUATE", ())), dict(points))
 
 
-def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[list[str], Path | None]]:
+def plan(
+    sweep: Sweep, name: str, folder: Path, init_from: str = "", checkpoint: str = "tiny", common: Sequence[str] = ()
+) -> list[tuple[list[str], Path | None]]:
     """Returns the commands of a point, each with the checkpoint that it ends with (None for the evaluation).
 
+    Args:
+        sweep: the sweep.
+        name: the point.
+        folder: the point's folder.
+        init_from: the run or weights that the first stage starts from, or "".
+        checkpoint: the weights to evaluate if the sweep trains nothing.
+        common: arguments `--config.key=value` for every stage.
+
     Raises:
-        ValueError: the config has no such field, the values do not fit together, or the first stage has nothing to
-            start from.
+        ValueError: an override that the config does not take, parts that do not fit together, or a first stage without
+            weights to start from.
     """
-    overrides, steps, previous = sweep.points[name], [], args.init_from
+    overrides, steps, previous = sweep.points[name], [], init_from
     changes = [f"--config.{field}={value}" for field, value in overrides.items()]
     for field in overrides:
         if any(text.startswith(f"--config.{field}=") for text in common):
@@ -91,7 +93,7 @@ def plan(sweep: Sweep, name: str, folder: Path, args, common=()) -> list[tuple[l
         command += [f"--config.train.init_from={previous}"] if previous else []
         steps.append((command, workdir / "checkpoints" / str(config.train.steps)))
         previous = workdir
-    command = ["evaluate", "--checkpoint", str(previous if sweep.stages else args.checkpoint)]
+    command = ["evaluate", "--checkpoint", str(previous if sweep.stages else checkpoint)]
     command += ["--output", str(folder / "evaluation"), *sweep.evaluate]
     if not sweep.stages:
         command += _sampling(sweep, name, common)
@@ -135,11 +137,15 @@ def _sampling(sweep, name, common):
     if other:
         raise ValueError(f"point {name}: {other[0]} needs training, but STAGES is empty; only sampling.* may be set")
     resolve([f"--config={sweep.config}", *(f"--config.{field}={value}" for field, value in fields.items())], name)
-    changes = [f"{field.removeprefix('sampling.')}={value}" for field, value in fields.items()]
-    return ["--sampling", *changes] if changes else []
+    return [f"--{field}={value}" for field, value in fields.items()]
 
 
-def _chosen(sweep, names):
+def select_points(sweep: Sweep, names: list[str] | None) -> list[str]:
+    """Returns the names of the points to run, by default all.
+
+    Raises:
+        ValueError: a name that the sweep does not have.
+    """
     unknown = [name for name in names or () if name not in sweep.points]
     if unknown:
         raise ValueError(f"--points names {unknown[0]!r}; expected some of {', '.join(sweep.points)}")
@@ -163,6 +169,47 @@ def _claim(folder, sweep, steps):
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(settings, indent=1) + "\n")
+
+
+def format_plans(plans: dict[str, list], output: Path) -> str:
+    """Returns the commands of each point as lines of a shell script.
+
+    Args:
+        plans: the commands of each point, as `plan` returns them.
+        output: the folder of the points, by which finished ones are marked.
+    """
+    lines = []
+    for name, steps in plans.items():
+        lines.append(f"# {name}{', finished' if (output / name / FINISHED).exists() else ''}")
+        lines += [shlex.join(["emo", *command]) for command, _ in steps]
+    return "\n".join(lines)
+
+
+def run_points(sweep: Sweep, output: Path, plans: dict[str, list]) -> int:
+    """Runs points one after the other, compares those that are finished, and prints the table.
+
+    Args:
+        sweep: the sweep.
+        output: the folder of the points.
+        plans: the commands of each point, as `plan` returns them.
+
+    Returns:
+        The exit status: 0, that of the failed points, or 1 if theirs differ.
+    """
+    failed = {}
+    for count, (name, steps) in enumerate(plans.items(), 1):
+        _claim(output / name, sweep, steps)
+        status = _run_point(output / name, f"point {count}/{len(plans)} {name}", steps)
+        if status in (130, 143):  # A signal ended the command; it is meant for the sweep as well.
+            return status
+        if status:
+            failed[name] = status
+    print(compare(sweep, output))
+    if not failed:
+        return 0
+    print(f"emo sweep: failed: {', '.join(failed)}; the same command runs them again", file=sys.stderr)
+    statuses = set(failed.values())
+    return statuses.pop() if len(statuses) == 1 else 1
 
 
 def _run_point(folder, title, steps):

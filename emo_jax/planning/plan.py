@@ -12,6 +12,7 @@ blocks once, and what they need is added up. What shapes alone tell is printed w
 
 import dataclasses
 import functools
+import json
 import math
 import sys
 import time
@@ -20,11 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from emo_jax.data.pipeline import element_spec
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed.devices import chip_of
 from emo_jax.distributed.mesh import batch_sharding, check_mesh, make_mesh, replicated, traced_for_mesh
+from emo_jax.files import write_text
 from emo_jax.generation.sampler import guided_denoiser, mesh_for
 from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
@@ -32,7 +35,9 @@ from emo_jax.models.placement import state_sharding
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.compile_stats import EFFORT, SLICES_EFFORT, told_by_compiler
 from emo_jax.planning.composed import compose, parts_of_step
+from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import roofline
+from emo_jax.planning.topologies import find_devices
 from emo_jax.progress import meanwhile
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
@@ -45,6 +50,51 @@ class Program:
 
     lower: Any
     parts: Any = None
+
+
+def run_plan(
+    config: ConfigDict,
+    topology: str,
+    slices: int = 1,
+    *,
+    program: str = "step",
+    composed: bool = False,
+    compile: bool = True,
+    output: str | None = None,
+) -> int:
+    """Plans a program for a topology and prints what it needs.
+
+    Args:
+        config: the config.
+        topology: such as "v5e:4x4", "cpu:8" or "gpu:8".
+        slices: number of TPU slices of that topology.
+        program: a key of PROGRAMS.
+        composed: whether to compile each kind of block once and add up what they need.
+        compile: whether to compile at all, or to print only what follows from shapes.
+        output: a JSON file to write as well.
+
+    Returns:
+        The exit status: 1 if the program does not fit, else 0.
+
+    Raises:
+        ValueError: an unknown topology, or settings that do not go together.
+    """
+    if slices > 1 and program != "step":
+        raise ValueError(f"--slices is {slices}; the program {program} runs on one slice")
+    if composed and (program != "step" or config.train.stage == "vae"):
+        what = f"the program {program}" if program != "step" else "stage vae"
+        raise ValueError(f"--composed needs the step of a stage with UNets; leave it out for {what}")
+    # Locations of traces would put the path of this checkout into a kernel's text, and so into its cache key.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    devices = find_devices(topology, slices)
+    result, counted = count(config, devices, topology, program)
+    print("\n".join(counted_lines(result)), flush=True)
+    if compile and result["fits"] is None:
+        result = compiled(result, counted, devices[0], composed)
+        print("\n".join(compiled_lines(result)))
+    if output:
+        write_text(output, json.dumps(result, indent=1) + "\n")
+    return 0 if result["fits"] is not False else 1
 
 
 def count(config, devices, topology, program="step"):

@@ -1,11 +1,4 @@
-"""`emo convert`: the weights that people have -> a checkpoint that training starts from, and back.
-
-emo convert --config configs/base.py --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt \
-    --audio facebook/wav2vec2-base-960h --output runs/sd15
-emo train   --config configs/base.py:image --workdir runs/image --config.train.init_from=runs/sd15
-emo convert --to safetensors --checkpoint runs/sd15 --output files
-emo convert --describe --config configs/base.py
-"""
+"""Released weights to a checkpoint that training starts from, and back."""
 
 from __future__ import annotations
 
@@ -14,18 +7,43 @@ import os
 import pathlib
 import sys
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from emo_jax.files import whole_folder
+from emo_jax.files import whole, whole_folder
+from emo_jax.tables import format_table
+
+if TYPE_CHECKING:
+    from emo_jax.models.emo import EMO
+    from emo_jax.weights.assemble import Report
 
 
-def to_checkpoint(args, config) -> None:
-    """Files -> checkpoint, with a report of every tensor that is not used and every parameter that is new.
+def to_checkpoint(
+    output: str,
+    config: ConfigDict | None,
+    *,
+    sd: str | None = None,
+    vae: str | None = None,
+    motion: str | None = None,
+    audio: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes files of weights as a checkpoint, and prints which tensors are not used and which parameters are new.
+
+    Args:
+        output: the folder to write. It must not exist, or be empty.
+        config: the config of the networks.
+        sd: Stable Diffusion 1.5: a diffusers folder, a hub id, or a single file.
+        vae: an autoencoder in place of that of `sd`.
+        motion: AnimateDiff's motion module.
+        audio: wav2vec 2.0: a transformers folder or a hub id.
+        seed: seed of the parameters that no file holds.
 
     Raises:
-        ValueError: files that do not fit the config, or an output that is there already.
-        OSError: the checkpoint cannot be written; nothing is left of it.
+        ValueError: files that do not fit the config, or an output that exists.
+        OSError: the checkpoint cannot be written; nothing of it is left.
     """
     import jax
 
@@ -33,60 +51,60 @@ def to_checkpoint(args, config) -> None:
     from emo_jax.weights.assemble import assemble
 
     if config is None:
-        raise ValueError("no config given; add --config configs/base.py")
-    output = pathlib.Path(args.output).resolve()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is there already; give a new folder")
-    if os.path.ismount(output):
-        raise ValueError(f"{output} is a mount point, which cannot be put in place whole; give a new folder in it")
-    found, scale, rest = read_sources(args, config)
-    emo, key = build(config), jax.random.key(args.seed)
-    flat, report = assemble(emo, found, key, scale or 0.18215, read_hearing(args.audio, emo))
+        raise ValueError("no config given; add --config, for example --config base")
+    folder = pathlib.Path(output).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists; give a new folder")
+    if os.path.ismount(folder):
+        raise ValueError(f"{folder} is a mount point, which cannot be replaced; give a new folder in it")
+    if not (sd or vae or motion or audio):
+        raise ValueError("nothing to convert; give --sd, --vae, --motion or --audio")
+    sources, scaling_factor, unused = _read_sources(config, sd, vae, motion)
+    emo, key = build(config), jax.random.key(seed)
+    flat, report = assemble(emo, sources, key, scaling_factor or 0.18215, _read_audio_encoder(audio, emo))
     if "unet" in report.unused:
-        report.unused["unet"] |= rest
-    print_report(report)
-    _write_run(output, config, flat)
-    size = sum(np.asarray(a).nbytes for a in flat.values())
-    print(f"{args.output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
+        report.unused["unet"] |= unused
+    print(format_report(report))
+    _write_run(folder, config, flat)
+    size = sum(np.asarray(array).nbytes for array in flat.values())
+    print(f"{output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
 
 
-def _write_run(output, config, flat) -> None:
+def _write_run(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any]) -> None:
     from emo_jax.weights.runs import save_weights_as_run
 
     try:
-        with whole_folder(output) as partial:
+        with whole_folder(folder) as partial:
             save_weights_as_run(partial, config, flat)
-    except (OSError, ValueError, RuntimeError) as error:  # a full disk is tensorstore's ValueError
-        told = " ".join(str(error).split())[:300]
-        raise OSError(f"{output} cannot be written ({told}); make room, or choose another folder") from error
+    except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{folder} cannot be written ({reason}); make room, or choose another folder") from error
 
 
-def read_sources(args, config):
-    """The sources of `assemble` that the arguments name, the scaling factor and a single file's unused tensors."""
+def _read_sources(
+    config: ConfigDict, sd: str | None, vae: str | None, motion: str | None
+) -> tuple[dict[str, Any], float | None, dict[str, str]]:
+    """Returns the sources of `assemble`, the VAE's scaling factor, and the unused tensors of a single file."""
     from emo_jax.weights import sources
 
-    model = config.model
-    if not (args.sd or args.vae or args.motion or args.audio):
-        raise ValueError("nothing to convert; give --sd, --vae, --motion or --audio")
-    found, scale, rest = {}, None, {}
-    levels = len(model.vae.channels)
-    if args.sd:
-        print(f"reading {args.sd}", file=sys.stderr, flush=True)
-        found, scale, rest = sources.stable_diffusion(args.sd, model.unet.layers, levels)
-    if args.vae:
-        print(f"reading {args.vae}", file=sys.stderr, flush=True)
-        found["vae"], scale = sources.autoencoder(args.vae, levels)
-    if args.motion:
-        print(f"reading {args.motion}", file=sys.stderr, flush=True)
-        found["motion"] = sources.motion_module(args.motion)
-    return found, scale, rest
+    for path in filter(None, (sd, vae, motion)):
+        print(f"reading {path}", file=sys.stderr, flush=True)
+    tensors, scaling_factor, unused = {}, None, {}
+    levels = len(config.model.vae.channels)
+    if sd:
+        tensors, scaling_factor, unused = sources.stable_diffusion(sd, config.model.unet.layers, levels)
+    if vae:
+        tensors["vae"], scaling_factor = sources.autoencoder(vae, levels)
+    if motion:
+        tensors["motion"] = sources.motion_module(motion)
+    return tensors, scaling_factor, unused
 
 
-def read_hearing(path, emo):
-    """(flat params, {name: reason} of unused tensors) of the wav2vec 2.0 at `path`, or None without one.
+def _read_audio_encoder(path: str | None, emo: EMO) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Returns the flat params of a wav2vec 2.0 and its unused tensors {name: reason}; None without a path.
 
     Raises:
-        ValueError: the model hears otherwise, or with a wav2vec 2.0 of another geometry.
+        ValueError: the config has no wav2vec 2.0, or one of another geometry.
     """
     from emo_jax.weights.sources import locate
     from emo_jax.weights.wav2vec2 import load_wav2vec2
@@ -94,57 +112,95 @@ def read_hearing(path, emo):
     if path is None:
         return None
     if emo.audio_encoder is None:
-        raise ValueError("--audio is given, but the config hears without wav2vec 2.0; set model.audio.encoder=wav2vec2")
-    found, flat, unused = load_wav2vec2(locate(path, [""]))
-    for field in dataclasses.fields(found):
-        there, here = (getattr(config, field.name) for config in (found, emo.audio_encoder.config))
-        if field.name != "dtype" and there != here:
-            raise ValueError(f"{path} has {field.name} {there}; set model.audio.wav2vec2.{field.name}, now {here}")
+        raise ValueError("--audio is given, but the config has no wav2vec 2.0; set model.audio.encoder=wav2vec2")
+    loaded, flat, unused = load_wav2vec2(locate(path, [""]))
+    for field in dataclasses.fields(loaded):
+        value, expected = (getattr(config, field.name) for config in (loaded, emo.audio_encoder.config))
+        if field.name != "dtype" and value != expected:
+            raise ValueError(f"{path} has {field.name} {value}; set model.audio.wav2vec2.{field.name}, now {expected}")
     return flat, unused
 
 
-def print_report(report) -> None:
-    """What became of every tensor and parameter; alike ones on one line."""
+def format_report(report: Report) -> str:
+    """Formats what happened to every tensor and parameter; equal cases share a line."""
+    lines = []
     for kind, count in report.used.items():
-        print(f"{kind}: {count} tensors used, {len(report.unused[kind])} not")
-        for reason, number in Counter(report.unused[kind].values()).items():
-            example = next(name for name, why in report.unused[kind].items() if why == reason)
-            print(f"  not used: {number} ({example}, ...): {reason}")
+        unused = report.unused[kind]
+        lines.append(f"{kind}: {count} tensors used, {len(unused)} not used")
+        for reason, number in Counter(unused.values()).items():
+            example = next(name for name, why in unused.items() if why == reason)
+            lines.append(f"  not used: {number} ({example}, ...): {reason}")
     groups = {}
-    for path, how in report.new.items():
-        groups.setdefault((path.split("/")[0], how.split(" of ")[0]), []).append(path)
-    for (branch, how), paths in groups.items():
-        print(f"  new in {branch}: {len(paths)} start as {how} ({paths[0]}{', ...' if len(paths) > 1 else ''})")
+    for path, start in report.new.items():
+        groups.setdefault((path.split("/")[0], start.split(" of ")[0]), []).append(path)
+    for (branch, start), paths in groups.items():
+        lines.append(
+            f"  new in {branch}: {len(paths)} start as {start} ({paths[0]}{', ...' if len(paths) > 1 else ''})"
+        )
+    return "\n".join(lines)
 
 
-def to_safetensors(args) -> None:
-    """Checkpoint -> OUTPUT/{unet,vae,motion,audio}.safetensors, diffusers' and transformers' names, the same bits."""
+def to_safetensors(checkpoint: str, output: str) -> None:
+    """Writes a checkpoint as OUTPUT/{unet,vae,motion,audio}.safetensors, with the names of diffusers and transformers.
+
+    The numbers are not changed. ReferenceNet, which no such file holds, is left out.
+
+    Args:
+        checkpoint: a run of `emo train`, or a folder of `emo convert` or `emo export`.
+        output: the folder to write to.
+
+    Raises:
+        ValueError: no such checkpoint.
+    """
     from safetensors.numpy import save_file
 
-    from emo_jax.files import whole
     from emo_jax.weights.assemble import KINDS
     from emo_jax.weights.store import read_flat
 
-    if not args.checkpoint:
-        raise ValueError("--checkpoint is missing; give a run of emo train or a folder of emo convert")
-    _, flat = read_flat(args.checkpoint)
+    _, flat = read_flat(checkpoint)
     flat = {path: array for path, array in flat.items() if not path.startswith("reference_net/")}
-    output = pathlib.Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for kind in (*KINDS, "audio"):  # one after the other: memory holds each twice while it is written
+    folder = pathlib.Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in (*KINDS, "audio"):  # One at a time: memory holds a kind twice while it is written.
         tensors = file_tensors(flat, kind)
         if tensors:
-            with whole(output / f"{kind}.safetensors") as partial:
+            with whole(folder / f"{kind}.safetensors") as partial:
                 save_file(tensors, partial)
-            print(f"{output / kind}.safetensors: {len(tensors)} tensors", flush=True)
+            print(f"{folder / kind}.safetensors: {len(tensors)} tensors", flush=True)
 
 
-def file_tensors(flat, kind):
-    """The tensors {name: array} of one kind of file, or of "audio", in flat params; {} where they have none."""
+def file_tensors(flat: dict[str, Any], kind: str) -> dict[str, np.ndarray]:
+    """Returns the tensors {name: array} of one kind of file, or of "audio"; empty if the params have none."""
     from emo_jax.weights.assemble import disassemble
     from emo_jax.weights.wav2vec2 import to_transformers
 
     if kind != "audio":
         return disassemble(flat, kind)
-    start = "audio_encoder/"
-    return to_transformers({path.removeprefix(start): a for path, a in flat.items() if path.startswith(start)})
+    prefix = "audio_encoder/"
+    return to_transformers({path.removeprefix(prefix): a for path, a in flat.items() if path.startswith(prefix)})
+
+
+def describe(checkpoint: str | None, config: ConfigDict | None) -> str:
+    """Formats a table of a model's parts: tensors, parameters, types, megabytes and the stages that train each.
+
+    Args:
+        checkpoint: a run or folder of weights to describe; None: describe the config.
+        config: the config to describe without a checkpoint.
+
+    Raises:
+        ValueError: neither is given, or no such checkpoint.
+    """
+    from emo_jax.models.emo import build
+    from emo_jax.weights.assemble import parts
+    from emo_jax.weights.store import read_flat
+
+    flat = {}
+    if checkpoint:
+        config, flat = read_flat(checkpoint)
+    elif config is None:
+        raise ValueError("nothing to describe; give --checkpoint or --config")
+    rows = parts(build(config), flat)
+    cells = [(part, str(n), f"{size:,}", dtype, f"{mb:.1f}", stages) for part, n, size, dtype, mb, stages in rows]
+    tensors, size, mb = (sum(row[i] for row in rows) for i in (1, 2, 4))
+    cells.append(("total", str(tensors), f"{size:,}", "", f"{mb:.1f}", ""))
+    return format_table(cells, ("part", "tensors", "parameters", "dtype", "MB", "trained in"), "<>><>")

@@ -1,18 +1,25 @@
-"""The `emo` command: what it answers to bad input, and the verbs generate, demo and export."""
+"""The `emo` command: grammar, errors and exit statuses, and the verbs generate and demo."""
 
+import contextlib
+import io
 import json
 import pathlib
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import wave
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import emo_jax
+from emo_jax import config as config_lib
 from emo_jax.cli import main as cli
+from emo_jax.generation import commands, writing
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.media.mp4 import encode_video
 from emo_jax.media.video import probe
@@ -51,7 +58,7 @@ def inputs(tmp_path_factory):
     (folder / "text.png").write_text("no picture\n")
     Image.new("1", (20000, 20000)).save(folder / "huge.png")
     write_wav(folder / "good.wav", 0.1 * rng.standard_normal(9000).clip(-1, 1))
-    write_wav(folder / "short.wav", 0.1 * rng.standard_normal(639))
+    write_wav(folder / "short.wav", 0.1 * rng.standard_normal(639).clip(-1, 1))
     (folder / "zero.wav").write_bytes(b"")
     write_nan_wav(folder / "nan.wav")
     (folder / "silent.mp4").write_bytes(encode_video(np.zeros((5, 32, 32, 3), np.uint8), 25))
@@ -65,19 +72,19 @@ def loaded(monkeypatch, pipeline):
 
 
 def generate(folder, out, *more, portrait="good.png", audio="good.wav", box=BOX):
-    arguments = ["generate", "--portrait", str(folder / portrait), "--audio", str(folder / audio), "--out", str(out)]
+    arguments = ["generate", "--portrait", str(folder / portrait), "--audio", str(folder / audio), "-o", str(out)]
     return cli.main([*arguments, *(["--face-box", box] if box else []), *more])
 
 
-def check_refused(status, capsys, told, prefix="emo generate: "):
+def check_one_line_error(status, capsys, text, prefix="emo generate: "):
     captured = capsys.readouterr()
     assert status == 2 and captured.out == ""
     assert captured.err.startswith(prefix) and captured.err.count("\n") == 1 and captured.err.endswith("\n")
-    assert told in captured.err
+    assert text in captured.err
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "text"),
     [
         (dict(portrait="none.png"), "none.png does not exist"),
         (dict(portrait="."), "is a directory"),
@@ -96,15 +103,15 @@ def check_refused(status, capsys, told, prefix="emo generate: "):
         (dict(box="face"), "'face'"),
     ],
 )
-def test_bad_inputs(inputs, loaded, tmp_path, capsys, change, told):
-    check_refused(generate(inputs, tmp_path / "out.mp4", **change), capsys, told)
+def test_bad_input_is_one_line(inputs, loaded, tmp_path, capsys, change, text):
+    check_one_line_error(generate(inputs, tmp_path / "out.mp4", **change), capsys, text)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "text"),
     [
-        (["--preset", "huge"], "preset is 'huge'"),
+        (["--preset", "huge"], "'huge'"),
         (["--checkpoint", "/nowhere"], "'/nowhere'"),
         (["--stepz", "3"], "'--stepz'"),
         (["--steps", "many"], "'many'"),
@@ -117,17 +124,23 @@ def test_bad_inputs(inputs, loaded, tmp_path, capsys, change, told):
         (["--fps", "0"], "fps"),
         (["--fps", "1000"], "fps is 1000"),
         (["--preset", "tiny", "--checkpoint", "x"], "not allowed with"),
+        (["--sampling.steps=0"], "steps is 0"),
+        (["--sampling.steps=1.5"], "steps is 1.5"),
+        (["--sampling.solver=euler"], "'euler'"),
+        (["--sampling.clips=0"], "clips is 0"),
+        (["--steps=2", "--sampling.steps=3"], "--sampling.steps"),
+        (["--sampling.steps"], "'--sampling.steps'"),
     ],
 )
-def test_bad_flags(inputs, monkeypatch, pipeline, tmp_path, capsys, more, told):
-    if "/nowhere" not in more:
+def test_bad_option_is_one_line(inputs, monkeypatch, pipeline, tmp_path, capsys, more, text):
+    if not {"/nowhere", "huge"} & set(more):
         monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
-    check_refused(generate(inputs, tmp_path / "out.mp4", *more), capsys, told)
+    check_one_line_error(generate(inputs, tmp_path / "out.mp4", *more), capsys, text)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "text"),
     [
         ("out.avi", "does not end in .mp4"),
         ("none/out.mp4", "there is no folder"),
@@ -136,17 +149,19 @@ def test_bad_flags(inputs, monkeypatch, pipeline, tmp_path, capsys, more, told):
         ("/proc/out.mp4", "cannot be written"),  # root may write to any folder but such
     ],
 )
-def test_bad_outputs_are_told_before_the_inputs_are_read(tmp_path, capsys, name, told):
+def test_output_is_checked_before_the_inputs_are_read(tmp_path, capsys, name, text):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
-    check_refused(generate(tmp_path, tmp_path / name, portrait="none.png"), capsys, told)
+    check_one_line_error(generate(tmp_path, tmp_path / name, portrait="none.png"), capsys, text)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.mp4"]
 
 
-def test_an_input_is_not_replaced(inputs, loaded, tmp_path, capsys):
+def test_input_is_not_overwritten(inputs, loaded, tmp_path, capsys):
     shutil.copy(inputs / "good.wav", tmp_path / "in.mp4")
     before = (tmp_path / "in.mp4").read_bytes()
-    check_refused(generate(inputs, tmp_path / "in.mp4", audio=tmp_path / "in.mp4"), capsys, "would replace the input")
+    check_one_line_error(
+        generate(inputs, tmp_path / "in.mp4", audio=tmp_path / "in.mp4"), capsys, "would replace the input"
+    )
     assert (tmp_path / "in.mp4").read_bytes() == before
 
 
@@ -155,29 +170,31 @@ def test_weights_of_another_config(inputs, weights_dir, tmp_path, capsys):
     shutil.copytree(weights_dir, other)
     config = json.loads((other / "config.json").read_text())
     changes = {"another config": ("channels", [16, 48]), "not one of this version": ("heads", None)}
-    for told, (field, value) in changes.items():
+    for text, (field, value) in changes.items():
         changed = json.loads(json.dumps(config))
         changed["model"]["unet"][field] = value
         if value is None:
             del changed["model"]["unet"][field]
         (other / "config.json").write_text(json.dumps(changed))
-        check_refused(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, told)
+        check_one_line_error(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, text)
     (other / "config.json").write_text("{")
-    check_refused(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "config.json is damaged")
+    check_one_line_error(
+        generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "config.json is damaged"
+    )
     (other / "model.safetensors").write_bytes(b"12")
-    check_refused(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "is damaged")
+    check_one_line_error(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "is damaged")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_a_preset_without_weights_says_so(inputs, monkeypatch, tmp_path, capsys):
+def test_preset_without_weights(inputs, monkeypatch, tmp_path, capsys):
     from emo_jax.weights import store
 
     monkeypatch.setitem(store.BUNDLED, "tiny", tmp_path / "absent")
-    check_refused(generate(inputs, tmp_path / "out.mp4"), capsys, "preset 'tiny' has no weights")
+    check_one_line_error(generate(inputs, tmp_path / "out.mp4"), capsys, "preset 'tiny' has no weights")
 
 
 @pytest.mark.parametrize(
-    ("failure", "status", "told"),
+    ("failure", "status", "message"),
     [
         (ValueError("broken\nhere"), 2, "broken here"),
         (OSError("disk full"), 1, "disk full"),
@@ -185,7 +202,7 @@ def test_a_preset_without_weights_says_so(inputs, monkeypatch, tmp_path, capsys)
         (signal.SIGTERM, 143, "terminated"),
     ],
 )
-def test_nothing_is_left_after_a_failure(inputs, loaded, monkeypatch, tmp_path, capsys, failure, status, told):
+def test_no_file_is_left_after_a_failure(inputs, loaded, monkeypatch, tmp_path, capsys, failure, status, message):
     def broken(self, *inputs, **options):
         yield np.zeros((8, 64, 64, 3), np.uint8)
         assert len(list(tmp_path.iterdir())) == 1  # the file that grows
@@ -195,7 +212,7 @@ def test_nothing_is_left_after_a_failure(inputs, loaded, monkeypatch, tmp_path, 
 
     monkeypatch.setattr(EmoPipeline, "stream", broken)
     assert generate(inputs, tmp_path / "out.mp4") == status
-    assert capsys.readouterr().err.splitlines()[-1] == f"emo generate: {told}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"emo generate: {message}"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,25 +220,25 @@ def test_nothing_is_left_after_a_failure(inputs, loaded, monkeypatch, tmp_path, 
 def test_generate(inputs, loaded, pipeline, tmp_path, capsys, fps, count):
     out = tmp_path / "out.mp4"
     assert generate(inputs, out, *(["--fps", fps] if fps else [])) == 0
-    found = probe(out)
+    info = probe(out)
     rate = float(fps or 25)
-    assert (found["frames"], found["fps"], found["audio_rate"]) == (count, rate, 16000)
-    assert found["seconds"] == pytest.approx(count / rate, abs=1e-3)
-    assert found["audio_seconds"] == pytest.approx(count / rate, abs=1e-3)
+    assert (info["frames"], info["fps"], info["audio_rate"]) == (count, rate, 16000)
+    assert info["seconds"] == pytest.approx(count / rate, abs=1e-3)
+    assert info["audio_seconds"] == pytest.approx(count / rate, abs=1e-3)
     captured = capsys.readouterr()
     assert captured.out == f"{out}: {count} frames, {count / rate:.2f} s\n"
     assert f"generate: {count}/{count} frames" in captured.err
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
 
 
-def test_seeds_decide_the_bytes(inputs, loaded, tmp_path):
+def test_equal_seeds_give_equal_files(inputs, loaded, tmp_path):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert generate(inputs, tmp_path / f"{name}.mp4", "--seed", seed) == 0
     a, b, c = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
     assert a == b != c
 
 
-def test_no_face_is_one_warning(inputs, loaded, tmp_path, capsys):
+def test_undetected_face_is_one_warning(inputs, loaded, tmp_path, capsys):
     assert generate(inputs, tmp_path / "out.mp4", box=None) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.startswith("warning: no face found in the portrait; assuming") for line in lines].count(True) == 1
@@ -230,18 +247,18 @@ def test_no_face_is_one_warning(inputs, loaded, tmp_path, capsys):
 def test_demo(loaded, tmp_path, capsys):
     out = tmp_path / "new" / "demo.mp4"
     assert cli.main(["demo", "--out", str(out)]) == 0
-    found = probe(out)
-    assert found["frames"] == 150 and found["audio_seconds"] == pytest.approx(6.0, abs=1e-3)
+    info = probe(out)
+    assert info["frames"] == 150 and info["audio_seconds"] == pytest.approx(6.0, abs=1e-3)
     with Image.open(out.with_suffix(".png")) as strip:
         assert strip.size == (8 * 64, 64)
     assert "no face" not in capsys.readouterr().err
     assert sorted(path.name for path in out.parent.iterdir()) == ["demo.mp4", "demo.png"]
     (tmp_path / "file").write_text("")
     status = cli.main(["demo", "--out", str(tmp_path / "file" / "a.mp4")])
-    check_refused(status, capsys, "cannot be written", "emo demo")
+    check_one_line_error(status, capsys, "cannot be written", "emo demo")
 
 
-def test_demo_assets_are_what_the_script_makes(tmp_path):
+def test_demo_assets_are_reproducible(tmp_path):
     make_assets(tmp_path)
     made, kept = (np.asarray(Image.open(folder / "portrait.png")).astype(int) for folder in (tmp_path, ASSETS))
     assert np.abs(made - kept).max() <= 2
@@ -250,14 +267,14 @@ def test_demo_assets_are_what_the_script_makes(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [[], ["sing"], ["--loud"], ["generate"], ["export", "--dtype", "int8"]])
-def test_bad_command_lines_are_one_line(arguments, capsys):
-    check_refused(cli.main(arguments), capsys, "--help tells more", "emo")
+def test_bad_command_line_is_one_line(arguments, capsys):
+    check_one_line_error(cli.main(arguments), capsys, "--help", "emo")
 
 
 @pytest.mark.parametrize("verb", [["sweep", "x.py"], ["evaluate"], ["convert"]])
-def test_a_bucket_is_no_folder_for_results(capsys, verb):
+def test_output_in_a_bucket_raises(capsys, verb):
     status = cli.main([*verb, "--output", "gs://bucket/x"])
-    check_refused(status, capsys, "--output gs://bucket/x is no path of this machine", "emo ")
+    check_one_line_error(status, capsys, "--output is gs://bucket/x", "emo ")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +286,7 @@ def test_a_bucket_is_no_folder_for_results(capsys, verb):
         ["prepare", "latents", "records", "--output", "out"],
     ],
 )
-def test_absent_devices_are_told_before_weights_are_read(inputs, monkeypatch, tmp_path, capsys, verb):
+def test_missing_device_is_reported_before_weights_are_read(inputs, monkeypatch, tmp_path, capsys, verb):
     import jax
 
     def none():
@@ -280,10 +297,10 @@ def test_absent_devices_are_told_before_weights_are_read(inputs, monkeypatch, tm
     for name in ("good.png", "good.wav"):
         shutil.copy(inputs / name, tmp_path)
     status = cli.main([*verb, "--checkpoint", "nowhere"])
-    check_refused(status, capsys, "JAX finds no devices", f"emo {verb[0]}: ")
+    check_one_line_error(status, capsys, "JAX finds no devices", f"emo {verb[0]}: ")
 
 
-def test_a_device_without_enough_memory_is_one_line(inputs, loaded, monkeypatch, tmp_path, capsys):
+def test_out_of_device_memory_is_one_line(inputs, loaded, monkeypatch, tmp_path, capsys):
     def stream(self, *inputs, **options):
         yield np.zeros((8, 64, 64, 3), np.uint8)
         jax.numpy.zeros(2**50, np.uint8).block_until_ready()
@@ -292,32 +309,88 @@ def test_a_device_without_enough_memory_is_one_line(inputs, loaded, monkeypatch,
 
     monkeypatch.setattr(EmoPipeline, "stream", stream)
     assert generate(inputs, tmp_path / "out.mp4") == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("emo generate: the device's memory is not enough (RESOURCE_EXHAUSTED: Out of memory")
-    assert "--clips" in told and list(tmp_path.iterdir()) == []
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("emo generate: ") and "RESOURCE_EXHAUSTED" in message and "--clips" in message
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_other_errors_of_the_program_keep_their_traceback(inputs, loaded, monkeypatch, tmp_path):
+def test_unexpected_error_keeps_its_traceback(inputs, loaded, monkeypatch, tmp_path):
     def stream(self, *inputs, **options):
-        raise RuntimeError("INTERNAL: odd")
+        raise RuntimeError("INTERNAL: bug")
 
     monkeypatch.setattr(EmoPipeline, "stream", stream)
-    with pytest.raises(RuntimeError, match="INTERNAL: odd"):
+    with pytest.raises(RuntimeError, match="INTERNAL: bug"):
         generate(inputs, tmp_path / "out.mp4")
 
 
-def test_help_names_every_verb_and_each_has_its_own(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0 and all(verb in text for verb in cli.VERBS)
-    for verb in ("generate", "demo", "export", "prepare"):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([verb, "--help"])
-        assert stop.value.code == 0 and f"usage: emo {verb}" in capsys.readouterr().out
+WITHOUT_SUBCOMMANDS = [verb for verb in cli.VERBS if verb not in ("prepare", "bench")]
 
 
-def test_bad_input_is_told_before_jax_is_loaded(tmp_path):
+def help_of(*verb):
+    """The output of `emo VERB --help`."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
+        cli.main([*verb, "--help"])
+    assert stop.value.code == 0
+    return out.getvalue()
+
+
+def examples(text):
+    """The commands of a help text, as lists of arguments after `emo`."""
+    lines = text.replace("\\\n", "").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("  emo ")]
+
+
+def test_help_groups_the_verbs():
+    text = help_of()
+    assert all(f"{group}:" in text for group in cli.GROUPS)
+    assert all(f"  {verb} " in text for verb in cli.VERBS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.split() == ["emo_jax", emo_jax.__version__]
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
+@pytest.mark.parametrize("verb", WITHOUT_SUBCOMMANDS)
+def test_help_has_an_example_that_parses(verb, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # configs are found by name, in any folder
+    ((name, *arguments),) = examples(help_of(verb))
+    args, rest = cli.make_parser(verb).parse_known_args([verb, *arguments])
+    assert name == verb and callable(args.main) and (not rest or args.takes_more)
+    if any(text.startswith("--config=") or text == "--config" for text in rest):
+        assert config_lib.parse(rest).clip.frames > 1
+
+
+@pytest.mark.parametrize("verb", WITHOUT_SUBCOMMANDS)
+@pytest.mark.parametrize("option", ["-o", "--output", "--out"])
+def test_every_verb_has_an_output(verb, option):
+    if (verb, option) == ("train", "--out"):
+        pytest.skip("emo train never had --out")
+    required = dict(
+        generate=["--portrait=a", "--audio=b"], export=["--workdir=a"], plan=["--topology=cpu:1"], sweep=["a.py"]
+    )
+    args, rest = cli.make_parser(verb).parse_known_args([verb, *required.get(verb, []), option, "x"])
+    assert "x" in (getattr(args, "output", None), getattr(args, "workdir", None)) and not rest
+
+
+def test_old_flags_set_sampling_fields(inputs, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(writing, "write_video", lambda *args, **options: calls.append(options))
+    monkeypatch.setattr(commands, "load_pipeline", lambda weights, size, sampling: SimpleNamespace(fps=25, **sampling))
+    short = ["--steps=3", "--solver=ddim", "--reference-scale=1.5", "--audio-scale=2", "--speed=0.5"]
+    full = [f"--sampling.{text[2:].replace('-', '_')}" for text in short]
+    for options in (short, full):
+        assert generate(inputs, tmp_path / "out.mp4", *options) == 0
+    assert calls[0] == calls[1]
+    assert {name: calls[0][name] for name in ("steps", "solver", "reference_scale", "audio_scale", "speed")} == dict(
+        steps=3, solver="ddim", reference_scale=1.5, audio_scale=2, speed=0.5
+    )
+
+
+def test_bad_input_is_reported_before_jax_is_imported(tmp_path):
     code = "import sys; from emo_jax.cli.main import main; sys.exit(main(sys.argv[1:]) + 7 * ('jax' in sys.modules))"
     arguments = ["generate", "--portrait", "none.png", "--audio", "none.wav", "--out", str(tmp_path / "out.mp4")]
     root = pathlib.Path(__file__).parents[2]

@@ -1,6 +1,5 @@
 """`emo evaluate`: what its rows make of good and bad models, and the command."""
 
-import argparse
 import json
 import sys
 from types import SimpleNamespace
@@ -10,9 +9,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from emo_jax.cli.evaluate import add_parser, main, set_sampling, wanted_properties
+from emo_jax.cli import main as cli
+from emo_jax.config import set_fields
 from emo_jax.evaluation import properties
-from emo_jax.evaluation.evaluate import PROPERTIES, Evaluation
+from emo_jax.evaluation.evaluate import PROPERTIES, Evaluation, evaluate, select_properties
 from emo_jax.evaluation.report import table, write_report
 from emo_jax.faces.boxes import mask_from_box
 from emo_jax.generation import sampler as sampling
@@ -162,39 +162,35 @@ def test_the_table_tells_what_passed_and_the_report_is_json(tmp_path):
     assert report["rows"][0]["control_failed"] is False and report["settings"] == {"seed": 0}
 
 
-def _args(*options):
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return parser.parse_args(["evaluate", *options])
-
-
-def test_what_is_measured():
-    assert wanted_properties(_args("--output", "o")) == list(PROPERTIES[:-1])
-    assert "memory" in wanted_properties(_args("--output", "o", "--memory"))
-    assert "length" not in wanted_properties(_args("--output", "o", "--long", "0"))
+def test_select_properties():
+    assert select_properties() == list(PROPERTIES[:-1])
+    assert "memory" in select_properties(memory=True)
+    assert "length" not in select_properties(long=0)
     with pytest.raises(ValueError, match="'tongue'"):
-        wanted_properties(_args("--output", "o", "--only", "lips", "tongue"))
-    with pytest.raises(ValueError, match="two people"):
-        wanted_properties(_args("--output", "o", "--identities", "1"))
+        select_properties(["lips", "tongue"])
 
 
-def test_unknown_weights_leave_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="neither a preset"):
-        main(_args("--checkpoint", str(tmp_path / "none"), "--output", str(tmp_path / "out")))
+def test_bad_settings_leave_no_folder(weights_dir, tmp_path):
+    output = str(tmp_path / "out")
+    with pytest.raises(ValueError, match="--identities is 1"):
+        evaluate(str(weights_dir), output, identities=1)
+    with pytest.raises(ValueError, match="none"):
+        evaluate(str(tmp_path / "none"), output)
+    with pytest.raises(ValueError, match="sampling.clips is 0"):
+        evaluate(str(weights_dir), output, sampling={"clips": 0})
     assert not (tmp_path / "out").exists()
 
 
-def test_sampling_that_makes_no_video_is_one_line(weights_dir, tmp_path):
-    options = ["--checkpoint", str(weights_dir), "--output", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="^sampling.clips is 0; expected 1 or more$"):
-        main(_args(*options, "--sampling", "clips=0"))
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("option", [["--sampling", "eta=0.5", "clips=0"], ["--sampling.clips=0"]])
+def test_sampling_fields_on_the_command_line(weights_dir, tmp_path, capsys, option):
+    assert cli.main(["evaluate", "--checkpoint", str(weights_dir), "-o", str(tmp_path / "out"), *option]) == 2
+    assert "sampling.clips is 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_steps_that_training_did_not_have_are_one_line(steps):
     config = small_config()
-    set_sampling(config.sampling, [f"steps={steps}"])
+    set_fields(config.sampling, {"steps": steps}, "sampling")
     with pytest.raises(ValueError, match=f"^sampling.steps is {steps}; expected 1 to 1000, the number of .*timesteps$"):
         sampling.check_sampling(config.sampling, config.diffusion.train_steps)
 
@@ -211,7 +207,7 @@ def test_the_whole_command_with_untrained_weights(tmp_path, capsys):
     params = build(config).init(jax.random.key(0))
     save_weights(tmp_path / "model", config, flatten_dict(params, sep="/"))
     options = ["--checkpoint", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--identities", "2"]
-    main(_args(*options, "--seconds", "1", "--steps", "1", "--long", "2"))
+    assert cli.main(["evaluate", *options, "--seconds", "1", "--steps", "1", "--long", "2"]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "frames.png"}
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["property"] for row in report["rows"]] == list(PROPERTIES[:-1])

@@ -1,6 +1,5 @@
 """`emo sweep`: every sweep's points fit its config; finished points are skipped, and a table is made of them."""
 
-import argparse
 import csv
 import json
 import pathlib
@@ -17,8 +16,10 @@ from emo_jax.configs import base
 from PIL import Image
 
 from emo_jax.cli import main as cli
-from emo_jax.cli.evaluate import add_parser, set_sampling, wanted_properties
+from emo_jax.cli.arguments import sampling_fields
+from emo_jax.config import parse_fields, set_fields
 from emo_jax.evaluation import sweep as sweep_lib
+from emo_jax.evaluation.evaluate import select_properties
 from emo_jax.evaluation.sweep import FINISHED, _run, load_sweep, plan, resolve
 from emo_jax.models.emo import build
 from emo_jax.weights.runs import save_weights_as_run
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 ROOT = pathlib.Path(base.__file__).parents[1]
 FILES = sorted((ROOT / "configs/sweeps").glob("[a-z]*.py"))
-ARGUMENTS = argparse.Namespace(init_from="runs/vae", checkpoint="tiny")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
@@ -38,11 +38,11 @@ def test_every_point_is_a_config_that_builds(file, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep_lib, "resolve", lambda *a, resolve=resolve: configs.append(resolve(*a)) or configs[-1])
     assert len(found.points) >= 2
     for name in found.points:
-        commands = plan(found, name, tmp_path / name, ARGUMENTS)
+        commands = plan(found, name, tmp_path / name, "runs/vae", "tiny")
         assert [command[0] for command, _ in commands] == ["train"] * len(found.stages) + ["evaluate"]
-        parser = argparse.ArgumentParser()
-        add_parser(parser.add_subparsers())
-        wanted_properties(parser.parse_args(commands[-1][0]))
+        args, rest = cli.make_parser("evaluate").parse_known_args(commands[-1][0])
+        select_properties(args.only)
+        sampling_fields(rest)
     told = [config.to_json_best_effort() for config in configs]
     assert len(set(told)) == len(told) == len(found.points) * max(1, len(found.stages))  # no two points are the same
     for config in {f"{config.model}{config.clip}": config for config in configs}.values():
@@ -208,11 +208,11 @@ def test_a_first_stage_needs_the_run_of_the_stage_before(file, ran, tmp_path, ca
 def test_checks_leave_the_accelerator_to_the_commands(file, checkpoint):
     """One process alone can have a TPU, and those that train are others."""
     code = f"""
-import argparse, pathlib
+import pathlib
 from jax._src import xla_bridge
 from emo_jax.evaluation.sweep import _is_done, load_sweep, plan
 found = load_sweep({str(file)!r})
-plan(found, "one", pathlib.Path("out"), argparse.Namespace(init_from="runs/vae", checkpoint=""))
+plan(found, "one", pathlib.Path("out"), "runs/vae")
 assert _is_done(pathlib.Path({str(checkpoint)!r})) and not xla_bridge.backends_are_initialized()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -226,7 +226,7 @@ def test_other_settings_need_another_folder(file, ran, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text, told", [
-    (None, "does not exist"),
+    (None, "neither a file"),
     ("CONFIG = STAGES = ''", "has no get_sweep"),
     (TINY.replace('"two"', '"one"'), "has a point 'one'; expected names of folders, each once"),
     (TINY.replace('"two"', '"../two"'), "has a point '../two'"),
@@ -243,11 +243,12 @@ def test_a_bad_sweep_file_is_one_line(ran, tmp_path, capsys, text, told):
 
 def test_sampling_is_set_by_name():
     sampling = base.get_config().sampling
-    set_sampling(sampling, ["solver=dpm++2m", "steps=8", "audio_scale=2"])
+    texts = ["--sampling.solver=dpm++2m", "--sampling.steps=8", "--sampling.audio_scale=2"]
+    set_fields(sampling, parse_fields(texts, "sampling"), "sampling")
     assert (sampling.solver, sampling.steps, sampling.audio_scale) == ("dpm++2m", 8, 2.0)
-    for change in ("stepz=8", "steps", "steps=many", "steps="):
-        with pytest.raises(ValueError, match=f"--sampling got '{change}'"):
-            set_sampling(sampling, [change])
+    for change in ("stepz=8", "steps", "steps=many", "steps=1.5", "steps="):
+        with pytest.raises(ValueError, match="sampling.*step"):
+            set_fields(sampling, parse_fields([f"--sampling.{change}"], "sampling"), "sampling")
 
 
 def test_a_child_is_told_to_end_with_the_sweep(tmp_path, monkeypatch):

@@ -319,7 +319,7 @@ def test_a_broken_file_is_one_line(files, tensors, capsys, kind):
 def test_an_output_that_is_there_is_not_overwritten(files, capsys):
     (files / "out").mkdir()
     (files / "out/mine.txt").write_text("keep")
-    assert convert(files) == 2 and "is there already" in capsys.readouterr().err
+    assert convert(files) == 2 and "exists; give a new folder" in capsys.readouterr().err
     assert (files / "out/mine.txt").read_text() == "keep"
 
 
@@ -360,13 +360,6 @@ def test_a_mount_point_is_told_at_once(files, monkeypatch, capsys):
     assert list((files / "out").iterdir()) == []
 
 
-def test_help_tells_when_a_config_is_needed(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["convert", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "--config FILE[:arg], which --to checkpoint needs" in told and "default: configs" not in told
-
-
 def test_describe(files, capsys):
     assert cli.main(["convert", "--describe", "--config=configs/base.py"]) == 0
     rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
@@ -385,7 +378,7 @@ def test_wav2vec2_comes_along_and_goes_back(files, capsys):
     config, flat = load_weights(files / "out")
     nest(build(config), flat, "out")
     count = len(load_file(files / "voice/model.safetensors"))
-    assert f"audio: {count} tensors used, 0 not" in capsys.readouterr().out
+    assert f"audio: {count} tensors used, 0 not used" in capsys.readouterr().out
     back = ["convert", "--to", "safetensors", "--checkpoint", f"{files}/out", "--output", f"{files}/back"]
     assert cli.main(back) == 0
     voice, back = load_file(files / "voice/model.safetensors"), load_file(files / "back/audio.safetensors")

@@ -1,0 +1,124 @@
+"""What `emo generate` and `emo demo` do: files in, a video file out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from emo_jax.faces.boxes import check_box
+from emo_jax.generation.inputs import ASSETS, check_options, load_portrait, load_voice
+from emo_jax.media.timing import frame_count, require_frames
+from emo_jax.media.video_writer import check_target
+
+_STREAM_FIELDS = ("steps", "solver", "reference_scale", "audio_scale", "speed")
+"""Fields of `sampling` that `EmoPipeline.stream` takes; the others are set when the pipeline is loaded."""
+
+
+def generate_file(
+    portrait: str,
+    audio: str,
+    output: str,
+    weights: str = "tiny",
+    *,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    seed: int = 0,
+    face_box: tuple[float, float, float, float] | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> None:
+    """Generates a video file from a portrait and a sound file. Checks all inputs before it loads the model.
+
+    Args:
+        portrait: an image file.
+        audio: a file with a sound track.
+        output: the mp4 file to write.
+        weights: a preset, a folder of weights, or the folder of a training run.
+        size: (height, width) of the frames in pixels; None: the model's.
+        fps: the file's frame rate, for which frames are repeated or left out; None: the model's.
+        seed: the seed of the noise.
+        face_box: the face in the portrait, (x0, y0, x1, y1) in pixels; None: detect it.
+        sampling: fields of the config's `sampling` to override.
+
+    Raises:
+        ValueError: an input that cannot be used.
+    """
+    stream_fields, fields = _split(sampling)
+    _check(seed, stream_fields, fields, fps)
+    check_target(output)
+    image = load_portrait(portrait)
+    if face_box is not None:
+        check_box(face_box, *image.shape[:2])
+    voice = load_voice(audio)
+    for name in (portrait, audio):
+        if os.path.exists(output) and os.path.samefile(output, name):
+            raise ValueError(f"--output {output} would replace the input {name}; choose another name")
+    from emo_jax.generation.writing import write_video  # imports JAX
+
+    pipe = load_pipeline(weights, size, fields)
+    require_frames(voice.samples, fps or pipe.fps, audio)
+    write_video(output, pipe, image, voice, label="generate", fps=fps, seed=seed, face_box=face_box, **stream_fields)
+
+
+def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling: dict[str, Any] | None = None) -> None:
+    """Generates a video file of the bundled portrait and voice, and a PNG of some of its frames beside it.
+
+    Args:
+        output: the mp4 file to write; its folder is created.
+        weights: a preset, a folder of weights, or the folder of a training run.
+        seed: the seed of the noise.
+        sampling: fields of the config's `sampling` to override.
+
+    Raises:
+        ValueError: an output that cannot be written, or an option that cannot be used.
+    """
+    path = Path(output)
+    if path.suffix.lower() == ".mp4":
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
+    check_target(path)
+    stream_fields, fields = _split(sampling)
+    _check(seed, stream_fields, fields)
+    portrait, voice = load_portrait(ASSETS / "portrait.png"), load_voice(ASSETS / "voice.wav")
+    from emo_jax.generation.writing import FilmStrip, print_result, write_video  # imports JAX
+
+    pipe = load_pipeline(weights, None, fields)
+    strip = FilmStrip(frame_count(len(voice.samples), pipe.fps))
+    write_video(path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, **stream_fields)
+    strip.save(path.with_suffix(".png"))
+    print_result(f"{path.with_suffix('.png')}: a strip of its frames")
+
+
+def load_pipeline(weights: str, size: tuple[int, int] | None, sampling: dict[str, Any]) -> Any:
+    """Loads an `EmoPipeline`, with the cache of compiled programs enabled.
+
+    Args:
+        weights: a preset, a folder of weights, or the folder of a training run.
+        size: (height, width) of the frames in pixels; None: the model's.
+        sampling: fields of the config's `sampling` to override.
+
+    Raises:
+        ValueError: no such weights, an unknown field, or no device.
+    """
+    from emo_jax.cache import keep_programs
+    from emo_jax.distributed.processes import check_devices
+    from emo_jax.generation.pipeline import EmoPipeline
+
+    keep_programs()
+    check_devices()
+    return EmoPipeline.from_pretrained(weights, size, **sampling)
+
+
+def _split(sampling: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    fields = dict(sampling or {})
+    return {name: fields.pop(name) for name in _STREAM_FIELDS if name in fields}, fields
+
+
+def _check(seed: int, stream_fields: dict[str, Any], fields: dict[str, Any], fps: float | None = None) -> None:
+    numbers = {name: value for name, value in stream_fields.items() if name != "solver"}
+    check_options(seed=seed, fps=fps, **numbers)
+    clips = fields.get("clips", 1)
+    if not isinstance(clips, int) or clips < 1:
+        raise ValueError(f"clips is {clips!r}; expected an integer of at least 1")
