@@ -1,4 +1,8 @@
-"""`emo prepare`: make records to train on, inspect them, and encode them to latents."""
+"""Makes records to train on, inspects them, and encodes them to latents.
+
+Example:
+  emo prepare synthetic --records 8 --held-out 2 --seconds 2 -o data/synthetic
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,23 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from emo_jax.cli.arguments import add_output, add_verb
+from emo_jax.files import write_text
 from emo_jax.preparation.prepare import prepare_images, prepare_videos
 from emo_jax.synthetic.world import prepare_synthetic
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+_CONFIG_EPILOG = "Also takes --config NAME_OR_FILE[:STAGE] (default: base:video) and --config.key=value."
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `prepare` to the command line."""
-    parser = subparsers.add_parser("prepare", help="make records to train on", description=__doc__)
+    parser = add_verb(subparsers, "prepare", __doc__)
     sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     synthetic = sources.add_parser("synthetic", help="render talking people, with exact labels")
-    synthetic.add_argument("--output", required=True, help="output directory; must not exist, or be empty")
+    add_output(synthetic, "output directory; must not exist, or be empty", required=True)
     synthetic.add_argument(
         "--records", type=int, default=800, help="records of the split train, one person each (default %(default)s)"
     )
@@ -69,7 +77,7 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
     videos.add_argument(
         "--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns such as 'in/**/*.mp4'"
     )
-    videos.add_argument("--output", required=True, help="output directory; an interrupted run resumes")
+    add_output(videos, "output directory; an interrupted run resumes", required=True)
     videos.add_argument(
         "--size", type=int, default=512, help="side of the frames in pixels, even (default %(default)s)"
     )
@@ -118,7 +126,7 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
 def _add_images(sources: argparse._SubParsersAction) -> None:
     images = sources.add_parser("images", help="crop faces out of single pictures, for the stages vae and image")
     images.add_argument("--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns")
-    images.add_argument("--output", required=True, help="output directory; must not exist, or be empty")
+    add_output(images, "output directory; must not exist, or be empty", required=True)
     images.add_argument(
         "--size", type=int, default=512, help="side of the frames in pixels, even (default %(default)s)"
     )
@@ -132,33 +140,38 @@ def _add_images(sources: argparse._SubParsersAction) -> None:
 
 
 def _add_inspect(sources: argparse._SubParsersAction) -> None:
-    inspect = sources.add_parser("inspect", help="write a contact sheet and a video of the clips that training draws")
+    inspect = sources.add_parser(
+        "inspect", help="write a contact sheet and a video of the clips that training draws", epilog=_CONFIG_EPILOG
+    )
     inspect.add_argument("directory", help="directory of records")
-    inspect.add_argument("--output", required=True, help="folder for contact_sheet.png and clips.mp4")
+    add_output(inspect, "folder for contact_sheet.png and clips.mp4", required=True)
     inspect.add_argument("--split", default="train", help="split of the records (default %(default)s)")
     inspect.add_argument(
         "--records", type=int, default=8, help="number of records to show, spaced evenly (default %(default)s)"
     )
     inspect.add_argument("--seed", type=int, default=0, help="seed of the clips (default %(default)s)")
-    inspect.set_defaults(main=_main_inspect, takes_config="optional")
+    inspect.set_defaults(main=_main_inspect, takes_config=True, default_config="base:video")
 
 
 def _add_stats(sources: argparse._SubParsersAction) -> None:
-    stats = sources.add_parser("stats", help="fit the speed buckets and the position of the face to records")
+    stats = sources.add_parser(
+        "stats", help="fit the speed buckets and the position of the face to records", epilog=_CONFIG_EPILOG
+    )
     stats.add_argument("directory", help="directory of records")
     stats.add_argument("--split", default="train", help="split of the records (default %(default)s)")
     stats.add_argument("--buckets", type=int, default=9, help="number of speed buckets (default %(default)s)")
-    stats.set_defaults(main=_main_stats, takes_config="optional")
+    add_output(stats, "text file to write the printed options to as well")
+    stats.set_defaults(main=_main_stats, takes_config=True, default_config="base:video")
 
 
 def _add_latents(sources: argparse._SubParsersAction) -> None:
     latents = sources.add_parser(
         "latents",
         help="encode records to latents once, so that training need not do it in every step",
-        epilog="also takes --config FILE[:arg] and --config.key=value (default: the checkpoint's)",
+        epilog="Also takes --config NAME_OR_FILE[:STAGE] and --config.key=value (default: those of the checkpoint).",
     )
     latents.add_argument("directory", help="directory of records")
-    latents.add_argument("--output", required=True, help="output directory; an interrupted run resumes")
+    add_output(latents, "output directory; an interrupted run resumes", required=True)
     latents.add_argument("--checkpoint", required=True, metavar="DIR", help="weights whose encoders are used")
     latents.add_argument("--split", default="train", help="split of the records (default %(default)s)")
     latents.add_argument(
@@ -172,7 +185,7 @@ def _add_latents(sources: argparse._SubParsersAction) -> None:
         "--batch", type=int, default=8, help="frames per device and call of the encoder (default %(default)s)"
     )
     latents.add_argument("--shards", type=int, default=64, help="maximum number of files (default %(default)s)")
-    latents.set_defaults(main=_main_latents, takes_config="optional")
+    latents.set_defaults(main=_main_latents, takes_more=True)
 
 
 def _main_synthetic(args: argparse.Namespace) -> None:
@@ -219,12 +232,18 @@ def _main_stats(args: argparse.Namespace, config: ConfigDict | None) -> None:
             "before training the stage speed",
             file=sys.stderr,
         )
-    print(format_config_options(values))
+    text = format_config_options(values)
+    print(text)
+    if args.output:
+        write_text(args.output, text + "\n")
 
 
-def _main_latents(args: argparse.Namespace, config: ConfigDict | None) -> None:
+def _main_latents(args: argparse.Namespace, rest: list[str]) -> None:
+    from emo_jax import config as config_lib
     from emo_jax.preparation.encode_latents import encode_records
+    from emo_jax.weights.store import read_config
 
+    config = config_lib.parse(rest, default=read_config(args.checkpoint)) if rest else None
     names = ("split", "windows", "seed", "batch", "shards")
     encode_records(args.directory, args.output, args.checkpoint, config, **{n: getattr(args, n) for n in names})
 

@@ -9,6 +9,8 @@ import os
 import pathlib
 import sys
 import uuid
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +21,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
 
+T = TypeVar("T")
 _SIZES = "sizes.json"
 _GROUP = 2**28  # bytes
 _READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
@@ -147,12 +150,28 @@ def _only_errors():
         logging.set_verbosity(before)
 
 
-def load_run(workdir, step=None):
-    """The config and averaged weights {path: array} of a run's checkpoint, by default the newest that can be read.
+def load_run(workdir: str | os.PathLike, step: int | None = None) -> tuple[ConfigDict, dict[str, np.ndarray]]:
+    """Reads a run's config and averaged weights.
+
+    Args:
+        workdir: the folder of the run.
+        step: the checkpoint to read; None: the newest one that can be read.
+
+    Returns:
+        (config, {path: array}).
 
     Raises:
         ValueError: there is no checkpoint, or none that can be read.
     """
+    return _read_newest(workdir, step, lambda folder: (_read_config(folder), _read_arrays(folder / "state")))
+
+
+def load_run_config(workdir: str | os.PathLike) -> ConfigDict:
+    """Reads the config of a run's newest checkpoint that can be read. Raises as `load_run` does."""
+    return _read_newest(workdir, None, _read_config)
+
+
+def _read_newest(workdir: str | os.PathLike, step: int | None, read: Callable[[epath.Path], T]) -> T:
     directory = folder_of(workdir) / "checkpoints"
     if not directory.is_dir():
         raise ValueError(f"{workdir} holds no checkpoints; expected a --workdir of emo train")
@@ -163,13 +182,13 @@ def load_run(workdir, step=None):
     damaged = []
     for found in steps:
         try:
-            read = _read_run(directory / str(found))
+            result = _read_checked(directory / str(found), read)
         except Damaged as error:
             damaged.append(str(error))
             continue
         if damaged and processes.first():
             print(f"warning: {_first_of(damaged)}; step {found} is read", file=sys.stderr, flush=True)
-        return read
+        return result
     raise ValueError(f"no checkpoint can be read: {_first_of(damaged)}; copy one back, or give another run")
 
 
@@ -177,18 +196,21 @@ def _first_of(messages):
     return messages[0] + (f" (and {len(messages) - 1} more)" if len(messages) > 1 else "")
 
 
-def _read_run(folder):
-    """What load_run returns of one checkpoint; raises Damaged."""
+def _read_config(folder: epath.Path) -> ConfigDict:
+    return ConfigDict(ocp.JsonCheckpointHandler().restore(folder / "config", args=ocp.args.JsonRestore()))
+
+
+def _read_checked(folder: epath.Path, read: Callable[[epath.Path], T]) -> T:
+    """Returns read(folder) of a checkpoint; raises Damaged if it cannot be read."""
     check_whole(folder)
     try:
-        config = ocp.JsonCheckpointHandler().restore(folder / "config", args=ocp.args.JsonRestore())
-        return ConfigDict(config), _read_arrays(folder / "state", ("frozen", "ema"))
+        return read(folder)
     except _READ_ERRORS as error:
         raise Damaged(f"{folder} is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
-def _read_arrays(folder, names):
-    """{path: numpy array} of parts of a state; a group at a time, as each is held more than once while it is read."""
+def _read_arrays(folder: epath.Path, names: tuple[str, ...] = ("frozen", "ema")) -> dict[str, np.ndarray]:
+    """Returns {path: array} of parts of a state, read in groups because orbax holds each array more than once."""
     handler, flat = ocp.PyTreeCheckpointHandler(), {}
     metadata = handler.metadata(folder).tree
     leaves = [(name, path, leaf) for name in names for path, leaf in metadata[name].items()]

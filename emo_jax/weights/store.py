@@ -1,5 +1,6 @@
 """Weights in a folder: config.json and model.safetensors, in half precision for what ships."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -69,6 +71,20 @@ def read_flat(name_or_directory):
     except (ValueError, TypeError) as error:
         raise ValueError(f"{directory / 'config.json'} is damaged ({error}); copy it again") from error
     return config, flat
+
+
+def read_config(name_or_directory: str | os.PathLike) -> ConfigDict:
+    """Returns the config of weights that `read_flat` reads, without reading their numbers.
+
+    Raises:
+        ValueError: no such weights.
+    """
+    from emo_jax.weights.runs import load_run_config
+
+    directory = BUNDLED.get(str(name_or_directory), pathlib.Path(name_or_directory))
+    if (directory / "config.json").is_file():
+        return config_lib.from_json((directory / "config.json").read_text())
+    return load_run_config(name_or_directory)
 
 
 def adopt(emo, found, trained, key, origin):

@@ -376,6 +376,15 @@ def test_every_verb_has_an_output(verb, option):
     assert "x" in (getattr(args, "output", None), getattr(args, "workdir", None)) and not rest
 
 
+@pytest.mark.parametrize("source", ["synthetic", "videos", "images", "inspect", "stats", "latents"])
+def test_every_source_of_prepare_has_an_output(source):
+    required = dict(
+        videos=["--input=a"], images=["--input=a"], inspect=["a"], stats=["a"], latents=["a", "--checkpoint=b"]
+    )
+    args, rest = cli.make_parser("prepare").parse_known_args(["prepare", source, *required.get(source, []), "-o", "x"])
+    assert args.output == "x" and not rest
+
+
 def test_old_flags_set_sampling_fields(inputs, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(writing, "write_video", lambda *args, **options: calls.append(options))
