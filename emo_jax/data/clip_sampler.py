@@ -65,8 +65,10 @@ class ClipSampler:
         # With one window for both, the face position in the reference would reveal what the mask says. With probability
         # same_window_prob it is one window nevertheless, so that the model also learns to copy a static background.
         window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
-        reference_window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
-        if rng.random() < self.same_window_prob:
+        in_clip = self._in_clip(reference, start)
+        scale = transforms.tighter_scale(self.crop_scale) if in_clip else self.crop_scale
+        reference_window = transforms.choose_window(rng, size, self.image_size, scale)
+        if rng.random() < self.same_window_prob and not in_clip:
             reference_window = window
         clip = transforms.crop(clip, window, self.image_size)
         boxes = record["boxes"][start : start + self.frames]
@@ -82,6 +84,10 @@ class ClipSampler:
         if self.color_jitter:
             sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
         return sample
+
+    def _in_clip(self, reference: int, start: int) -> bool:
+        """Returns whether the reference is a frame of the clip, as for a single picture."""
+        return start <= reference < start + self.frames
 
     def _motion(self, images: np.ndarray) -> np.ndarray:
         """Returns the motion frames; zeros for the first clip of a video."""
@@ -103,7 +109,7 @@ class LatentClipSampler(ClipSampler):
     ) -> dict[str, np.ndarray]:
         count = self.source.layout.windows
         window = reference_window = int(rng.integers(count))
-        if rng.random() >= self.same_window_prob and count > 1:
+        if (rng.random() >= self.same_window_prob or self._in_clip(reference, start)) and count > 1:
             reference_window = (window + int(rng.integers(1, count))) % count
         mirrored = bool(rng.random() < self.flip_prob)
         position = record["position"]

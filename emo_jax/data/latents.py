@@ -182,8 +182,25 @@ def is_latent_directory(directory: str | os.PathLike) -> bool:
     return pathlib.Path(directory, LATENTS_FILE).is_file()
 
 
-def draw_windows(seed: int, position: int, frame_size: tuple[int, int], layout: Layout) -> Iterator[transforms.Window]:
-    """Draws the crop windows of one record; they depend on the seed and the record's position only."""
+def draw_windows(
+    seed: int, position: int, frames: int, frame_size: tuple[int, int], layout: Layout
+) -> Iterator[transforms.Window]:
+    """Draws the crop windows of one record.
+
+    The windows of a single picture differ in size, because the picture is its own reference.
+
+    Args:
+      seed: seed of all windows.
+      position: position of the record.
+      frames: number of frames of the record.
+      frame_size: (height, width) of its frames.
+      layout: the layout of the latents.
+
+    Yields:
+      The windows.
+    """
     rng = np.random.default_rng([seed, position])
-    for _ in range(layout.windows):
-        yield transforms.choose_window(rng, frame_size, layout.image_size, layout.crop_scale)
+    for window in range(layout.windows):
+        tight = frames == 1 and window > 0
+        scale = transforms.tighter_scale(layout.crop_scale) if tight else layout.crop_scale
+        yield transforms.choose_window(rng, frame_size, layout.image_size, scale)

@@ -95,6 +95,14 @@ def choose_window(
     return int(top), int(left), height, width
 
 
+def tighter_scale(scale: tuple[float, float]) -> tuple[float, float]:
+    """Returns the range of `choose_window` for a reference that is a frame of the clip itself.
+
+    Its window is always smaller than that of the clip, so that the model cannot copy the target pixel for pixel.
+    """
+    return 0.75 * scale[0], 0.9 * scale[0]
+
+
 def center_window(frame_size: tuple[int, int], image_size: tuple[int, int], scale: float) -> Window:
     """Returns the centered window of the given scale; see `choose_window`."""
     height, width = _window_size(frame_size, image_size, scale)

@@ -102,7 +102,7 @@ def encode_records(
       config: its clip.image_size, clip.audio_window, data.crop_scale and data.flip_prob (above 0: mirrored latents are
         encoded as well) must be those of the later training; None: the checkpoint's config.
       split: split of the records.
-      windows: crop windows per record.
+      windows: crop windows per record; one is encoded if all records allow only one.
       seed: seed of the crop windows.
       batch: frames per device and call of the encoder.
       shards: maximum number of files.
@@ -125,7 +125,8 @@ def encode_records(
     checkpoint_config, flat = read_flat(checkpoint)
     emo = build(config or checkpoint_config)
     params = nest(emo, flat, checkpoint, ENCODERS)
-    source, layout = records.open_records(directory, split), make_layout(emo, windows)
+    source = records.open_records(directory, split)
+    layout = _limit_windows(source, make_layout(emo, windows))
     plan = LatentBuild(pathlib.Path(output).absolute(), source, layout, shards, seed, encoder_digest(flat))
     if plan.begin():
         write_shards(plan, RecordEncoder(emo, params, batch))
@@ -155,6 +156,29 @@ def make_layout(emo: EMO, windows: int) -> Layout:
         features=encoder.config.hidden_size,
         reach=config.clip.audio_window,
     )
+
+
+def _limit_windows(source: records.RecordSource, layout: Layout) -> Layout:
+    """Returns the layout with one window if the crop scale and the frame sizes of all records allow only one.
+
+    Raises:
+      ValueError: if a record is a single picture, which needs two windows, and the layout has one.
+    """
+    has_pictures = (source.index()["frames"] == 1).any()
+    if has_pictures and layout.windows == 1:
+        raise ValueError(
+            f"--windows is 1, but {source.directory} contains single pictures, whose reference and target must be "
+            "cropped differently; use at least 2"
+        )
+    low, high = layout.crop_scale
+    if has_pictures or low < high:
+        return layout
+    for position in range(len(source)):
+        with records.open_record(source, position) as record:
+            height, width = mp4.decode_video(record["video"], 0, 1).shape[1:3]
+        if transforms.center_window((height, width), layout.image_size, low)[2:] != (height, width):
+            return layout
+    return dataclasses.replace(layout, windows=1)
 
 
 class RecordEncoder:
@@ -241,7 +265,7 @@ def _encode_record(
     """Returns the entries of one record."""
     total, layout = len(record["boxes"]), build.layout
     frames = mp4.decode_video(record["video"], 0, total)
-    windows = list(latents.draw_windows(build.seed, position, frames.shape[1:3], layout))
+    windows = list(latents.draw_windows(build.seed, position, total, frames.shape[1:3], layout))
     fields = {name: record[name] for name in ("boxes", "speed", "audio")} | {"windows": np.array(windows)}
 
     def encode_windows() -> Iterator[np.ndarray]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from emo_jax.configs import tiny
 from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
-from emo_jax.data import pipeline, records, sources
+from emo_jax.data import clip_sampler, pipeline, records, sources, transforms
 from emo_jax.training.stages import clip_of, get_stage
 from tests.data.test_pipeline import assert_same, configs, plain_record, record_number, samples, take
 
@@ -45,11 +46,25 @@ def test_sources_are_mixed_by_weight_and_have_separate_epochs(mixed):
     assert len({tuple(stills[i : i + 3]) for i in range(0, 12, 3)}) > 1  # shuffled again
 
 
-def test_a_picture_is_its_own_reference(mixed):
-    for sample in samples(take(6, *mixed, batch_size=4, seed=3)):
-        if record_number(sample) >= 9:
-            np.testing.assert_array_equal(sample["frames"][0], sample["reference"])
-            assert sample["mask"].any() and not sample["audio"].any()
+@pytest.mark.parametrize("crop_scale, same_window_prob", [((1.0, 1.0), 0.0), ((1.0, 1.0), 1.0), ((0.8, 1.0), 1.0)])
+def test_reference_of_a_picture_is_cropped_differently(mixed, monkeypatch, crop_scale, same_window_prob):
+    mixed[0].update(crop_scale=crop_scale, same_window_prob=same_window_prob)
+    windows, crop, here = [], transforms.crop, threading.get_ident()
+
+    def recording_crop(frames, window, size):
+        if threading.get_ident() == here:  # iterators of other tests may still read ahead
+            windows.append(window)
+        return crop(frames, window, size)
+
+    _, (pictures, _) = sources.open_sources(mixed[0])
+    monkeypatch.setattr(transforms, "crop", recording_crop)
+    sampler = clip_sampler.make_clip_sampler(pictures, *mixed)
+    for seed in range(10):
+        windows.clear()
+        sample = sampler(0, np.random.default_rng(seed))
+        target, reference = windows
+        assert 0.74 * crop_scale[0] * 48 < reference[2] < 0.91 * crop_scale[0] * 48 < target[2] <= 48
+        assert sample["mask"].any() and not sample["audio"].any()
 
 
 def test_single_source_equals_a_directory(record_dir):

@@ -23,7 +23,7 @@ from emo_jax.training import losses
 from emo_jax.training.encoders import check_encoders
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.weights.store import save_weights
-from tests.data.test_pipeline import configs
+from tests.data.test_pipeline import configs, plain_record
 from tests.small import HEARING, small_config
 from tests.steps import random_params
 
@@ -250,6 +250,30 @@ def test_interrupted_build_resumes(model, talking_records, tmp_path, monkeypatch
         assert path.read_bytes() == (tmp_path / "uninterrupted" / path.name).read_bytes(), path.name
     encode_records(talking_records, output, model[2], **options)  # complete already
     assert MeanEncoder.records == 12 and [path.name for path in output.parent.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("scale, size, windows", [
+    ((1.0, 1.0), (64, 64), 1), ((1.0, 1.0), (64, 32), 2), ((0.8, 0.8), (64, 64), 2), ((0.8, 1.0), (64, 64), 2),
+])  # fmt: skip
+def test_one_window_is_encoded_if_there_is_no_choice(model, talking_records, scale, size, windows):
+    layout = encode_latents.make_layout(model[0], 2)
+    layout = dataclasses.replace(layout, crop_scale=scale, image_size=size)
+    source = records.open_records(talking_records, "train")  # frames of 80 x 80
+    assert encode_latents._limit_windows(source, layout).windows == windows
+
+
+def test_pictures_have_two_different_windows(model, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (1, 80, 80, 3)).astype(np.uint8)
+    record = plain_record("picture", picture, 25, (20, 20, 60, 60), [0])
+    records.write_records(tmp_path / "records", {"train": lambda: [record]}, progress=False)
+    source, layout = records.open_records(tmp_path / "records", "train"), encode_latents.make_layout(model[0], 2)
+    layout = dataclasses.replace(layout, crop_scale=(1.0, 1.0))
+    assert encode_latents._limit_windows(source, layout).windows == 2
+    for seed in range(20):
+        first, second = latents.draw_windows(seed, 0, 1, (80, 80), layout)
+        assert first == (0, 0, 80, 80) and 60 <= second[2] == second[3] <= 72
+    with pytest.raises(ValueError, match="--windows is 1"):
+        encode_latents._limit_windows(source, dataclasses.replace(layout, windows=1))
 
 
 def test_latents_with_other_settings_raise(model, encoded, talking_records):
