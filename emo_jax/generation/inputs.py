@@ -1,12 +1,14 @@
 """Inputs of a generation: the portrait, the voice and the numeric options, checked and brought to one form."""
 
+import contextlib
 import math
 import numbers
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,20 +17,33 @@ from PIL import Image
 
 from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
 from emo_jax.faces.detection import find_faces
-from emo_jax.media.audio import MAX_PEAK, NOTES, decode_audible_track
+from emo_jax.media.audio import MAX_PEAK, MAX_RATE, MIN_RATE, NOTES, decode_audible_track, to_float, to_mono
 from emo_jax.media.images import from_pil, load_image
 from emo_jax.media.loudness import audibility_warning
-from emo_jax.media.soundtrack import SoundTrack, array_track, file_track
+from emo_jax.media.resampling import resample_blocks
+from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, array_track, file_track
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 ASSETS = pathlib.Path(__file__).parents[1] / "assets"
 """Folder of the bundled portrait and voice."""
+SAMPLE_TYPES = ("float16", "float32", "float64", "int16", "int32", "uint8")
+"""Types of the samples of an array; integers are divided by their full scale."""
 MAX_FPS = 240
 """Highest frame rate of a written file."""
 
-PortraitLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray
+
+@runtime_checkable
+class BinaryFile(Protocol):
+    """An open file or another object with the bytes of one."""
+
+    def read(self) -> bytes:
+        """Returns the remaining bytes."""
+        ...
+
+
+PortraitLike: TypeAlias = str | os.PathLike | bytes | BinaryFile | Image.Image | np.ndarray
 """What `load_portrait` accepts."""
-AudioLike: TypeAlias = str | os.PathLike | np.ndarray
+AudioLike: TypeAlias = str | os.PathLike | bytes | BinaryFile | np.ndarray | tuple[int, np.ndarray]
 """What `load_voice` accepts."""
 
 
@@ -48,19 +63,35 @@ def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]
     """Returns a portrait as an upright RGB array.
 
     Args:
-        portrait: a path, a Pillow image, or a uint8 RGB array (height, width, 3).
+        portrait: a path, the bytes of a file or an open file, a Pillow image, or an array: uint8, or float in [0, 1],
+            (height, width) grey, or (height, width, channels) grey, RGB or RGBA. Transparency is blended with white.
 
     Raises:
-        ValueError: the file cannot be read (see `load_image`), or the array has another type or shape.
+        ValueError: the file cannot be read (see `load_image`), or the array has another type, shape or range.
     """
     if isinstance(portrait, str | os.PathLike):
         return load_image(portrait)
     if isinstance(portrait, Image.Image):
         return from_pil(portrait)
+    if isinstance(portrait, bytes | BinaryFile):
+        with _temporary_file(_content(portrait), "the portrait") as path:
+            return load_image(path)
     image = np.asarray(portrait)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"portrait is {image.dtype} {image.shape}; expected a path or uint8 RGB (height, width, 3)")
-    return image
+    channels = image.shape[2] if image.ndim == 3 else 1
+    if image.dtype.kind not in "uf" or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
+        raise ValueError(
+            f"portrait is {image.dtype} {image.shape}; expected a path, or uint8 or float RGB (height, width, 3)"
+        )
+    if image.dtype.kind == "f":
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and high <= 1):  # False for NaN, too
+            raise ValueError(f"portrait has values from {low:g} to {high:g}; expected floats in [0, 1], or uint8")
+        image = np.round(image * 255).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"portrait is {image.dtype}; expected uint8, or floats in [0, 1]")
+    if channels == 3:
+        return image
+    return from_pil(Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
 
 
 def load_voice(audio: AudioLike) -> Voice:
@@ -69,29 +100,93 @@ def load_voice(audio: AudioLike) -> Voice:
     Prints a warning on stderr if a file is damaged, or if hardly any voice can be heard in it.
 
     Args:
-        audio: a path, or float samples (samples,) in [-1, 1] at 16 kHz.
+        audio: a path, the bytes of a file or an open file, samples at 16 kHz, or (rate in Hz, samples). Samples are
+            floats in [-1, 1], or integers of 8, 16 or 32 bits: (samples,), (samples, channels) or (channels, samples).
 
     Raises:
-        ValueError: the file cannot be read (see `load_audio`), or the array has another type or shape, NaN or infinite
-            samples, or samples far outside [-1, 1].
+        ValueError: the file cannot be read (see `decode_audio`), or the array has another type or shape, NaN or
+            infinite samples, or samples far outside [-1, 1].
     """
     if isinstance(audio, str | os.PathLike):
-        (samples, flags), index = decode_audible_track(audio)
-        for flag in flags:
-            print(f"warning: {audio}: {NOTES[flag]}", file=sys.stderr)
-        if warning := audibility_warning(samples):
-            print(f"warning: {audio} {warning}; hardly any voice will move the mouth", file=sys.stderr)
+        samples, index = _load_voice_file(audio, audio)
         return Voice(samples, file_track(audio, index))
-    samples = np.asarray(audio)
-    if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise ValueError(f"audio is {samples.dtype} {samples.shape}; expected float32 (samples,) at 16 kHz")
+    if isinstance(audio, bytes | BinaryFile):
+        return _load_voice_bytes(_content(audio))
+    rate, samples = audio if isinstance(audio, tuple) and len(audio) == 2 else (SAMPLE_RATE, audio)
+    if not isinstance(rate, numbers.Integral):
+        raise ValueError(f"audio is ({type(rate).__name__}, ...); expected (rate in Hz, samples)")
+    if not MIN_RATE <= int(rate) <= MAX_RATE:
+        raise ValueError(
+            f"audio has the rate {rate!r}; expected (rate, samples), the rate from {MIN_RATE} to {MAX_RATE} Hz"
+        )
+    samples = _float_samples(np.asarray(samples))
+    mono = np.concatenate(list(resample_blocks([(int(rate), to_mono(samples))], SAMPLE_RATE)))
+    return Voice(np.clip(mono, -1.0, 1.0), array_track(samples, int(rate)))
+
+
+def _load_voice_file(path: str | os.PathLike, name: object) -> tuple[np.ndarray, int]:
+    """Returns the samples of a file, and the index of the audio track that they are from."""
+    (samples, flags), index = decode_audible_track(path)
+    for flag in flags:
+        print(f"warning: {name}: {NOTES[flag]}", file=sys.stderr)
+    if warning := audibility_warning(samples):
+        print(f"warning: {name} {warning}; hardly any voice will move the mouth", file=sys.stderr)
+    return samples, index
+
+
+def _load_voice_bytes(content: bytes) -> Voice:
+    with _temporary_file(content, "the audio") as path:
+        samples, index = _load_voice_file(path, "the audio")
+        track = file_track(path, index)
+
+    def blocks() -> Iterator[np.ndarray]:
+        with _temporary_file(content, "the audio") as path:
+            yield from file_track(path, index).blocks()
+
+    return Voice(samples, track._replace(blocks=blocks))
+
+
+def _float_samples(samples: np.ndarray) -> np.ndarray:
+    """Converts samples of any type and shape that `load_voice` accepts to float32 (samples, channels) in [-1, 1]."""
+    channels = min(samples.shape) if samples.ndim == 2 else 1
+    if samples.ndim not in (1, 2) or samples.dtype.name not in SAMPLE_TYPES or channels > max(LAYOUTS):
+        raise ValueError(
+            f"audio is {samples.dtype} {samples.shape}; expected (samples,) or (samples, channels) of a type out of "
+            f"{', '.join(SAMPLE_TYPES)}"
+        )
+    if samples.ndim == 1:
+        samples = samples[:, None]
+    elif samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+    samples = to_float(samples).astype(np.float32)
     peak = float(max(samples.max(initial=0.0), -samples.min(initial=0.0)))
     if not math.isfinite(peak):
         raise ValueError("audio has NaN or infinite samples; expected numbers in [-1, 1]")
     if peak > MAX_PEAK:
         raise ValueError(f"audio has samples up to {peak:g}; expected [-1, 1]: divide by the full scale")
-    samples = np.clip(samples, -1.0, 1.0).astype(np.float32, copy=False)
-    return Voice(samples, array_track(samples, SAMPLE_RATE))
+    return np.clip(samples, -1.0, 1.0)
+
+
+def _content(file: bytes | BinaryFile) -> bytes:
+    content = file if isinstance(file, bytes) else file.read()
+    if not isinstance(content, bytes):
+        raise ValueError(
+            f"reading {file!r} gives {type(content).__name__}; expected bytes: open the file with mode 'rb'"
+        )
+    return content
+
+
+@contextlib.contextmanager
+def _temporary_file(content: bytes, name: str) -> Iterator[str]:
+    """Yields the path of a file with the content; in error messages `name` stands for the path."""
+    with tempfile.TemporaryDirectory(prefix="emo-") as folder:
+        path = os.path.join(folder, "input")
+        with open(path, "wb") as file:
+            file.write(content)
+        try:
+            yield path
+        except ValueError as error:
+            raise ValueError(str(error).replace(path, name)) from error
 
 
 def check_options(

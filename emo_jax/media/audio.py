@@ -167,6 +167,20 @@ class _Mix:
         return self._mean_power < MIN_MIX_POWER * independent
 
 
+def to_mono(samples: np.ndarray) -> np.ndarray:
+    """Mixes channels as `decode_audio` does: their mean, or the loudest one if they cancel each other.
+
+    Args:
+      samples: float (samples, channels).
+
+    Returns:
+      float32 (samples,).
+    """
+    mix = _Mix()
+    mono = mix(samples.T)
+    return _Mix(channel=mix.loudest())(samples.T) if mix.cancels() else mono
+
+
 def _decode_mix(path: str | os.PathLike, track: int, rate: int, align_to_video: bool, mix: _Mix) -> Decoded:
     data = bytearray()  # grows in place, so that the peak memory is the result and not twice the result
     flags: list[str] = []
@@ -210,7 +224,7 @@ def decode_blocks(
                 f"{path} has a sample rate of {frame.sample_rate} Hz, expected {MIN_RATE} to {MAX_RATE}: its header is "
                 "damaged; export it again"
             )
-        samples = mix(_to_float(_channels(frame)))
+        samples = mix(to_float(_channels(frame)))
         peak = np.abs(samples).max(initial=0.0)
         if not math.isfinite(peak):
             raise ValueError(f"{path} has NaN or infinite samples; export it again as 16-bit WAV")
@@ -234,7 +248,7 @@ def _channels(frame: AudioFrame) -> np.ndarray:
     return np.frombuffer(memoryview(frame.planes[0]), dtype, samples * channels).reshape(samples, channels).T
 
 
-def _to_float(values: np.ndarray) -> np.ndarray:
+def to_float(values: np.ndarray) -> np.ndarray:
     """Converts PCM of any bit depth to floats in [-1, 1]; FFmpeg decodes 24-bit to 32-bit."""
     if values.dtype == np.uint8:
         return (values.astype(np.float32) - 128.0) / 128.0

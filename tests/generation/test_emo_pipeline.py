@@ -89,7 +89,7 @@ def test_portraits_of_extreme_aspect_ratios(pipeline, height, width):
         (dict(audio=random_voice(639)), "39.9 ms"),
         (dict(audio=np.zeros(0, np.float32)), "0.0 ms"),
         (dict(audio=np.full(9000, np.nan, np.float32)), "audio"),
-        (dict(portrait=np.zeros((9, 9), np.uint8)), "portrait"),
+        (dict(portrait=np.zeros((9, 9, 2), np.uint8)), "portrait"),
     ],
 )
 def test_bad_input_raises_on_call(pipeline, change, field):

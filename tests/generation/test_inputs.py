@@ -1,5 +1,6 @@
 """Portraits, voices and options: accepted types, refused values, and where the face is placed."""
 
+import io
 import re
 
 import av
@@ -33,10 +34,45 @@ def test_grey_image_with_alpha_becomes_rgb():
     assert grey.shape == (200, 180, 3) and np.ptp(grey, axis=2).max() == 0
 
 
-@pytest.mark.parametrize("portrait", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3), np.float32)])
-def test_portrait_arrays_of_other_types_raise(portrait):
-    with pytest.raises(ValueError, match=f"portrait is {portrait.dtype}"):
+def test_bytes_and_open_files_are_read_as_their_paths_are(tmp_path):
+    Image.fromarray(random_portrait()).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    with open(tmp_path / "a.png", "rb") as file:
+        for portrait in (data, io.BytesIO(data), file):
+            assert np.array_equal(load_portrait(portrait), random_portrait())
+
+
+def test_float_grey_and_transparent_arrays_become_rgb():
+    image = random_portrait()
+    assert np.array_equal(load_portrait(image / 255), image)
+    assert np.array_equal(load_portrait((image / 255).astype(np.float32)), image)
+    grey = image[:, :, 0]
+    for portrait in (grey, grey[:, :, None]):
+        assert np.array_equal(load_portrait(portrait), np.repeat(grey[:, :, None], 3, axis=2))
+    alpha = np.zeros((*grey.shape, 1), np.uint8)
+    alpha[:100] = 255
+    transparent = load_portrait(np.concatenate([image, alpha], axis=2))
+    assert np.array_equal(transparent[:100], image[:100]) and (transparent[100:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("portrait", "value"),
+    [
+        (np.zeros((9, 9, 2), np.uint8), "9, 9, 2"),
+        (np.zeros((9, 0, 3), np.uint8), "9, 0, 3"),
+        (np.zeros((9, 9, 3), np.int64), "int64"),
+        (np.zeros((9, 9, 3), np.uint16), "uint16"),
+        (np.full((9, 9, 3), 255.0), "255"),
+        (np.full((9, 9, 3), -1.0), "-1"),
+        (np.full((9, 9, 3), np.nan), "nan"),
+        (b"no picture", "the portrait"),
+        (io.StringIO("text"), "rb"),
+    ],
+)
+def test_other_portraits_raise(portrait, value):
+    with pytest.raises(ValueError, match=value) as error:
         load_portrait(portrait)
+    assert "/tmp" not in str(error.value)
 
 
 def test_voice_file_keeps_the_channels_and_the_rate_of_its_track(tmp_path):
@@ -56,13 +92,52 @@ def test_voice_file_keeps_the_channels_and_the_rate_of_its_track(tmp_path):
     [
         (np.full(9000, np.nan, np.float32), "NaN"),
         (np.full(9000, 20.0, np.float32), "up to 20"),
-        (np.zeros(9000, np.int16), "int16"),
-        (np.zeros((2, 9000), np.float32), "2, 9000"),
+        (np.zeros(9000, np.int64), "int64"),
+        (np.zeros((9, 9000), np.float32), "9, 9000"),
+        ((0, np.zeros(9000, np.float32)), "rate 0"),
+        ((10**6, np.zeros(9000, np.float32)), "rate 1000000"),
+        (b"no sound", "the audio"),
     ],
 )
-def test_bad_audio_arrays_raise(audio, value):
-    with pytest.raises(ValueError, match=value):
+def test_bad_audio_raises(audio, value):
+    with pytest.raises(ValueError, match=value) as error:
         load_voice(audio)
+    assert "/tmp" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "zero"), [("int16", 2**15, 0), ("int32", 2**31, 0), ("uint8", 2**7, 2**7), ("float64", 1, 0)]
+)
+def test_samples_of_every_type_are_scaled_to_full_scale(dtype, scale, zero):
+    samples = random_voice(9000) * 0.5
+    voice = load_voice((samples * scale + zero).astype(dtype))
+    np.testing.assert_allclose(voice.samples, samples, atol=1.01 / scale if scale > 1 else 1e-7)
+    assert (voice.track.rate, voice.track.channels) == (16000, 1)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_rate_and_channels_of_an_array_are_kept_for_the_track(transpose):
+    seconds = np.arange(44100) / 44100
+    sound = np.stack([0.4 * np.sin(2 * np.pi * f * seconds) for f in (300, 500)], axis=1).astype(np.float32)
+    voice = load_voice((44100, sound.T if transpose else sound))
+    assert voice.track.rate == 44100 and np.array_equal(voice.track.read(), sound)
+    expected = sum(0.2 * np.sin(2 * np.pi * f * np.arange(16000) / 16000) for f in (300, 500))
+    np.testing.assert_allclose(voice.samples[100:-100], expected[100:-100], atol=1e-3)
+
+
+def test_channels_of_opposite_sign_do_not_cancel():
+    sound = random_voice(16000)
+    assert np.array_equal(load_voice(np.stack([sound, -sound], axis=1)).samples, sound)
+
+
+def test_bytes_and_open_files_of_sound_are_read_as_their_paths_are(tmp_path):
+    write_wav(tmp_path / "a.wav", random_voice(9000))
+    expected = load_voice(tmp_path / "a.wav")
+    for audio in ((tmp_path / "a.wav").read_bytes(), io.BytesIO((tmp_path / "a.wav").read_bytes())):
+        voice = load_voice(audio)
+        assert np.array_equal(voice.samples, expected.samples)
+        for _ in range(2):
+            assert np.array_equal(voice.track.read(), expected.track.read())
 
 
 @pytest.mark.parametrize(
