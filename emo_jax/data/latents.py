@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emo_jax.data import transforms
@@ -146,6 +147,16 @@ class LatentSource:
     def index(self) -> dict[str, np.ndarray]:
         """Returns `frames` (int), `fps` (float) and `sound` (bool) of all records, each (records,)."""
         return {name: self._index[name] for name in _INDEX}
+
+    def reliable_speed(self) -> np.ndarray:
+        """Returns whether the head rotation speeds of each record can be used, (records,) bool.
+
+        Directories that were encoded before this was stored are assumed to be reliable.
+        """
+        if "reliable_speed" not in self._index:
+            logging.warning("%s does not say which head rotation speeds are reliable; encode again.", self.directory)
+            return np.ones(len(self), bool)
+        return self._index["reliable_speed"]
 
     def frames(self, position: int, window: int, mirrored: bool, start: int, count: int) -> np.ndarray:
         """Returns the latents (count, h, w, c) float16 of the frames from `start` on, in one of the crop windows."""

@@ -66,6 +66,7 @@ def make_dataset(
     seed: int,
     rows: Sequence[int] | None = None,
     needs_sound: bool = False,
+    needs_speed: bool = False,
     epochs: int | None = None,
     sources: list[tuple[Source, float]] | None = None,
 ) -> elastic.ElasticDataset:
@@ -83,6 +84,7 @@ def make_dataset(
       seed: seed of the order and of every draw; equal in all processes.
       rows: rows of each batch that this process makes, in this order (see `distributed.mesh.local_rows`); None: all.
       needs_sound: leaves out records without sound.
+      needs_speed: leaves out records without reliable head rotation speeds.
       epochs: passes over the records (for several sources: until one of them is used up); None: endless.
       sources: the result of `open_sources`, if already opened.
 
@@ -101,14 +103,9 @@ def make_dataset(
     _check_settings(data_config, clip_config, batch_size, rows, epochs)
     sources = sources or open_sources(data_config)
     common_layout([source for source, _ in sources], data_config, clip_config)
-    selected = [select_records(source, clip_config, needs_sound) for source, _ in sources]
-    count = sum(map(len, selected))
-    if count < batch_size:
-        names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in sources)
-        raise ValueError(
-            f"{names}: {count} records fit this config, expected at least the batch size {batch_size}: lower "
-            "train.batch_size or add records"
-        )
+    selected = [select_records(source, clip_config, needs_sound, needs_speed) for source, _ in sources]
+    if sum(map(len, selected)) < batch_size:
+        raise ValueError(_too_few_records(sources, clip_config, batch_size, needs_sound, needs_speed))
     clips, weights = [], []
     for number, ((source, weight), positions) in enumerate(zip(sources, selected, strict=True)):
         if len(positions):
@@ -125,6 +122,32 @@ def make_dataset(
         rows,
         workers=data_config.num_workers,
         prefetch=max(1, data_config.prefetch),
+    )
+
+
+def _too_few_records(
+    sources: list[tuple[Source, float]], clip: ConfigDict, batch_size: int, needs_sound: bool, needs_speed: bool
+) -> str:
+    """Returns an error message that names the requirement that leaves fewer records than a batch."""
+    names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in sources)
+
+    def count(**needs: bool) -> int:
+        return sum(len(select_records(source, clip, **needs)) for source, _ in sources)
+
+    total = count()
+    if needs_sound and total and not count(needs_sound=True):
+        return f"{names}: none of {total} records has sound; prepare videos with sound, or train the stage image"
+    if needs_speed and count(needs_sound=needs_sound) >= batch_size:
+        left = count(needs_sound=needs_sound, needs_speed=True)
+        return (
+            f"{names}: {left} records have reliable head rotation speeds, expected at least the batch size "
+            f"{batch_size}: prepare the videos with --faces mediapipe, because records with the flag roll-only or a "
+            "low speed_confidence are left out"
+        )
+    left = count(needs_sound=needs_sound, needs_speed=needs_speed)
+    return (
+        f"{names}: {left} records fit this config, expected at least the batch size {batch_size}: lower "
+        "train.batch_size or add records"
     )
 
 

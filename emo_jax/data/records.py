@@ -26,6 +26,9 @@ from emo_jax.media.mp4 import count_frames
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 INDEX_FILE = "index.json"
+MIN_SPEED_CONFIDENCE = 0.5
+"""Minimum confidence of a head rotation speed that is used."""
+_INDEX = ("frames", "fps", "sound")
 _BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
 _FIELDS_SINCE_1_1 = ("speed_confidence", "span", "analyzer", "flags", "landmarks")  # absent in records of version 1.0.0
 
@@ -70,6 +73,18 @@ class Record:
     analyzer: str = ""
     flags: str = ""
     landmarks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
+
+
+def has_reliable_speed(confidence: np.ndarray, flags: str) -> bool:
+    """Returns whether the head rotation speeds of a record can be used.
+
+    Args:
+      confidence: the record's speed_confidence (frames,); (0,) if its speeds are exact.
+      flags: its flags. With roll-only, yaw and pitch are unknown.
+    """
+    if not len(confidence):
+        return True
+    return float(np.mean(confidence)) >= MIN_SPEED_CONFIDENCE and "roll-only" not in flags.split()
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -291,7 +306,13 @@ class RecordSource:
 
         They come from `index.json`; if that does not cover the split, every record is read once.
         """
-        return self._index
+        return {name: self._index[name] for name in _INDEX}
+
+    def reliable_speed(self) -> np.ndarray:
+        """Returns whether the head rotation speeds of each record can be used, (records,) bool; see `index`."""
+        if "reliable_speed" in self._index:
+            return self._index["reliable_speed"]
+        return self._scanned["reliable_speed"]
 
     @functools.cached_property
     def _index(self) -> dict[str, np.ndarray]:
@@ -299,7 +320,12 @@ class RecordSource:
         stored = json.loads(path.read_text()) if path.exists() else {}
         if all(name in stored and len(stored[name]["frames"]) == length for name, _, length in self._parts):
             parts = [(stored[name], rows) for name, rows, _ in self._parts]
-            return {name: np.concatenate([part[name][rows] for part, rows in parts]) for name in parts[0][0]}
+            common = [name for name in parts[0][0] if all(name in part for part, _ in parts)]
+            return {name: np.concatenate([part[name][rows] for part, rows in parts]) for name in common}
+        return self._scanned
+
+    @functools.cached_property
+    def _scanned(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(value) for name, value in _scan(self).items()}
 
 
@@ -353,10 +379,11 @@ def write_index(directory: str | os.PathLike) -> None:
 
 
 def _scan(source: RecordSource) -> dict[str, list]:
-    rows: dict[str, list] = {"frames": [], "fps": [], "sound": []}
+    rows: dict[str, list] = {"frames": [], "fps": [], "sound": [], "reliable_speed": []}
     for i in range(len(source)):
         record = source[i]
         rows["frames"].append(len(record["boxes"]))
         rows["fps"].append(float(record["fps"]))
         rows["sound"].append(bool(len(record["audio"])))
+        rows["reliable_speed"].append(has_reliable_speed(record["speed_confidence"], record["flags"]))
     return rows

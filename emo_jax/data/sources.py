@@ -82,13 +82,16 @@ def common_layout(sources: list[Source], data_config: ConfigDict, clip_config: C
     return layout
 
 
-def select_records(source: Source, clip_config: ConfigDict, needs_sound: bool = False) -> np.ndarray:
+def select_records(
+    source: Source, clip_config: ConfigDict, needs_sound: bool = False, needs_speed: bool = False
+) -> np.ndarray:
     """Selects the records that are long enough for a clip and its motion frames.
 
     Args:
       source: records or latents.
       clip_config: `config.clip`.
       needs_sound: selects records with sound only.
+      needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
 
     Returns:
       The positions (selected,) of these records.
@@ -106,6 +109,8 @@ def select_records(source: Source, clip_config: ConfigDict, needs_sound: bool = 
     keep = index["frames"] >= clip_config.frames + clip_config.motion_frames
     if needs_sound:
         keep &= index["sound"]
+    if needs_speed:
+        keep &= source.reliable_speed()
     if not keep.all():
         logging.info("%s, split %s: %d of %d records fit.", source.directory, source.split, keep.sum(), len(keep))
     return np.flatnonzero(keep)

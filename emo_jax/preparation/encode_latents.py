@@ -246,8 +246,8 @@ def write_shards(build: LatentBuild, encoder: RecordEncoder) -> None:
 def _write_records(
     writer: ArrayRecordWriter, build: LatentBuild, shard: int, encoder: RecordEncoder, progress: Progress
 ) -> dict[str, list]:
-    """Writes the records of a shard; returns the summary: frames, fps and sound of each record."""
-    index: dict[str, list] = {"frames": [], "fps": [], "sound": []}
+    """Writes the records of a shard; returns the summary: the index of its records."""
+    index: dict[str, list] = {"frames": [], "fps": [], "sound": [], "reliable_speed": []}
     for position in build.positions(shard):
         with records.open_record(build.source, position) as record:
             for entry in _encode_record(record, position, build, encoder):
@@ -255,6 +255,7 @@ def _write_records(
         index["frames"].append(len(record["boxes"]))
         index["fps"].append(float(record["fps"]))
         index["sound"].append(bool(len(record["audio"])))
+        index["reliable_speed"].append(records.has_reliable_speed(record["speed_confidence"], record["flags"]))
         progress.add()
     return index
 
@@ -288,7 +289,8 @@ def publish_latents(build: LatentBuild, weights: dict[str, Any]) -> None:
     """
     summaries = build.read_summaries()
     files = shard_names(f"latents-{build.source.split}", build.shards)
-    index = {name: _concatenate(summary[name] for summary in summaries) for name in summaries[0]}
+    fields = [name for name in summaries[0] if all(name in summary for summary in summaries)]
+    index = {name: _concatenate(summary[name] for summary in summaries) for name in fields}
 
     def write_metadata(directory: pathlib.Path) -> None:
         metadata = dict(

@@ -8,12 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
-from emo_jax.data.records import open_records
+from emo_jax.data.records import MIN_SPEED_CONFIDENCE, open_records
 from emo_jax.media.mp4 import decode_video
 from emo_jax.progress import Progress
 
-MIN_CONFIDENCE = 0.5
-"""Minimum confidence of a speed that is used."""
 MIN_RADIUS = 0.02
 """Minimum radius of a speed bucket in degrees per frame; smaller buckets would respond to noise only."""
 
@@ -63,7 +61,7 @@ def read_head_tracks(directory: str, split: str = "train") -> HeadTracks:
             record = source[i]
             speeds.append(record["speed"])
             confidence = record["speed_confidence"]
-            reliable.append(confidence >= MIN_CONFIDENCE if len(confidence) else np.ones(len(speeds[-1]), bool))
+            reliable.append(confidence >= MIN_SPEED_CONFIDENCE if len(confidence) else np.ones(len(speeds[-1]), bool))
             height, width = decode_video(record["video"], 0, 1).shape[1:3]
             boxes.append(record["boxes"] / (width, height, width, height))
             progress.add()

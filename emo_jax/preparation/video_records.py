@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 import cv2
 import numpy as np
 
-from emo_jax.data.records import Record, record_example
+from emo_jax.data.records import Record, has_reliable_speed, record_example
 from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.faces.rotation import rotation_speed
 from emo_jax.media.audio import decode_audio
@@ -291,6 +291,7 @@ def _report_row(record: Record, measurements: Measurements, span: Span, frames: 
         frames=len(frames),
         fps=record.fps,
         sound=bool(len(record.audio)),
+        reliable_speed=has_reliable_speed(record.speed_confidence, record.flags),
         face_pixels=round(float(np.median(measurements.box[rows, 3] - measurements.box[rows, 1])), 1),
         speed=round(float(record.speed.mean()), 4),
         loudness=round(20 * float(np.log10(rms)), 2) if rms else None,

@@ -168,5 +168,5 @@ def _write_tfds_metadata(directory: pathlib.Path, summaries: list[dict]) -> None
         check_data=False,
     )
     rows = [row for summary in summaries for row in summary["records"]]
-    index = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound")}
+    index = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound", "reliable_speed")}
     write_text(directory / INDEX_FILE, json.dumps({SPLIT: index}))

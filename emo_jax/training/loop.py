@@ -56,6 +56,7 @@ def train(config, workdir, profile=0):
         seed=config.train.seed,
         rows=local_rows(mesh, config.train.batch_size),
         needs_sound=stage.sound,
+        needs_speed=stage.speed,
         sources=sources,
     )
     sources = [source for source, _ in sources]

@@ -1,6 +1,8 @@
 """Clips, batches and epochs of the input pipeline."""
 
 import dataclasses
+import json
+import shutil
 import threading
 
 import numpy as np
@@ -325,6 +327,46 @@ def test_needs_sound_leaves_out_silent_records(record_dir):
     drawn = samples(take(12, *configs(record_dir), batch_size=4, seed=1, needs_sound=True))
     assert {record_number(sample) for sample in drawn} == {0, 2, 3, 5}
     assert all(sample["audio"].any() for sample in drawn)
+
+
+@pytest.fixture(scope="module")
+def unreliable_dir(tmp_path_factory, make_record):
+    """Records 0 to 3: exact speeds, reliable ones, a low confidence, and the flag roll-only."""
+    confidences = np.zeros(0), np.full(44, 0.6), np.full(48, 0.4), np.full(52, 0.6)
+    flags = "", "no-sound", "", "roll-only"
+    directory = tmp_path_factory.mktemp("unreliable") / "records"
+    rows = [
+        dataclasses.replace(
+            make_record(k), speed_confidence=confidences[k], flags=flags[k], audio=make_record(0).audio[:0]
+        )
+        for k in range(4)
+    ]
+    records.write_records(directory, {"train": lambda: rows, "roll": lambda: rows[2:]}, progress=False)
+    return directory
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_needs_speed_leaves_out_unreliable_speeds(unreliable_dir, tmp_path, indexed):
+    directory = tmp_path / "records"
+    shutil.copytree(unreliable_dir, directory)
+    if not indexed:  # as records before this was part of the index
+        index = json.loads((directory / records.INDEX_FILE).read_text())
+        assert [row.pop("reliable_speed") for row in index.values()]
+        (directory / records.INDEX_FILE).write_text(json.dumps(index))
+    drawn = samples(take(6, *configs(directory), batch_size=2, seed=1, needs_speed=True))
+    assert {record_number(sample) for sample in drawn} == {0, 1}
+    drawn = samples(take(6, *configs(directory), batch_size=2, seed=1))
+    assert {record_number(sample) for sample in drawn} == {0, 1, 2, 3}
+
+
+def test_too_few_records_error_names_the_cause(unreliable_dir):
+    data, clip = configs(unreliable_dir, split="roll")
+    with pytest.raises(ValueError, match="0 records have reliable.*--faces mediapipe"):
+        pipeline.make_dataset(data, clip, batch_size=2, seed=0, needs_speed=True)
+    with pytest.raises(ValueError, match="none of 2 records has sound"):
+        pipeline.make_dataset(data, clip, batch_size=2, seed=0, needs_sound=True)
+    with pytest.raises(ValueError, match="train.batch_size"):
+        pipeline.make_dataset(data, clip, batch_size=3, seed=0)
 
 
 def test_records_that_are_too_short_are_left_out(record_dir):

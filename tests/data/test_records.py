@@ -72,12 +72,12 @@ def test_index_of_a_slice_comes_from_the_stored_index(record_dir, monkeypatch, s
     source = records.open_records(record_dir, split)
     true = records._scan(source)
     monkeypatch.setattr(records, "_scan", None)  # it would read every record
-    index = source.index()
+    index = source.index() | {"reliable_speed": source.reliable_speed()}
     assert index.keys() == true.keys()
     for name, value in index.items():
         np.testing.assert_array_equal(value, true[name])
     monkeypatch.setattr(records, "INDEX_FILE", "away")
-    assert source.index() is index and len(pickle.dumps(source)) < 1000
+    assert source.index().keys() < index.keys() and len(pickle.dumps(source)) < 1000
 
 
 def test_missing_index_reads_every_record_once(tmp_path, make_record, monkeypatch):

@@ -17,7 +17,7 @@ from emo_jax.faces.tracking import HaarTracker
 from emo_jax.media import mp4
 from emo_jax.media.audio import load_audio
 from emo_jax.media.loudness import normalise
-from emo_jax.preparation import statistics, video_records
+from emo_jax.preparation import video_records
 from emo_jax.preparation.prepare import find_inputs, prepare_videos
 from emo_jax.preparation.shots import Rules
 from emo_jax.synthetic.head import State
@@ -129,7 +129,7 @@ def test_speeds_are_accurate_or_unreliable(jitter):
         rng = np.random.default_rng(seed)
         track = Track.sample(rng, 125, 25)
         _, speed, confidence = video_records.head_motion(track.rotation + rng.normal(0, jitter, track.rotation.shape))
-        if 0.9 * confidence.mean() >= statistics.MIN_CONFIDENCE:
+        if 0.9 * confidence.mean() >= records.MIN_SPEED_CONFIDENCE:
             reliable += 1
             assert abs(speed.mean() / track.speed.mean() - 1) < 0.2, seed
     assert reliable >= (40 if jitter < 0.5 else 20)
