@@ -268,7 +268,7 @@ def place_portrait(
 
 def _find_face(image: UInt8[np.ndarray, "rows columns 3"], name: object) -> Box:
     """Returns the box of the largest detected face, or a default box; says on stderr if there was a choice or none."""
-    faces = find_faces(image)
+    faces = find_faces(image, tilted=True)
     if not faces:
         box = default_box(*image.shape[:2])
         print(

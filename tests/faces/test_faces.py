@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from emo_jax.faces.boxes import check_box, crop_around, default_box, mask_from_box, parse_box
-from emo_jax.faces.detection import find_face
+from emo_jax.faces.detection import find_face, find_faces
 from emo_jax.media.images import load_image
+from emo_jax.synthetic.head import State
+from emo_jax.synthetic.identities import Identity
+from emo_jax.synthetic.rendering import face_box, render
 
 MEDIA = Path(os.environ.get("EMO_SHARED_MEDIA", Path(__file__).parents[3] / "shared" / "media"))
 CENTRES = {  # position of the nose as shares of width and height, annotated by hand
@@ -146,3 +150,32 @@ def test_mask_from_box():
     assert mask_from_box((2, 2, 4, 4), 6, 6, pad=0.5).sum() == 16
     assert mask_from_box((-9, -9, 99, 99), 6, 6).all()
     assert not mask_from_box((-9, -9, -1, -1), 6, 6).any()
+
+
+@pytest.mark.parametrize("angle", [25, -35, 60, 90, 180])
+def test_tilted_faces_are_detected(angle):
+    identity, size = Identity.sample(2), 160
+    image = Image.fromarray(render(identity, State(), size))
+    turned = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=image.getpixel((0, 0))))
+    assert find_faces(turned) == []
+    box = check_box(find_face(turned), *turned.shape[:2])
+    x0, y0, x1, y1 = face_box(identity, State(), size)
+    cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    centre = np.array([[cosine, sine], [-sine, cosine]]) @ ((x0 + x1 - size) / 2, (y0 + y1 - size) / 2)
+    centre += np.array(turned.shape[1::-1]) / 2
+    error = np.linalg.norm(centre - ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+    assert error < 0.1 * (x1 - x0)
+    assert 0.8 < (box[2] - box[0]) * (box[3] - box[1]) / ((x1 - x0) * (y1 - y0)) < 1.8
+
+
+def test_upright_faces_hide_tilted_ones():
+    upright, tilted = render(Identity.sample(2), State(), 160), np.rot90(render(Identity.sample(4), State(), 160))
+    both = np.concatenate([upright, tilted], 1)
+    assert find_faces(both, tilted=True) == find_faces(both) and len(find_faces(both)) == 1
+
+
+def test_all_faces_are_returned_the_largest_first():
+    small, large = render(Identity.sample(4), State(), 160), render(Identity.sample(2), State(), 240)
+    both = np.concatenate([np.pad(small, ((0, 80), (0, 0), (0, 0)), mode="edge"), large], 1)
+    first, second = find_faces(both, tilted=True)
+    assert first[0] > 160 > second[2] and first[3] - first[1] > second[3] - second[1]
