@@ -1,13 +1,15 @@
 """The pipeline: generation with one set of weights."""
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, overload
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
+from tqdm.auto import tqdm
 
 from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
@@ -24,9 +26,12 @@ from emo_jax.generation.inputs import (
 from emo_jax.generation.sampler import Params, VideoSampler, check_sampling, mesh_for
 from emo_jax.generation.video import Video
 from emo_jax.media.loudness import normalise
-from emo_jax.media.timing import require_frames
+from emo_jax.media.timing import frame_count, require_frames
 from emo_jax.models.emo import EMO
-from emo_jax.weights.store import load_model
+from emo_jax.weights.store import load_model, save_weights
+
+Callback: TypeAlias = Callable[["EmoPipeline", int, np.ndarray], None]
+"""Called after each segment with the pipeline, the number of the segment and its frames."""
 
 
 class EmoPipeline:
@@ -52,6 +57,7 @@ class EmoPipeline:
         self.params = params
         self._emo = emo
         self._samplers: dict[tuple[str, int, str], VideoSampler] = {}
+        self._progress_bar: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -95,20 +101,114 @@ class EmoPipeline:
         height, width = self.config.clip.image_size
         return height, width
 
-    def __call__(self, portrait: PortraitLike, audio: AudioLike, **options: Any) -> Video:
-        """Generates a video and returns it in memory.
+    def __repr__(self) -> str:
+        """Returns the size of the frames and the defaults of the sampler in one line."""
+        (height, width), sampling = self.size, self.config.sampling
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"EmoPipeline({width}x{height} pixels, {self.fps:g} fps, {sampling.solver} with {sampling.steps} steps, "
+            f"{parameters / 1e6:.1f}M parameters)"
+        )
+
+    @overload
+    def __call__(
+        self,
+        portrait: PortraitLike,
+        audio: AudioLike,
+        *,
+        callback_on_segment_end: Callback | None = None,
+        **options: Any,
+    ) -> Video: ...
+
+    @overload
+    def __call__(
+        self,
+        portrait: PortraitLike | list[PortraitLike],
+        audio: AudioLike | list[AudioLike],
+        *,
+        callback_on_segment_end: Callback | None = None,
+        **options: Any,
+    ) -> Video | list[Video]: ...
+
+    def __call__(
+        self,
+        portrait: PortraitLike | list[PortraitLike],
+        audio: AudioLike | list[AudioLike],
+        *,
+        callback_on_segment_end: Callback | None = None,
+        **options: Any,
+    ) -> Video | list[Video]:
+        """Generates a video, or a list of videos, and returns it in memory.
+
+        Shows a progress bar if stderr is a terminal or a notebook; see `set_progress_bar_config`.
 
         Args:
-            portrait: as in `stream`.
-            audio: as in `stream`. An array becomes the sound track unchanged.
-            **options: keyword arguments of `stream`.
+            portrait: as in `stream`, or a list.
+            audio: as in `stream`, or a list. The sound track keeps its channels, and its rate if mp4 files carry it.
+            callback_on_segment_end: called as callback(pipeline, number of the segment, its frames).
+            **options: keyword arguments of `stream`. With lists of portraits or audio, each may be a list, too.
+
+        Returns:
+            The video. With a list of n portraits or n audio, n videos, which are generated one after the other with one
+            program; each is what a call of its own gives. Anything that is not a list serves all of them.
 
         Raises:
-            ValueError: an input cannot be used.
+            ValueError: an input cannot be used, or lists have different lengths.
         """
+        if not isinstance(portrait, list) and not isinstance(audio, list):
+            return self._generate(portrait, audio, callback_on_segment_end, options)
+        arguments = dict(portrait=portrait, audio=audio, **options)
+        lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
+        if len(set(lengths.values())) > 1:
+            counts = " and ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise ValueError(f"{counts} items; expected lists of equal length")
+        videos = []
+        for index in range(max(lengths.values())):
+            one = {name: value[index] if isinstance(value, list) else value for name, value in arguments.items()}
+            videos.append(self._generate(one.pop("portrait"), one.pop("audio"), callback_on_segment_end, one))
+        return videos
+
+    def _generate(
+        self, portrait: PortraitLike, audio: AudioLike, callback: Callback | None, options: dict[str, Any]
+    ) -> Video:
         voice = load_voice(audio)
-        frames = np.concatenate(list(self.stream(portrait, voice.samples, **options)))
-        return Video(frames, self.fps, voice.track.read(), voice.track.rate)
+        segments = []
+        stream = self.stream(portrait, voice.samples, **options)
+        total = frame_count(len(voice.samples), self.fps)
+        # disable=None: no bar in files and pipes.
+        with tqdm(**{"total": total, "desc": "generate", "unit": "frame", "disable": None} | self._progress_bar) as bar:
+            for index, frames in enumerate(stream):
+                segments.append(frames)
+                bar.update(len(frames))
+                if callback is not None:
+                    callback(self, index, frames)
+        return Video(np.concatenate(segments), self.fps, voice.track.read(), voice.track.rate)
+
+    def set_progress_bar_config(self, **config: Any) -> None:
+        """Sets arguments of the progress bar (tqdm) of later calls, such as disable=True."""
+        self._progress_bar = config
+
+    def save_pretrained(self, directory: str | os.PathLike, dtype: str = "float32") -> None:
+        """Writes config.json and model.safetensors, which `from_pretrained` reads, to a folder.
+
+        Args:
+            directory: the folder; it is created.
+            dtype: precision of the weights in the file, "float32" or "float16".
+
+        Raises:
+            ValueError: the precision is unknown or does not hold the weights, or the folder cannot be written.
+        """
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float16'")
+        with np.errstate(over="ignore"):
+            flat = {path: np.asarray(a).astype(dtype) for path, a in flatten_dict(dict(self.params), sep="/").items()}
+        for path, array in flat.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{path} is not finite as {dtype}; save in float32, or train again")
+        try:
+            save_weights(directory, self.config, flat, np.dtype(dtype).type)
+        except OSError as error:
+            raise ValueError(f"{directory} cannot be written ({error.strerror}); choose another folder") from error
 
     def stream(
         self,

@@ -1,14 +1,18 @@
 """EmoPipeline with a small EMO of random weights: lengths, seeds, one program, bad inputs, overrides."""
 
+import base64
+import io
 import math
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 import emo_jax
 from emo_jax.cli.generate import parse_size
 from emo_jax.generation import pipeline as pipeline_module
+from emo_jax.generation import video as video_module
 from emo_jax.generation.inputs import Voice, load_voice
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.writing import write_video
@@ -166,3 +170,82 @@ def test_from_pretrained_keeps_compiled_programs(weights_dir, monkeypatch):
     monkeypatch.setattr(pipeline_module, "keep_programs", lambda: calls.append(1))
     EmoPipeline.from_pretrained(weights_dir)
     assert calls == [1]
+
+
+def test_save_pretrained_is_read_by_from_pretrained(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = EmoPipeline.from_pretrained(tmp_path / "saved")
+    assert np.array_equal(generate(loaded, samples=640), generate(pipeline, samples=640))
+    pipeline.save_pretrained(tmp_path / "half", dtype="float16")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("saved", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_save_pretrained_refuses_what_it_cannot_save(pipeline, tmp_path):
+    with pytest.raises(ValueError, match="int8"):
+        pipeline.save_pretrained(tmp_path, dtype="int8")
+    large = EmoPipeline(
+        pipeline._emo, {**pipeline.params, "vae": jax.tree.map(lambda a: a + 1e5, pipeline.params["vae"])}
+    )
+    with pytest.raises(ValueError, match="vae/.*float16"):
+        large.save_pretrained(tmp_path, dtype="float16")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file"):
+        pipeline.save_pretrained(tmp_path / "file")
+
+
+def test_representations_are_short(pipeline):
+    video = pipeline(random_portrait(), random_voice(9000), face_box=BOX)
+    for text in (repr(pipeline), repr(video)):
+        assert "\n" not in text and len(text) < 120 and "64x64" in text and "25 fps" in text
+    assert "15 frames" in repr(video) and "0.60 s" in repr(video)
+
+
+def test_video_is_shown_in_notebooks(pipeline, tmp_path, monkeypatch):
+    video = pipeline(random_portrait(), random_voice(9000), face_box=BOX)
+    html = video._repr_html_()
+    (tmp_path / "a.mp4").write_bytes(base64.b64decode(html.split("base64,")[1].split('"')[0]))
+    assert html.startswith("<video controls ") and probe(tmp_path / "a.mp4")["frames"] == 15
+    monkeypatch.setattr(video_module, "MAX_EMBEDDED", 100)
+    assert "<video" not in video._repr_html_() and "15 frames" in video._repr_html_()
+
+
+def test_callback_receives_every_segment(pipeline):
+    calls = []
+    video = pipeline(
+        random_portrait(), random_voice(9000), face_box=BOX, callback_on_segment_end=lambda *a: calls.append(a)
+    )
+    assert [(pipe, index) for pipe, index, _ in calls] == [(pipeline, 0), (pipeline, 1)]
+    assert np.array_equal(np.concatenate([frames for *_, frames in calls]), video.frames)
+
+
+def test_progress_bar_counts_frames_on_a_terminal(pipeline, monkeypatch):
+    def bar():
+        stderr = io.StringIO()
+        stderr.isatty = lambda: terminal
+        monkeypatch.setattr("sys.stderr", stderr)
+        pipeline(random_portrait(), random_voice(9000), face_box=BOX)
+        return stderr.getvalue()
+
+    terminal = True
+    assert "15/15" in bar()
+    try:
+        pipeline.set_progress_bar_config(disable=True)
+        assert bar() == ""
+    finally:
+        pipeline.set_progress_bar_config()
+    terminal = False
+    assert bar() == ""
+
+
+def test_lists_give_what_single_calls_give(pipeline):
+    portraits, voices = [random_portrait(i) for i in range(2)], [random_voice(640 * (i + 1), i) for i in range(2)]
+    videos = pipeline(portraits, voices, face_box=BOX, seed=[3, 4])
+    for index, video in enumerate(videos):
+        single = pipeline(portraits[index], voices[index], face_box=BOX, seed=3 + index)
+        assert np.array_equal(video.frames, single.frames) and np.array_equal(video.audio, voices[index])
+    same = pipeline(portraits[0], voices, face_box=BOX)
+    assert [len(video.frames) for video in same] == [1, 2]
+    assert pipeline([], []) == []
+    with pytest.raises(ValueError, match="portrait has 2 and audio has 1"):
+        pipeline(portraits, voices[:1])
