@@ -154,7 +154,7 @@ def test_mask_from_box():
 
 @pytest.mark.parametrize("angle", [25, -35, 60, 90, 180])
 def test_tilted_faces_are_detected(angle):
-    identity, size = Identity.sample(2), 160
+    identity, size = Identity.sample(2), 256
     image = Image.fromarray(render(identity, State(), size))
     turned = np.asarray(image.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=image.getpixel((0, 0))))
     assert find_faces(turned) == []
