@@ -16,7 +16,7 @@ class Progress:
 
     def __init__(self, total, name, unit, every=5.0):
         self._total, self._name, self._unit, self._every = total, name, unit, every
-        self._done, self._bar = 0, None
+        self._done, self._bar = 0.0, None
         self._start = self._last = time.monotonic()
         self._lock = threading.Lock()
         if sys.stderr.isatty():
@@ -25,12 +25,12 @@ class Progress:
             shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total} " + unit + "s [{elapsed}<{remaining}]"
             self._bar = tqdm(total=total, desc=name, bar_format=shape)
 
-    def add(self, amount=1, what=None):
+    def add(self, amount: float = 1, what: str | None = None) -> None:
         """Counts `amount` more; `what` renames the line from here on. Threads may call it."""
         with self._lock:
             self._add(amount, what)
 
-    def _add(self, amount, what):
+    def _add(self, amount: float, what: str | None) -> None:
         self._done += amount
         self._name = what or self._name
         if self._bar is not None:

@@ -87,4 +87,4 @@ def _make_on_beam(pipeline: Any, runner: str, build: VideoBuild, progress: Progr
 
 
 def _make_shard(index: int, path: str) -> None:
-    make_shard_isolated(pickle.loads(pathlib.Path(path).read_bytes()), index, set())
+    make_shard_isolated(pickle.loads(pathlib.Path(path).read_bytes()), index, {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -78,29 +78,29 @@ class VideoBuild(ShardedBuild):
 
 
 def make_shard(
-    build: VideoBuild, index: int, skip: Iterable[str] = (), tick: Callable[[float], None] = lambda _: None
+    build: VideoBuild, index: int, skip: Mapping[str, str] | None = None, tick: Callable[[float], None] = lambda _: None
 ) -> None:
     """Makes the records of one shard.
 
     Args:
       build: the dataset.
       index: number of the shard.
-      skip: names of videos that have crashed a process before; they are rejected.
+      skip: {name: reason} of videos that have crashed a process before; they are rejected.
       tick: called with the number of videos (a fraction) that were processed since the last call.
     """
-    build.write_shard(index, lambda writer: _write_records(writer, build, index, set(skip), tick))
+    build.write_shard(index, lambda writer: _write_records(writer, build, index, skip or {}, tick))
     build.current(index).unlink(missing_ok=True)
 
 
 def _write_records(
-    writer: ArrayRecordWriter, build: VideoBuild, index: int, skip: set[str], tick: Callable[[float], None]
+    writer: ArrayRecordWriter, build: VideoBuild, index: int, skip: Mapping[str, str], tick: Callable[[float], None]
 ) -> dict[str, Any]:
     """Writes the records of a shard; returns the summary: size, report rows of the records, outcomes of the videos."""
     analyzer = make_analyzer(build.settings.faces, build.settings.face_model)
     features, rows, outcomes, size = record_features(), [], [], 0
     for path, name in build.shard_videos(index):
         if name in skip:
-            outcomes.append(Outcome(name, reason="its decoder crashed the process, or it needs too much memory"))
+            outcomes.append(Outcome(name, reason=skip[name]))
             tick(1.0)
             continue
         write_text(build.current(index), name)

@@ -12,7 +12,7 @@ import cv2
 
 from emo_jax.preparation.video_shards import VideoBuild, make_shard
 from emo_jax.progress import Progress
-from emo_jax.workers import _leave_with_parent
+from emo_jax.workers import crash_cause, end_with_parent
 
 _videos_done: Any = None  # a `multiprocessing.Value`, shared by all processes of a pool
 
@@ -29,9 +29,9 @@ def make_shards(build: VideoBuild, workers: int, progress: Progress) -> None:
         for index in build.missing():
             make_shard(build, index, tick=monotonic.add)
         return
-    skip: set[str] = set()
+    skip: dict[str, str] = {}
     while missing := build.missing():
-        if _make_in_pool(build, missing, workers, skip, _from_here(build, monotonic)):
+        if not _make_in_pool(build, missing, workers, skip, _from_here(build, monotonic)):
             continue
         # All processes of the pool end with the one that crashed: each open shard is tried alone to find the cause.
         suspects = [index for index in missing if build.current(index).exists()]
@@ -42,23 +42,23 @@ def make_shards(build: VideoBuild, workers: int, progress: Progress) -> None:
 
 
 def make_shard_isolated(
-    build: VideoBuild, index: int, skip: set[str], report: Callable[[float], None] = lambda done: None
+    build: VideoBuild, index: int, skip: dict[str, str], report: Callable[[float], None] = lambda done: None
 ) -> None:
     """Makes one shard, if it is missing, in a separate process; videos that crash the process are added to `skip`.
 
     Args:
       build: the dataset.
       index: number of the shard.
-      skip: names of videos to reject; extended.
+      skip: {name: reason} of videos to reject; extended.
       report: called repeatedly with the number of this shard's videos that are done.
 
     Raises:
       OSError: if the process ends before it starts a video.
     """
-    while not build.summary(index).exists() and not _make_in_pool(build, [index], 1, skip, report):
+    while not build.summary(index).exists() and (cause := _make_in_pool(build, [index], 1, skip, report)):
         if not build.current(index).exists():
-            raise OSError(f"the process of shard {index} ended before it started a video; check the memory")
-        skip.add(build.current(index).read_text())
+            raise OSError(f"the process of shard {index} ended before it started a video ({cause})")
+        skip[build.current(index).read_text()] = f"its decoder crashed the process ({cause})"
 
 
 class MonotonicProgress:
@@ -87,22 +87,25 @@ def _from_here(build: VideoBuild, progress: MonotonicProgress) -> Callable[[floa
 
 
 def _make_in_pool(
-    build: VideoBuild, shards: list[int], workers: int, skip: set[str], report: Callable[[float], None]
-) -> bool:
-    """Makes the shards in new processes; returns False if one of these was killed or crashed."""
+    build: VideoBuild, shards: list[int], workers: int, skip: dict[str, str], report: Callable[[float], None]
+) -> str:
+    """Makes the shards in new processes; returns "", or the cause if one of these was killed or crashed."""
     context = multiprocessing.get_context("spawn")
     done = context.Value("d", 0.0)
     receiver, sender = context.Pipe(duplex=False)
     pool = ProcessPoolExecutor(min(workers, len(shards)), context, _initialize, (done, receiver))
+    processes: dict[int, Any] = {}
     try:
-        pending = {pool.submit(_make_shard, build, index, frozenset(skip)) for index in shards}
+        pending = {pool.submit(_make_shard, build, index, dict(skip)) for index in shards}
+        processes |= pool._processes
         while pending:
             finished, pending = wait(pending, 0.5, FIRST_EXCEPTION)
             report(done.get_obj().value)  # without the lock, which a crashed process may still hold
             for future in finished:
                 future.result()
     except BrokenProcessPool:
-        return False
+        pool.shutdown(cancel_futures=True)  # waits for the exit codes
+        return crash_cause(process.exitcode for process in processes.values())
     except BaseException:
         sender.close()  # ends the processes of this pool only
         raise
@@ -110,17 +113,17 @@ def _make_in_pool(
         pool.shutdown(cancel_futures=True)
         sender.close()
         receiver.close()
-    return True
+    return ""
 
 
 def _initialize(done: Any, parent: Any) -> None:
     global _videos_done
     _videos_done = done
     cv2.setNumThreads(1)
-    _leave_with_parent(parent)
+    end_with_parent(parent)
 
 
-def _make_shard(build: VideoBuild, index: int, skip: frozenset[str]) -> None:
+def _make_shard(build: VideoBuild, index: int, skip: dict[str, str]) -> None:
     make_shard(build, index, skip, _tick)
 
 

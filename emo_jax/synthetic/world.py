@@ -25,7 +25,7 @@ from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import APPEARANCE_NAMES, Identity
 from emo_jax.synthetic.rendering import face_box, mouth_box, nose_tip, render
 from emo_jax.synthetic.voices import LANGUAGES, Speaker, mouth_track, synthesise
-from emo_jax.workers import ordered
+from emo_jax.workers import map_in_order
 
 __all__ = [
     "APPEARANCE_NAMES",
@@ -259,7 +259,7 @@ def prepare_synthetic(
     first = 2 * seed * SPLIT_SEEDS
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:
-        return _with_progress(ordered(make, range(start, start + count), workers), count, name)
+        return _with_progress(map_in_order(make, range(start, start + count), workers), count, name)
 
     write_records(
         output,

@@ -19,6 +19,7 @@ from emo_jax.preparation.video_records import Settings
 from emo_jax.preparation.video_shards import VideoBuild, make_shard, publish_records
 from emo_jax.preparation.workers import make_shard_isolated, make_shards
 from emo_jax.progress import Progress
+from emo_jax.workers import crash_cause
 from tests.preparation.conftest import SMALL
 
 COMMAND = ("--size", "64", "--min-seconds", "1", "--min-face", "40")
@@ -163,7 +164,7 @@ def test_error_ends_only_the_processes_of_its_pool(videos, tmp_path):
     assert build.begin() and build.shard_videos(text)[0][1] == "1b.txt"
     build.data(text).mkdir()  # obstructs the finished shard
     with ThreadPoolExecutor(2) as threads:
-        fails, works = (threads.submit(make_shard_isolated, build, index, set()) for index in (text, video))
+        fails, works = (threads.submit(make_shard_isolated, build, index, {}) for index in (text, video))
     assert isinstance(fails.exception(), OSError)
     assert works.exception() is None and json.loads(build.summary(video).read_text())["videos"][0]["records"] == 1
 
@@ -175,10 +176,17 @@ class CrashingName(str):
         os._exit(9)
 
 
-def build_with_crash(videos, output, max_shards):
+class BusErrorName(str):
+    """Name of a video whose process is ended by a write to shared memory that is full."""
+
+    def encode(self, *_):
+        os.kill(os.getpid(), signal.SIGBUS)
+
+
+def build_with_crash(videos, output, max_shards, name_type=CrashingName):
     """Returns a build in which the video 1.mp4 crashes its process."""
     build = make_build(videos, output, max_shards)
-    names = tuple((path, CrashingName(name) if name == "1.mp4" else name) for path, name in build.videos)
+    names = tuple((path, name_type(name) if name == "1.mp4" else name) for path, name in build.videos)
     return VideoBuild(build.target, names, build.settings, max_shards)
 
 
@@ -194,3 +202,12 @@ def test_video_that_crashes_its_process_is_rejected(videos, tmp_path):
     videos = outcomes(build)
     assert "crashed" in videos["1.mp4"]["reason"]
     assert [videos[name]["records"] for name in ("0.mp4", "1.mp4", "2.mp4")] == [1, 0, 1]
+
+
+def test_full_shared_memory_is_named(videos, tmp_path):
+    build = build_with_crash(videos, tmp_path / "out", 256, BusErrorName)
+    assert build.begin() and build.shard_videos(1)[0][1] == "1.mp4"
+    make_shard_isolated(build, 1, {})
+    [outcome] = json.loads(build.summary(1).read_text())["videos"]
+    assert "/dev/shm" in outcome["reason"] and "--shm-size" in outcome["reason"]
+    assert crash_cause([0, -signal.SIGTERM, -signal.SIGSEGV]) == "SIGSEGV"

@@ -19,7 +19,7 @@ from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import APPEARANCE_NAMES, Identity
 from emo_jax.synthetic.rendering import face_box, mouth_box, nose_tip, render
 from emo_jax.synthetic.world import Track
-from emo_jax.workers import ordered
+from emo_jax.workers import map_in_order
 
 SIZE = 96
 
@@ -186,7 +186,7 @@ def test_prepare_writes_two_splits_with_other_people(tmp_path):
 
 
 def test_workers_keep_the_order():
-    assert list(ordered(abs, range(-6, 0), 2)) == list(ordered(abs, range(-6, 0), 1))
+    assert list(map_in_order(abs, range(-6, 0), 2)) == list(map_in_order(abs, range(-6, 0), 1))
 
 
 def negative_or_killed(seed):
@@ -196,16 +196,16 @@ def negative_or_killed(seed):
 
 
 def test_a_worker_that_is_killed_is_one_line():
-    made = ordered(negative_or_killed, range(8), 2)
+    made = map_in_order(negative_or_killed, range(8), 2)
     assert next(made) == 0
-    with pytest.raises(OSError, match="worker process ended, .*fewer --workers") as caught:
+    with pytest.raises(OSError, match="SIGKILL.*fewer workers") as caught:
         list(made)
     assert "\n" not in str(caught.value) and not multiprocessing.active_children()
 
 
 def test_records_are_not_made_long_before_they_are_wanted_and_no_worker_stays():
     seeds = itertools.count()
-    made = ordered(abs, seeds, 2)
+    made = map_in_order(abs, seeds, 2)
     assert [next(made) for _ in range(3)] == [0, 1, 2]
     assert multiprocessing.active_children() and next(seeds) <= 3 + 2 * 2
     made.close()  # as an interruption does
