@@ -39,6 +39,7 @@ autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # otherwise the fields of a NamedTuple are described twice
 
 
 def write_cli_page(app: Sphinx) -> None:

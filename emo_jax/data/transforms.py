@@ -124,7 +124,7 @@ def crop(frames: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.
       image_size: (height, width) of the result.
 
     Returns:
-      (frames, *image_size, 3) uint8.
+      Frames of that size, uint8 (frames, height, width, 3).
     """
     top, left, height, width = window
     if (height, width) == tuple(image_size):
