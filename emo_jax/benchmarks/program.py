@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.benchmarks.timing import median_seconds
 from emo_jax.models.emo import build
-from emo_jax.planning.plan import compiled as compile_plan
-from emo_jax.planning.plan import count
+from emo_jax.planning.plan import compile_program, count_program
 
 CLIPS = 1
 
@@ -35,8 +34,8 @@ def measure(config: ConfigDict, kind: str, rounds: int = 20) -> list[dict]:
     config = config.copy_and_resolve_references().unlock()
     config.train.batch_size = CLIPS
     device = jax.devices()[0]
-    plan, program = count(config, [device], f"{device.platform}:1", kind)
-    plan = compile_plan(plan, program, device)
+    plan, program = count_program(config, [device], f"{device.platform}:1", kind)
+    plan = compile_program(plan, program, device)
     compiled = program.lower().compile()
     arguments = [jax.tree.map(_fill, argument) for argument in program.lower.args]
 

@@ -1,27 +1,24 @@
-"""`emo plan`: whether a program fits the chips of a TPU slice, and how fast it can be there, before it is paid for.
+"""Plans a training or denoising step: its memory and FLOPs from shapes, and what the compiler and the roofline add.
 
-emo plan --config configs/base.py:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \\
-    --config.train.batch_size=16
-
-compiles the training step of the config's stage for that slice, by the compiler of its chips (extra: tpu), without a
-chip and without a number of the model in memory; `--program denoise` one guided denoising step of `emo generate`.
-With `--composed` the step is not compiled in one, which takes 20 minutes and 20 GB at full size, but every kind of its
-blocks once, and what they need is added up. What shapes alone tell is printed within a minute, and is all with
-`--no-compile`. What was compiled once is read from the cache. Exit status 1: it does not fit.
+Nothing is placed on a device and no weight is computed. `count_program` traces; `compile_program` compiles for the
+chips of the topology, in one piece or composed of parts (see `composed`).
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from jax.extend.core import Jaxpr
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from emo_jax.data.pipeline import element_spec
 from emo_jax.diffusion.guidance import guidance_mode
@@ -33,8 +30,8 @@ from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
 from emo_jax.ops.attention import traced_for
-from emo_jax.planning.compile_stats import EFFORT, SLICES_EFFORT, told_by_compiler
-from emo_jax.planning.composed import compose, parts_of_step
+from emo_jax.planning.compile_stats import EFFORT, SLICES_EFFORT, compile_stats
+from emo_jax.planning.composed import Part, compose, parts_of_step
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import roofline
 from emo_jax.planning.topologies import find_devices
@@ -43,13 +40,21 @@ from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
+Plan = dict[str, Any]
+"""What is known of a program on its devices, as `emo plan --output` writes it; see `count_program`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program that was counted: `lower()` lowers it whole, `parts()` makes its composed.Parts, if it has any."""
+    """A program that has been counted.
 
-    lower: Any
-    parts: Any = None
+    Attributes:
+        lower: lowers it in one piece.
+        parts: returns the parts it is composed of; None if it cannot be composed.
+    """
+
+    lower: Callable[[], Any]
+    parts: Callable[[], list[Part]] | None = None
 
 
 def run_plan(
@@ -87,101 +92,126 @@ def run_plan(
     # Locations of traces would put the path of this checkout into a kernel's text, and so into its cache key.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     devices = find_devices(topology, slices)
-    result, counted = count(config, devices, topology, program)
+    result, counted = count_program(config, devices, topology, program)
     print("\n".join(counted_lines(result)), flush=True)
     if compile and result["fits"] is None:
-        result = compiled(result, counted, devices[0], composed)
+        result = compile_program(result, counted, devices[0], composed)
         print("\n".join(compiled_lines(result)))
     if output:
         write_text(output, json.dumps(result, indent=1) + "\n")
     return 0 if result["fits"] is not False else 1
 
 
-def count(config, devices, topology, program="step"):
-    """What shapes tell of one program on the devices, and the Program.
+def count_program(
+    config: ConfigDict, devices: Sequence[jax.Device], topology: str, program: str = "step"
+) -> tuple[Plan, Program]:
+    """Counts memory and FLOPs of a program from shapes.
+
+    Args:
+        config: the full config.
+        devices: the devices of the topology.
+        topology: its name.
+        program: one of PROGRAMS.
 
     Returns:
-        (dict, Program). Its `bytes` are those that a chip holds, by part, `held` their sum, `flops` the useful ones of
-        all chips, `computed` those and what memory has them do anew, `activations` the bytes that a chip keeps for the
-        backward pass, `rounds` how often the program goes through the networks. `fits` is False where the parts alone
-        are too much for a chip, else None.
+        The plan and the program. In the plan, `bytes` has the bytes of each kind of array, on a chip (`held`) and in
+        total (`whole`); `held` is their sum on a chip; `activations` the bytes that a chip keeps for the backward
+        pass; `flops` the useful FLOPs of all chips, `computed` those with recomputation; `rounds` how often the
+        program runs the networks; `idle` the number of unused chips. `fits` is False if `held` exceeds a chip's
+        memory, otherwise None.
     """
-    with _told("tracing"):
-        made, sizes, work = PROGRAMS[program](config, devices)
+    config = FrozenConfigDict(config)
+    with _progress("tracing"):
+        counted, sizes, work = PROGRAMS[program](config, devices)
     kind, memory = devices[0].device_kind, _memory(devices[0])
-    found = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory) | work
-    found["slices"] = len({getattr(device, "slice_index", None) for device in devices})
-    found["chips"] = math.prod(found["mesh"].values())
-    found["idle"] = len(devices) - found["chips"]
-    found["bytes"] = sizes
-    found["held"] = sum(size["held"] for size in sizes.values())
-    found["fits"] = False if memory is not None and found["held"] > memory else None
-    if limits := roofline(kind, found["chips"], found["flops"], found["computed"], 0, 0):
-        found["roofline"] = dict(compute=limits.compute)
-    return found, made
+    plan = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory) | work
+    plan["slices"] = len({getattr(device, "slice_index", None) for device in devices})
+    plan["chips"] = math.prod(plan["mesh"].values())
+    plan["idle"] = len(devices) - plan["chips"]
+    plan["bytes"] = sizes
+    plan["held"] = sum(size["held"] for size in sizes.values())
+    plan["fits"] = False if memory is not None and plan["held"] > memory else None
+    if limits := roofline(kind, plan["chips"], plan["flops"], plan["computed"], 0, 0):
+        plan["roofline"] = dict(compute=limits.compute)
+    return plan, counted
 
 
-def compiled(found, program, device, composed=False):
-    """The same with what the compiler tells: the `peak` of a chip's memory, collectives, and the Roofline.
+def compile_program(plan: Plan, program: Program, device: jax.Device, composed: bool = False) -> Plan:
+    """Compiles a program and returns the plan with what the compiler reports, and the roofline.
 
-    `peak` is the compiler's and the weights that the program does not read, `unread`: other programs do. Where it is
-    `composed` it is the sum of what a chip holds, activations, gradients, and temporaries of the part with most, and
-    `fits` is None where that is too near to the chip's memory to tell.
+    Args:
+        plan: of `count_program`.
+        program: of `count_program`.
+        device: one of the devices.
+        composed: compile the parts and add them up, instead of the program in one piece.
+
+    Returns:
+        The plan with the fields of `compile_stats` and `roofline`. `peak` includes `unread`, the weights that the
+        program does not read but that stay in memory for other programs. A composed peak is the sum of what a chip
+        holds, activations, gradients, and the temporaries of the largest part; `fits` is then None if that is too
+        close to the chip's memory to decide.
     """
-    found = found | (_composed if composed else _whole)(program, found, device)
-    if found["peak"] is not None:
-        found["peak"] += found.get("unread", 0)
-    memory, kind = found["memory"], found["kind"]
-    found["fits"] = None if memory is None else found["peak"] is not None and found["peak"] <= memory
-    if composed and found["peak"] is not None and memory and memory / SPREAD < found["peak"] < memory * SPREAD:
-        found["fits"] = None
-    sent = {False: 0, True: 0}  # within the slice, and to others
-    for row in found["collectives"]:  # of which the compiler counts a loop's once
-        sent[row["network"]] += row["sent"] * (found["rounds"] if row["looped"] else 1)
-    moved = found["rounds"] * (found["accessed"] or 0), *sent.values()
-    limits = roofline(kind, found["chips"], found["flops"], found["computed"], *moved)
-    if found["accessed"] and limits:
-        found["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
-        if sent[True]:
-            found["roofline"]["network"] = limits.network or None
-        for name in ("overlapped", "in_turn"):
-            seconds = getattr(limits, name)
-            row = dict(seconds=seconds, mfu=limits.utilisation(seconds), clips=found["clips"] / seconds)
-            if "input" in found:
-                row["input"] = found["input"] / seconds
-            found["roofline"][name] = row
-    return found
+    plan = plan | (_compile_parts if composed else _compile_whole)(program, plan, device)
+    if plan["peak"] is not None:
+        plan["peak"] += plan.get("unread", 0)
+    plan["fits"] = _fits(plan["peak"], plan["memory"], composed)
+    sent = {False: 0, True: 0}  # bytes within the slice, and to other slices
+    for row in plan["collectives"]:  # the compiler counts the body of a loop once
+        sent[row["network"]] += row["sent"] * (plan["rounds"] if row["looped"] else 1)
+    traffic = plan["rounds"] * (plan["accessed"] or 0), *sent.values()
+    limits = roofline(plan["kind"], plan["chips"], plan["flops"], plan["computed"], *traffic)
+    if not (plan["accessed"] and limits):
+        return plan
+    plan["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
+    if sent[True]:
+        plan["roofline"]["network"] = limits.network or None
+    for name in ("overlapped", "in_turn"):
+        seconds = getattr(limits, name)
+        row = dict(seconds=seconds, mfu=limits.utilisation(seconds), clips=plan["clips"] / seconds)
+        if "input" in plan:
+            row["input"] = plan["input"] / seconds
+        plan["roofline"][name] = row
+    return plan
 
 
-def _memory(device):
-    """Bytes that JAX may take of a device: what it tells itself, else the data sheet's; None where neither is known."""
-    stats = device.memory_stats() if device.platform == "gpu" else None  # a TPU's are descriptions alone
+def _fits(peak: float | None, memory: float | None, composed: bool) -> bool | None:
+    if memory is None:
+        return None
+    if composed and peak is not None and memory / SPREAD < peak < memory * SPREAD:
+        return None
+    return peak is not None and peak <= memory
+
+
+def _memory(device: jax.Device) -> float | None:
+    """Returns the bytes of a device that JAX may use: as it reports, else the data sheet's, else None."""
+    stats = device.memory_stats() if device.platform == "gpu" else None  # a TPU is only described
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     chip = chip_of(device.device_kind)
     return None if chip is None else chip.memory
 
 
-def _step(config, devices):
-    """(Program of the training step, bytes a chip holds by part, what all chips have to do)."""
+def _step(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
+    """Returns the training step, its bytes by kind of array, and the other fields of the plan."""
     stage, train = get_stage(config.train.stage), config.train
     emo = build(config)
     mesh = make_mesh(**train.mesh, clips=stage.video, devices=list(devices))
     check_mesh(mesh, config)
     state = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
-    placed = state_sharding(mesh, state)
+    placement = state_sharding(mesh, state)
     spec = element_spec(clip_of(config, stage), train.batch_size)
     batch = {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()}
-    shards = {name: jax.tree.map(lambda _: batch_sharding(mesh), array) for name, array in batch.items()}
-    parts = {"batch": (batch, shards)}
+    batch_placement = {name: jax.tree.map(lambda _: batch_sharding(mesh), array) for name, array in batch.items()}
+    arrays = {"batch": (batch, batch_placement)}
     for name in ("trained", "frozen", "ema", "opt_state"):
-        parts[name] = getattr(state, name), getattr(placed, name)
-    sizes = {name: dict(held=_held(*part), whole=_held(part[0])) for name, part in parts.items()}
+        arrays[name] = getattr(state, name), getattr(placement, name)
+    sizes = {name: dict(held=_bytes(*pair), whole=_bytes(pair[0])) for name, pair in arrays.items()}
     shares = math.prod(mesh.shape[name] for name in ("data", "fsdp", "frame")) * train.accumulate
     with traced_for(devices[0].platform):
-        kept = step_activations(emo, config, state, batch) * train.batch_size / shares
-    work = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_held(batch), activations=kept)
+        activations = step_activations(emo, config, state, batch) * train.batch_size / shares
+    work = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_bytes(batch), activations=activations)
     work["rounds"] = train.accumulate
+    # Without donation the new state lies beside the old one.
     work["second"] = 0 if train.donate else sum(sizes[name]["held"] for name in ("trained", "ema", "opt_state"))
     work["flops"] = step_flops(emo, config, state, batch)
     work["computed"] = computed_flops(emo, config, state, batch)
@@ -189,8 +219,8 @@ def _step(config, devices):
     return Program(lower, functools.partial(parts_of_step, emo, config, mesh, state, batch)), sizes, work
 
 
-def _denoise(config, devices):
-    """The same of one guided denoising step of one clip, its passes and frames shared over the devices."""
+def _denoise(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
+    """Returns the same of a guided denoising step of one clip, its passes and frames split over the devices."""
     emo = build(config)
     f, n, m = config.clip.frames, config.clip.motion_frames, config.clip.audio_window
     scales = config.sampling.reference_scale, config.sampling.audio_scale
@@ -213,74 +243,79 @@ def _denoise(config, devices):
             location=emo.location(params, batch["mask"]),
         )
 
-    def step(params, x, t, conditions):
+    def step(params: Any, x: jax.Array, t: jax.Array, conditions: Conditions) -> jax.Array:
         return guided_denoiser(emo, params, conditions, mode, scales)(x, t)
 
     conditions = jax.eval_shape(known, params, spec)
     latents = jax.ShapeDtypeStruct((1, f, *emo.latent_shape), np.float32)
     times = jax.ShapeDtypeStruct((1,), np.int32)
-    given = params, latents, times, conditions
+    arguments = params, latents, times, conditions
     with traced_for("cpu"):
-        jaxpr = jax.make_jaxpr(step)(*given).jaxpr
-    whole = replicated(mesh)
-    jitted = jax.jit(traced_for_mesh(mesh, step), in_shardings=whole, out_shardings=whole)
-    sizes = {
-        name: dict(held=_held(tree), whole=_held(tree))
-        for name, tree in (("weights", params), ("conditions", conditions))  # weights of all parts, used here or not
+        jaxpr = jax.make_jaxpr(step)(*arguments).jaxpr
+    everywhere = replicated(mesh)
+    jitted = jax.jit(traced_for_mesh(mesh, step), in_shardings=everywhere, out_shardings=everywhere)
+    sizes = {  # weights of all parts, whether this program reads them or not
+        name: dict(held=_bytes(tree), whole=_bytes(tree))
+        for name, tree in (("weights", params), ("conditions", conditions))
     }
     flops = jaxpr_flops(jaxpr)
     work = dict(mesh=dict(mesh.shape), clips=1, rounds=1, flops=flops, computed=flops)
-    work["unread"] = _unread(jaxpr, params)
-    return Program(functools.partial(jitted.lower, *given)), sizes, work
+    work["unread"] = _unread_bytes(jaxpr, params)
+    return Program(functools.partial(jitted.lower, *arguments)), sizes, work
 
 
 SPREAD = 1.4
-"""Error of a composed sum: complete steps had peaks of 0.8 (small, on CPUs) to 1.3 times it (docs/benchmarks.md)."""
-PROGRAMS = {"step": _step, "denoise": _denoise}
-"""{name: function of (config, devices)}."""
+"""How far off a composed peak may be: 0.8 (small steps, on CPUs) to 1.3 times the step in one piece
+(docs/benchmarks.md)."""
+PROGRAMS: Mapping[str, Callable[..., tuple[Program, dict[str, Any], dict[str, Any]]]] = {
+    "step": _step,
+    "denoise": _denoise,
+}
+"""The programs that can be planned: {name: function of (config, devices)}."""
 
 
-def _unread(jaxpr, first):
-    """Bytes of those arrays of a program's first argument that it does not look at."""
+def _unread_bytes(jaxpr: Jaxpr, first: Any) -> int:
+    """Counts the bytes of those arrays in a program's first argument that it does not read."""
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     leaves = jax.tree.leaves(first)
-    return _held([leaf for leaf, variable in zip(leaves, jaxpr.invars, strict=False) if id(variable) not in read])
+    return _bytes([leaf for leaf, variable in zip(leaves, jaxpr.invars, strict=False) if id(variable) not in read])
 
 
-def _held(tree, placed=None):
-    """Bytes of a tree of shapes, those on one device if it is told how they are placed."""
+def _bytes(tree: Any, placement: Any = None) -> int:
+    """Counts the bytes of a tree of shapes; those on one device if a tree of shardings is given."""
     leaves = jax.tree.leaves(tree)
-    spots = jax.tree.leaves(placed) if placed is not None else [None] * len(leaves)
-    shapes = [a.shape if spot is None else spot.shard_shape(a.shape) for a, spot in zip(leaves, spots, strict=True)]
+    shardings = jax.tree.leaves(placement) if placement is not None else [None] * len(leaves)
+    pairs = zip(leaves, shardings, strict=True)
+    shapes = [a.shape if sharding is None else sharding.shard_shape(a.shape) for a, sharding in pairs]
     return sum(math.prod(shape) * jnp.dtype(a.dtype).itemsize for shape, a in zip(shapes, leaves, strict=True))
 
 
-def _whole(program, found, device):
-    with _told("tracing"), traced_for(device.platform):
+def _compile_whole(program: Program, plan: Plan, device: jax.Device) -> dict[str, Any]:
+    with _progress("tracing"), traced_for(device.platform):
         lowered = program.lower()
-    with _told("compiling"):
-        return told_by_compiler(lowered, found["topology"], device, EFFORT if found["slices"] == 1 else SLICES_EFFORT)
+    with _progress("compiling"):
+        return compile_stats(lowered, plan["topology"], device, EFFORT if plan["slices"] == 1 else SLICES_EFFORT)
 
 
-def _composed(program, found, device):
+def _compile_parts(program: Program, plan: Plan, device: jax.Device) -> dict[str, Any]:
     with traced_for(device.platform):
-        with _told("tracing"):
+        with _progress("tracing"):
             parts = program.parts()
-        told = compose(parts, found["rounds"], found["topology"], device)
-    if "temporaries" in told:
-        gradients = found["bytes"]["trained"]["held"]
-        told["gradients"] = gradients
-        told["peak"] = found["held"] + found["activations"] + gradients + found["second"] + told["temporaries"]
-        if found["rounds"] > 1:
-            told["accessed"] += 3 * gradients  # each round's are added to the others'
-    return told
+        stats = compose(parts, plan["rounds"], plan["topology"], device)
+    if "temporaries" in stats:
+        gradients = plan["bytes"]["trained"]["held"]
+        stats["gradients"] = gradients
+        stats["peak"] = plan["held"] + plan["activations"] + gradients + plan["second"] + stats["temporaries"]
+        if plan["rounds"] > 1:
+            stats["accessed"] += 3 * gradients  # reading two and writing one, to add a round's to the sum
+    return stats
 
 
-def _told(what):
-    """Within it, every half minute says that it is still at it."""
+def _progress(what: str) -> contextlib.AbstractContextManager[None]:
+    """Prints every half minute that its body is still running."""
     started = time.monotonic()
 
-    def tell():
+    def report() -> None:
         print(f"plan: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-    return meanwhile(tell, every=30)
+    return meanwhile(report, every=30)

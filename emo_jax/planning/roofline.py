@@ -1,8 +1,9 @@
-"""What a compiled program moves between chips, and how fast a step can be at best on chips of known speeds."""
+"""The collectives of a compiled program, and the roofline of a step from the chips' data sheets."""
 
 import dataclasses
 import math
 import re
+from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
 
@@ -13,10 +14,15 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective of a compiled program: kind, dtype, bytes of its result on one chip, chips that take part.
+    """One collective operation of a compiled program.
 
-    network: it crosses the network between TPU slices; the chips that take part are then one of each slice.
-    looped: it stands in a loop.
+    Attributes:
+        kind: one of KINDS.
+        dtype: HLO's name of the element type, such as 'bf16'.
+        size: bytes of the result on one chip.
+        group: number of chips that take part; between slices, one chip of each.
+        network: whether it crosses the network between TPU slices.
+        looped: whether it stands in a loop.
     """
 
     kind: str
@@ -27,37 +33,42 @@ class Collective:
     looped: bool = False
 
     @property
-    def sent(self):
-        """Bytes that a chip sends, by ring algorithms (Thakur et al. 2005)."""
+    def sent(self) -> float:
+        """Bytes that a chip sends with a ring algorithm (Thakur et al. 2005)."""
         share = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * share, "reduce-scatter": self.group - 1, "collective-permute": 1}
         return self.size * factor.get(self.kind, share)
 
 
-def collectives(program):
-    """The collectives of a compiled program's text (HLO), each as often as it stands there; loops count once.
+def collectives(program: str) -> list[Collective]:
+    """Parses the collectives of a compiled program; one inside a loop is listed once.
 
-    An all-reduce and a slice that XLA for TPU has fused, which it calls all-reduce-scatter, are a reduce-scatter. One
-    that it has fused with what runs meanwhile stands there several times, as links of a chain, and counts once. What
-    goes to other slices stands there as sends to the host.
+    XLA for TPU writes some collectives in other ways, which are mapped back: a fusion named all-reduce-scatter is a
+    reduce-scatter; a collective fused with concurrent work appears several times, as links of a chain, and is listed
+    once; traffic between slices appears as sends to the host.
+
+    Args:
+        program: HLO text, as `compiled.as_text()` returns it.
     """
-    found, calls, bodies, chains, inside = [], {}, set(), set(), ""
+    found: list[tuple[str, Collective | None]] = []
+    calls: dict[str, list[str]] = {}
+    bodies, chains, computation = set(), set(), ""
     for line in _LINES.finditer(program):
         if line["computation"]:
-            inside = line["computation"]
+            computation = line["computation"]
         elif line["called"]:
             called = re.findall(r"[\w.-]+", line["called"])
-            calls.setdefault(inside, []).extend(called)
+            calls.setdefault(computation, []).extend(called)
             bodies.update(called if line["how"] == "body" else ())
         elif line["operand"]:
-            found.append((inside, _between_slices(line)))
+            found.append((computation, _between_slices(line)))
         else:
             if chain := re.search(r'(channel_id=\d+).*(chain_id="\d+")', line["rest"]):
                 if chain.groups() in chains:
                     continue
                 chains.add(chain.groups())
-            found.append((inside, _within_a_slice(line, inside.startswith("all-reduce-scatter"))))
-    looped = _reached(bodies, calls)
+            found.append((computation, _within_slice(line, computation.startswith("all-reduce-scatter"))))
+    looped = _reachable(bodies, calls)
     return [dataclasses.replace(one, looped=where in looped) for where, one in found if one]
 
 
@@ -71,13 +82,13 @@ _LINES = re.compile(
 )
 
 
-def _within_a_slice(line, fused):
+def _within_slice(line: re.Match[str], fused: bool) -> Collective | None:
     results = arrays(line["results"])
     if not results:
         return None
-    kind, group = line["kind"], _group(line["rest"])
+    kind, group = line["kind"], _group_size(line["rest"])
     name, size = results[0][0], sum(size for _, size in results)
-    if line["start"]:  # what starts and is waited for later has operand and result side by side
+    if line["start"]:  # an asynchronous collective lists its operand beside its result
         pick = min if kind == "reduce-scatter" else max
         name, size = pick(results, key=lambda a: a[1])
     if fused and kind == "all-reduce":
@@ -85,37 +96,38 @@ def _within_a_slice(line, fused):
     return Collective(kind, name, size, group)
 
 
-def _between_slices(line):
+def _between_slices(line: re.Match[str]) -> Collective | None:
     operands = arrays(line["operand"])
     if not operands:
         return None
     name, size = operands[0]  # a send has one
-    slices = re.search(r"\{([\d,]+)\}", line["target"])  # or a pair of chips: {{100000->200000},...}
+    slices = re.search(r"\{([\d,]+)\}", line["target"])  # otherwise a pair of chips: {{100000->200000},...}
     group = slices[1].count(",") + 1 if slices else 2
     kind = "collective-permute" if line["transfer"] == "ONE_TO_ONE" else line["transfer"].lower().replace("_", "-")
     result = {"all-gather": size * group, "reduce-scatter": size // group}.get(kind, size)
     return Collective(kind, name, result, group, network=True)
 
 
-def _reached(starts, calls):
-    """The computations that are called from some, by way of others too, and these."""
-    reached, ahead = set(), list(starts)
-    while ahead:
-        name = ahead.pop()
+def _reachable(starts: Iterable[str], calls: Mapping[str, list[str]]) -> set[str]:
+    """Returns the computations that are called from `starts`, directly or not, and `starts` themselves."""
+    reached: set[str] = set()
+    pending = list(starts)
+    while pending:
+        name = pending.pop()
         if name not in reached:
             reached.add(name)
-            ahead += calls.get(name, ())
+            pending += calls.get(name, ())
     return reached
 
 
-def arrays(types):
-    """(dtype, bytes) of each array that a piece of HLO names, such as 'bf16[16,320]{1,0}'; empty ones left out."""
-    found = []
+def arrays(types: str) -> list[tuple[str, int]]:
+    """Parses HLO types such as 'bf16[16,320]{1,0}' into (dtype, bytes) of each array; empty arrays are left out."""
+    parsed = []
     for name, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", types):
         size = math.prod(int(n) for n in dims.split(",") if n)
         if name in _TYPES and size:
-            found.append((name, size * jnp.dtype(_TYPES[name]).itemsize))
-    return found
+            parsed.append((name, size * jnp.dtype(_TYPES[name]).itemsize))
+    return parsed
 
 
 _TYPES = dict(
@@ -124,24 +136,30 @@ _TYPES = dict(
 )  # fmt: skip
 
 
-def _group(rest):
-    """Chips in each group of replica_groups={{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}; 2 for pairs."""
-    if found := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
-        return int(found[2])
-    found = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
-    return len(found[1].split(",")) if found else 2
+def _group_size(rest: str) -> int:
+    """Parses the number of chips of a replica group; 2 for the pairs of a collective-permute.
+
+    Groups are written {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}.
+    """
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(match[2])
+    match = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    return len(match[1].split(",")) if match else 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least seconds of a step by each of what can hold it up (Williams et al. 2009), and what follows.
+    """Lower bounds of a step's time in seconds, one per resource (Williams et al. 2009).
 
-    useful: useful FLOPs at the chips' bfloat16 peak. compute: those and what is computed anew. memory: bytes that a
-    chip reads and writes. links, network: bytes that it sends within its slice, and to others. What moves while the
-    chip computes costs nothing more: `overlapped`; what does not: `in_turn`.
+    Attributes:
+        useful: model FLOPs at the chips' bfloat16 peak.
+        compute: the same with recomputation.
+        memory: bytes that a chip reads from and writes to its memory.
+        links: bytes that a chip sends within its slice.
+        network: bytes that a chip sends to other slices.
     """
 
     useful: float
@@ -151,27 +169,36 @@ class Roofline:
     network: float = 0.0
 
     @property
-    def overlapped(self):
+    def overlapped(self) -> float:
+        """Seconds of a step whose collectives are hidden behind compute."""
         return max(self.compute, self.memory, self.links, self.network)
 
     @property
-    def in_turn(self):
+    def in_turn(self) -> float:
+        """Seconds of a step whose collectives run one after the other, and not during compute."""
         return max(self.compute, self.memory) + self.links + self.network
 
-    def utilisation(self, seconds):
-        """Share of the peak that useful FLOPs make of a step of so many seconds (MFU)."""
+    def utilisation(self, seconds: float) -> float:
+        """Returns the model FLOP utilisation (MFU) of a step that takes `seconds`."""
         return self.useful / seconds
 
 
-def roofline(kind, chips, flops, computed, accessed, sent, abroad=0):
-    """The Roofline of a step of `flops`, `computed` with what memory has it do anew, on so many chips of a kind.
+def roofline(
+    kind: str, chips: int, flops: float, computed: float, accessed: float, sent: float, sent_abroad: float = 0
+) -> Roofline | None:
+    """Computes the roofline of a step, or None if the data sheet of the chips is not known.
 
-    `accessed`, `sent` and `abroad`, which goes to other slices, are bytes of each chip.
-
-    None where the kind is not among CHIPS. A network whose speed no data sheet tells takes no time.
+    Args:
+        kind: device kind, such as 'TPU v5 lite'.
+        chips: number of chips.
+        flops: model FLOPs of all chips.
+        computed: FLOPs of all chips with recomputation.
+        accessed: bytes of memory traffic of each chip.
+        sent: bytes that each chip sends within its slice.
+        sent_abroad: bytes that each chip sends to other slices; they take no time if the network's speed is unknown.
     """
     chip = chip_of(kind)
     if chip is None or chip.bandwidth is None or chip.links is None:
         return None
-    rate, network = chips * chip.flops, abroad / chip.network if chip.network else 0.0
+    rate, network = chips * chip.flops, sent_abroad / chip.network if chip.network else 0.0
     return Roofline(flops / rate, computed / rate, accessed / chip.bandwidth, sent / chip.links, network)

@@ -1,1 +1,1 @@
-"""Stages, state, losses, the jitted step and checkpoints."""
+"""Training: the stages, their losses, the jitted step, the loop, metrics and sample videos."""

@@ -1,51 +1,68 @@
-"""Records encoded once by the VAE (and wav2vec 2.0), so that training need not do it in every step.
+"""Checks that stored latents were made by the encoders of the run that reads them."""
 
-Every process encodes shards of its own on its own devices; a shard that is there is never made again.
-"""
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float
+from ml_collections import ConfigDict
 
 from emo_jax.data import latents
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import replicated
+from emo_jax.models.emo import EMO
 from emo_jax.models.parts import ENCODERS
 
-TOLERANCE = 5e-3  # of their mean magnitudes: bfloat16 moves these by less, another network by more
+TOLERANCE = 5e-3
+"""Relative difference between mean magnitudes above which parameters differ; rounding to bfloat16 stays below it."""
 
 
-def check_encoders(sources, emo, mesh, flat):
-    """Checks that the latents among the sources of a run were made by the encoders that it has.
+def check_encoders(sources: Sequence[object], emo: EMO, mesh: Mesh, flat: Mapping[str, ArrayLike]) -> None:
+    """Checks that the latents among a run's sources were encoded by this run's VAE and wav2vec 2.0.
+
+    `emo prepare latents` stores the mean magnitude of every encoder parameter; they are compared with this run's.
 
     Args:
-        sources: of data.pipeline.open_sources. flat: the run's params {path: array}, as they lie on the mesh.
+        sources: the sources of `data.pipeline.open_sources`; records are skipped.
+        emo: the networks.
+        mesh: the mesh that `flat` is placed on.
+        flat: the run's parameters {path: array}.
 
     Raises:
-        ValueError: they were not, or the stage trains on pictures.
+        ValueError: other shapes, layers or weights than this run's, or a stage that trains on pixels.
     """
-    config, sources = emo.config, [source for source in sources if isinstance(source, latents.LatentSource)]
-    if not sources:
+    stored = [source for source in sources if isinstance(source, latents.LatentSource)]
+    if not stored:
         return
-    where, layout = sources[0].directory, sources[0].layout
+    _check_layout(stored[0], emo)
+
+    def mean_magnitudes(params: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
+        return {path: jnp.abs(a.astype(jnp.float32)).mean() for path, a in params.items()}
+
+    encoders = {path: a for path, a in flat.items() if ENCODERS.match(path)}
+    current = processes.together(jax.jit(mean_magnitudes, out_shardings=replicated(mesh)))(encoders)
+    for source in stored:
+        for path, expected in source.weights.items():
+            if path in current and abs(float(current[path]) - expected) > TOLERANCE * max(expected, 1e-6):
+                raise ValueError(
+                    f"{source.directory} was encoded with other weights than this run's ({path} differs); encode the "
+                    "records again"
+                )
+
+
+def _check_layout(source: latents.LatentSource, emo: EMO) -> None:
+    config: ConfigDict = emo.config
+    directory, layout = source.directory, source.layout
     if config.train.stage == "vae":
-        raise ValueError(f"the stage vae trains on pictures, but {where} holds latents; give it the records")
+        raise ValueError(f"train.stage vae needs pixels, but {directory} holds latents; use the records themselves")
     if layout.latent_shape != emo.latent_shape:
-        raise ValueError(f"{where} holds latents {layout.latent_shape}, but this model's are {emo.latent_shape}")
+        raise ValueError(
+            f"{directory} holds latents of shape {layout.latent_shape}; this model expects {emo.latent_shape}"
+        )
     layers = tuple(config.model.audio.layers)
     if layout.layers and emo.audio_projector and (emo.audio_encoder is None or layers != layout.layers):
         raise ValueError(
-            f"{where} holds audio features of wav2vec 2.0's layers {layout.layers}, but model.audio has encoder "
-            f"{config.model.audio.encoder!r} and layers {layers}; encode anew"
+            f"{directory} holds wav2vec 2.0 features of layers {layout.layers}, but model.audio has encoder "
+            f"{config.model.audio.encoder!r} and layers {layers}; encode the records again"
         )
-
-    def magnitudes(flat):
-        return {path: jnp.abs(a.astype(jnp.float32)).mean() for path, a in flat.items()}
-
-    encoders = {path: a for path, a in flat.items() if ENCODERS.match(path)}
-    found = processes.together(jax.jit(magnitudes, out_shardings=replicated(mesh)))(encoders)
-    for source in sources:
-        for path, made in source.weights.items():
-            if path in found and abs(float(found[path]) - made) > TOLERANCE * max(made, 1e-6):
-                raise ValueError(
-                    f"{source.directory} was encoded by other weights than this run has ({path}); encode anew"
-                )

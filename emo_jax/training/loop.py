@@ -1,20 +1,22 @@
-"""`emo train`: one stage of EMO's training on all devices.
+"""The training loop of `emo train`.
 
-emo train --config configs/tiny.py:video --workdir runs/video --config.data.directory=data/synthetic \\
-    --config.train.init_from=runs/image
-
-The order of side effects in a step is: next batch, step, log, save (state and place in the data together), sample.
-Started once on every host (or GPU) of a cluster, the processes find each other: see launch/. A SIGTERM saves and ends
-the run with exit status 143; the same command goes on from there.
+The order of side effects in a step is law: next batch, step, log, save (the state and the position in the data
+together), sample. A run resumes from its newest checkpoint, so the same command continues a run that was ended.
 """
 
 import contextlib
 import functools
+import os
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from emo_jax.data.latents import Layout
 from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import check_mesh, local_rows, make_mesh, place_batch, replicated, traced_for_mesh
@@ -22,29 +24,39 @@ from emo_jax.models import emo as emo_lib
 from emo_jax.models.placement import state_sharding
 from emo_jax.training.encoders import check_encoders
 from emo_jax.training.flops import step_flops
-from emo_jax.training.initial_weights import _initial_params
+from emo_jax.training.initial_weights import initial_params
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
-from emo_jax.training.samples import Samples
+from emo_jax.training.samples import SampleWriter
 from emo_jax.training.stages import clip_of, get_stage
-from emo_jax.training.step import make_step, new_state
-from emo_jax.training.watch import Profiled, next_batch
+from emo_jax.training.step import TrainState, make_step, new_state
+from emo_jax.training.watch import ProfiledStep, next_batch
 from emo_jax.weights.checkpoint import Checkpoints
 from emo_jax.weights.runs import check_workdir
 
 
-def train(config, workdir, profile=0):
-    """Trains the config's stage up to `train.steps`, or until a SIGTERM, and returns the state then saved.
+def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> TrainState:
+    """Trains the config's stage for `train.steps` steps, or until a SIGTERM.
 
-    Resumes from the newest checkpoint in `workdir`; without one it starts from `train.init_from`, the run or weights
-    of the stage before, or from fresh parameters where the stage starts from none. `profile` steps are traced.
+    Resumes from the newest checkpoint in `workdir`. Without one it starts from `train.init_from`, the run or weights
+    of the previous stage, or from fresh parameters if that is empty.
+
+    Args:
+        config: the full config.
+        workdir: the run's folder, which gets checkpoints, metrics and samples; may be a bucket.
+        profile: the number of steps to trace for XProf.
+
+    Returns:
+        The last state, which has been saved.
 
     Raises:
-        ValueError: a config, data set or checkpoint that does not fit.
-        FloatingPointError: `train.max_skipped` steps in a row were not finite.
-        OSError: a checkpoint cannot be written, or a data worker was killed.
+        ValueError: the config, the data set or the checkpoint do not fit together.
+        FloatingPointError: `train.max_skipped` consecutive steps were not finite.
+        OSError: a checkpoint cannot be written, or a data worker died.
     """
-    stage, steps = get_stage(config.train.stage), config.train.steps
+    config = FrozenConfigDict(config)
     _check(config)
+    stage, steps, batch_size = get_stage(config.train.stage), config.train.steps, config.train.batch_size
+
     emo = emo_lib.build(config)
     mesh = make_mesh(**config.train.mesh, clips=stage.video)
     check_mesh(mesh, config)
@@ -52,110 +64,118 @@ def train(config, workdir, profile=0):
     iterator = make_iterator(
         config.data,
         clip_of(config, stage),
-        batch_size=config.train.batch_size,
+        batch_size=batch_size,
         seed=config.train.seed,
-        rows=local_rows(mesh, config.train.batch_size),
+        rows=local_rows(mesh, batch_size),
         needs_sound=stage.sound,
         needs_speed=stage.speed,
         sources=sources,
     )
-    sources = [source for source, _ in sources]
     check_workdir(workdir)
     checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
-    state = _start(config, emo, mesh, checkpoints, iterator)
-    check_encoders(sources, emo, mesh, {**state.frozen, **state.trained})
-    step_fn = processes.together(make_step(emo, config, mesh, state))
-    step_fn = Profiled(step_fn, workdir, profile, left=steps - int(state.step))
-    layout = getattr(sources[0], "layout", None)  # the same for all
-    writer = MetricsWriter(workdir, int(state.step), steps, _flops(config, stage, emo, state, layout))
-    samples, skips = Samples(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
-    scaled, ending = _scaler(config, emo, mesh), processes.Ending()
+    state = _restore_or_init(config, emo, mesh, checkpoints, iterator)
+    check_encoders([source for source, _ in sources], emo, mesh, state.flat())
 
-    with contextlib.ExitStack() as leaving:  # interrupted too: what is being saved is saved, and Grain's workers end
-        leaving.callback(_close, iterator)
-        leaving.callback(writer.close)
-        leaving.callback(checkpoints.close)
-        leaving.callback(step_fn.close)
-        leaving.callback(ending.close)
+    first = int(state.step)
+    flops = _step_flops(config, emo, state, getattr(sources[0][0], "layout", None))  # equal for all sources
+    writer = MetricsWriter(workdir, first, steps, flops)
+    samples, skips = SampleWriter(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
+    step_fn = ProfiledStep(
+        processes.together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
+    )
+    rescale, ending = _latent_rescaling(config, emo, mesh), processes.Ending()
+
+    with contextlib.ExitStack() as cleanup:  # also after an error: a save in progress ends, and so do Grain's workers
+        cleanup.callback(_close, iterator)
+        cleanup.callback(writer.close)
+        cleanup.callback(checkpoints.close)
+        cleanup.callback(step_fn.close)
+        cleanup.callback(ending.close)
         ending.listen()
-        first, batch = int(state.step), None
-        for step in range(first, steps):
-            waited = time.perf_counter()
+        batch = None
+        for step in range(first + 1, steps + 1):
+            waiting_since = time.perf_counter()
             try:
                 with ending.waiting():
-                    made = next_batch(iterator, step + 1, config.train.stall_seconds)
+                    local_batch = next_batch(iterator, step, config.train.stall_seconds)
             except processes.Told:
-                if step > first and checkpoints.latest != step:
-                    checkpoints.save(step, scaled(state, batch), iterator, config)
+                if step - 1 > first and checkpoints.latest != step - 1:
+                    checkpoints.save(step - 1, rescale(state, batch), iterator, config)
                 break
-            batch = place_batch(mesh, made)
-            waited = time.perf_counter() - waited
+            batch = place_batch(mesh, local_batch)
+            waited = time.perf_counter() - waiting_since
+
             state, metrics = step_fn(state, batch)
-            done = step + 1
-            skips.add(done, metrics)
+            skips.add(step, metrics)
             checkpoints.check()
             writer.add(metrics, waited)
-            told = ending.told(done)
-            if done % config.train.log_every == 0 or done == steps or told:
-                writer.write(done)
-            if done % config.train.save_every == 0 or done == steps or told:
-                state = scaled(state, batch)
-                checkpoints.save(done, state, iterator, config)
-            if told:
+
+            terminated = ending.told(step)
+            last = step == steps or terminated
+            if step % config.train.log_every == 0 or last:
+                writer.write(step)
+            if step % config.train.save_every == 0 or last:
+                state = rescale(state, batch)
+                checkpoints.save(step, state, iterator, config)
+            if terminated:
                 break
-            if config.train.sample_every and done % config.train.sample_every == 0:
+            if config.train.sample_every and step % config.train.sample_every == 0:
                 with writer.paused():
-                    samples.write(done, state.flat(ema=True))
+                    samples.write(step, state.flat(ema=True))
         skips.check()
     return state
 
 
-def _check(config):
+def _check(config: ConfigDict) -> None:
     for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
         if config.train[name] < 1:
             raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
     if config.model.dtype == "float16":
-        raise ValueError("model.dtype is float16, whose small gradients vanish; train in bfloat16 or float32")
+        raise ValueError("model.dtype is float16, in which small gradients vanish; train in bfloat16 or float32")
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
 
 
-def _flops(config, stage, emo, state, layout):
-    """FLOPs of a step, counted on the process that tells them; None on a run that has no step to do."""
+def _step_flops(config: ConfigDict, emo: emo_lib.EMO, state: TrainState, layout: Layout | None) -> int | None:
+    """Counts the FLOPs of a step on process 0, which reports them; returns None elsewhere or if no step is left."""
     if not processes.first() or int(state.step) >= config.train.steps:
         return None
-    spec = element_spec(clip_of(config, stage), config.train.batch_size, layout)
+    spec = element_spec(clip_of(config, get_stage(config.train.stage)), config.train.batch_size, layout)
     return step_flops(emo, config, state, {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()})
 
 
-def _start(config, emo, mesh, checkpoints, iterator):
-    """Resumes if there is a checkpoint, else starts from init_from, else from fresh parameters."""
+def _restore_or_init(
+    config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh, checkpoints: Checkpoints, iterator: Any
+) -> TrainState:
+    """Restores the newest checkpoint and the position in the data, or returns the state of step 0."""
     shapes = jax.eval_shape(functools.partial(new_state, config), emo.abstract_params())
-    placed = state_sharding(mesh, shapes)
+    placement = state_sharding(mesh, shapes)
     if checkpoints.latest is not None:
-        abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed)
+        abstract = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placement)
         return checkpoints.restore_newest(abstract, iterator)
-    params = _initial_params(config, emo)
-    return jax.jit(functools.partial(new_state, config), out_shardings=placed)(params)
+    params = initial_params(config, emo)
+    return jax.jit(functools.partial(new_state, config), out_shardings=placement)(params)
 
 
-def _scaler(config, emo, mesh):
-    """(state, batch) -> the state with the scale that brings the latents of a VAE in training to unit variance."""
+def _latent_rescaling(
+    config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh
+) -> Callable[[TrainState, Mapping[str, jax.Array] | None], TrainState]:
+    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only)."""
     if config.train.stage != "vae":
         return lambda state, batch: state
 
-    def scale_of(params, frames):
+    def scale_of(params: Any, frames: jax.Array) -> jax.Array:
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
     scale_of = processes.together(jax.jit(traced_for_mesh(mesh, scale_of), out_shardings=replicated(mesh)))
 
-    def scaled(state, batch):
+    def rescale(state: TrainState, batch: Mapping[str, jax.Array] | None) -> TrainState:
         scale = scale_of(state.params(ema=True), batch["frames"])
         return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
 
-    return scaled
+    return rescale
 
 
-def _close(iterator):
-    if hasattr(iterator, "close"):
+def _close(iterator: Any) -> None:
+    if hasattr(iterator, "close"):  # Grain's iterator without workers has none
         iterator.close()

@@ -1,17 +1,38 @@
 """The losses: the VAE's, and the denoising loss of the three EMO stages (Section 3.3)."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num, PyTree
+from ml_collections import ConfigDict
 
 from emo_jax.diffusion import schedule as diffusion
 from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import EMO, mask_features, switch, to_float, whole
+from emo_jax.training.stages import Stage
+
+Batch = Mapping[str, ArrayLike]
+"""The arrays of `data.pipeline.element_spec`."""
 
 
-def vae_loss(emo: EMO, config, params, batch, key):
-    """Reconstruction (L1 + L2) + KL of batch['frames'] (B, f, H, W, 3); returns (loss, metrics).
+def vae_loss(
+    emo: EMO, config: ConfigDict, params: PyTree, batch: Batch, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Computes the VAE's loss: reconstruction error (L1 + L2) plus KL divergence.
 
-    Faces count `face_weight` times as much as the rest; the PSNR is that of the whole picture.
+    The face's region weighs `face_weight` times as much as the rest in the loss; the PSNR weighs all pixels alike.
+
+    Args:
+        emo: the networks.
+        config: the `train` config.
+        params: params tree.
+        batch: `frames` (B, f, H, W, 3) uint8 and `mask` (B, H, W, 1) in {0, 1}.
+        key: of the draw from the posterior.
+
+    Returns:
+        The loss and the metrics l1, psnr, kl.
     """
     images = to_float(batch["frames"])
     variables = whole(params["vae"])
@@ -25,14 +46,31 @@ def vae_loss(emo: EMO, config, params, batch, key):
     return l1 + l2 + config.kl_weight * kl, metrics
 
 
-def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
-    """Mean squared error of the Backbone's prediction, weighted per place and sample and then averaged (Eq. 1).
+def denoising_loss(
+    emo: EMO,
+    schedule: diffusion.Schedule,
+    stage: Stage,
+    config: ConfigDict,
+    params: PyTree,
+    batch: Batch,
+    key: Key[Array, ""],
+) -> tuple[Float[Array, ""], dict[str, Float[Array, "2"]]]:
+    """Computes the mean squared error of the Backbone's prediction (Eq. 1).
+
+    Errors are weighted per position (`face_weight`) and per sample (min-SNR) before they are averaged.
 
     Args:
-        batch: what data.pipeline yields for the stage. config: the `train` config.
+        emo: the networks.
+        schedule: the noise schedule.
+        stage: the stage, which selects the conditions.
+        config: the `train` config.
+        params: params tree.
+        batch: the arrays that `data.pipeline` yields for the stage.
+        key: of all draws: timesteps, noise, dropped conditions.
 
     Returns:
-        (loss, metrics), the loss also by thirds of the timesteps: (sum, count) over the samples there, per sample.
+        The loss, and as metrics `loss_t0`, `loss_t1`, `loss_t2`: (sum, count) per sample for each third of the
+        timesteps.
     """
     keys = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
     x0, conditions = _inputs(emo, stage, config, params, batch, keys)
@@ -45,16 +83,21 @@ def denoising_loss(emo: EMO, schedule, stage, config, params, batch, key):
     error = (prediction - target) ** 2 * face_weights(batch["mask"], x0.shape[2:4], config.face_weight)
     error = error.mean(axis=(1, 2, 3, 4))
     weight = diffusion.loss_weight(schedule, t, schedule.prediction, schedule.min_snr_gamma)
-    metrics = {f"loss_t{band}": _sum_where(error, 3 * t // schedule.train_steps == band) for band in range(3)}
+    metrics = {f"loss_t{band}": _sum_and_count(error, 3 * t // schedule.train_steps == band) for band in range(3)}
     return (weight * error).mean(), metrics
 
 
-def face_weights(mask, size, weight):
-    """How much each place of a map of `size` (h, w) counts: (B, 1, h, w, 1), of mean 1 in every sample.
+def face_weights(
+    mask: Num[Array | np.ndarray, "batch height width 1"], size: tuple[int, int], weight: float
+) -> Float[Array, "batch 1 h w 1"]:
+    """Computes how much each position of a map counts in the loss; the mean over a sample is 1.
+
+    Ours: the paper weighs all positions alike, which is `weight` 1.
 
     Args:
-        mask: (B, H, W, 1) in {0, 1}, the region of the face; h divides H and w divides W.
-        weight: of the face's region relative to the rest. Ours: the paper weighs all places alike, which is 1.
+        mask: the face's region in {0, 1}.
+        size: (h, w) of the map; h divides the mask's height and w its width.
+        weight: of the face's region relative to the rest.
     """
     batch, (h, w) = mask.shape[0], size
     share = mask.astype(jnp.float32).reshape(batch, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))
@@ -65,8 +108,10 @@ def face_weights(mask, size, weight):
 _DRAWS = ("timestep", "noise", "reference", "audio", "motion")
 
 
-def _inputs(emo, stage, config, params, batch, keys):
-    """Clean latents (B, f, h, w, c) and the conditions of a batch, with conditions dropped at random."""
+def _inputs(
+    emo: EMO, stage: Stage, config: ConfigDict, params: PyTree, batch: Batch, keys: Mapping[str, Key[Array, ""]]
+) -> tuple[Float[Array, "batch f h w c"], Conditions]:
+    """Returns clean latents and the conditions of a batch, with conditions dropped at random."""
     n, size = batch["motion"].shape[1], batch["frames"].shape[0]
     images = jnp.concatenate([batch["reference"][:, None], batch["motion"], batch["frames"]], axis=1)
     encoded = images.dtype != jnp.uint8  # by `emo prepare latents`
@@ -95,5 +140,5 @@ def _frames(features, which):
     return jax.tree.map(lambda a: a[:, which], features)
 
 
-def _sum_where(values, mask):
+def _sum_and_count(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, "2"]:
     return jnp.stack([(values * mask).mean(), mask.mean()])

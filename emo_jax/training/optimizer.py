@@ -1,14 +1,25 @@
-"""The optimizers: AdamW or Muon, with warm-up and global-norm clipping."""
+"""The optimizers: AdamW or Muon, with warm-up and clipping by the global norm."""
 
+from collections.abc import Mapping
 
 import optax
+from jaxtyping import ArrayLike
+from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from emo_jax.models.parts import layer_of
 
 
-def learning_rate(config, steps):
-    """The schedule of `train.optimizer` over that many steps: step -> learning rate."""
+def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
+    """Returns the learning rate schedule of `train.optimizer`, a function of the step.
+
+    Args:
+        config: the `train.optimizer` config.
+        steps: length of the run; a run shorter than twice the warm-up shortens it.
+
+    Raises:
+        ValueError: an unknown `schedule`.
+    """
     rate, warmup = config.learning_rate, min(config.warmup, max(steps // 2, 1))
     if config.schedule == "constant":
         return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), optax.constant_schedule(rate)], [warmup])
@@ -17,19 +28,24 @@ def learning_rate(config, steps):
     raise ValueError(f"train.optimizer.schedule is {config.schedule!r}; expected 'constant' or 'cosine'")
 
 
-def make_optimizer(config, steps):
-    """The optimizer of `train.optimizer` over flat params {path: array}; weight decay on kernels only.
+def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer of `train.optimizer` over flat params {path: array}; only kernels decay.
 
-    `adamw` (Loshchilov & Hutter 2019), or `muon` (Jordan 2024) with the update's RMS matched to AdamW's (Liu et al.
-    2025, arXiv 2502.16982), so that one learning rate serves both. Muon takes the kernels between hidden features;
-    biases, norms, embeddings and the layers at the model's ends take Adam with Nesterov momentum and without decay.
+    `adamw` is Loshchilov & Hutter 2019. `muon` is Jordan 2024 with the RMS of its updates matched to AdamW's (Liu et
+    al. 2025, arXiv 2502.16982), so that one learning rate serves both. Muon updates the kernels between hidden
+    features; biases, norms, embeddings and the first and last layers take Adam with Nesterov momentum and no decay.
+    `models.parts.LAYERS` says which layer is updated how.
+
+    Args:
+        config: the `train.optimizer` config.
+        steps: length of the run.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown `name` or `schedule`.
     """
     rate = learning_rate(config, steps)
     if config.name == "adamw":
-        inner = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_kernels)
+        inner = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay, mask=_decay_mask)
     elif config.name == "muon":
         inner = muon(
             rate,
@@ -37,19 +53,19 @@ def make_optimizer(config, steps):
             weight_decay=config.weight_decay,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
-            muon_weight_dimension_numbers=_matrices,
+            muon_weight_dimension_numbers=_muon_dimensions,
         )
     else:
         raise ValueError(f"train.optimizer.name is {config.name!r}; expected 'adamw' or 'muon'")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
 
 
-def _kernels(params):
+def _decay_mask(params: Mapping[str, ArrayLike]) -> dict[str, bool]:
     return {path: layer_of(path).update != "vector" for path in params}
 
 
-def _matrices(params):
-    """How Muon sees each kernel as a matrix: a convolution's taps and input channels against its output channels."""
+def _muon_dimensions(params: Mapping[str, ArrayLike]) -> dict[str, MuonDimensionNumbers | None]:
+    """Returns how Muon reshapes each kernel to a matrix: all other axes by the output features; None: Adam."""
     return {
         path: MuonDimensionNumbers(tuple(range(a.ndim - 1)), a.ndim - 1)
         if layer_of(path).update == "matrix"

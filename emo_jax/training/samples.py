@@ -1,13 +1,18 @@
-"""Sample videos while training: people of the data set speak with their own voices."""
+"""Sample videos during training: people of the data set speak with their own voices."""
 
 import functools
+import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Float, Shaped, UInt8
+from ml_collections import ConfigDict
 
 from emo_jax.data import pipeline, transforms
 from emo_jax.data.latents import LatentSource
@@ -16,59 +21,74 @@ from emo_jax.files import whole
 from emo_jax.generation.sampler import VideoSampler
 from emo_jax.media import mp4
 from emo_jax.media.video_writer import VideoWriter
+from emo_jax.models.emo import EMO
+from emo_jax.training.metrics import MetricsWriter
 from emo_jax.training.step import at_rest
 from emo_jax.weights.runs import folder_of
 
 _PEOPLE, _SECONDS = 2, 2.0
 
 
-class Samples:
-    """Writes workdir/samples/STEP.mp4 (each person beside the reference) and hands a strip of frames to TensorBoard."""
+class SampleWriter:
+    """Writes workdir/samples/STEP_PERSON.mp4 and, to TensorBoard, a strip of frames beside the reference.
 
-    def __init__(self, config, emo, workdir, writer):
+    Args:
+        config: the full config.
+        emo: the networks.
+        workdir: the run's folder; may be a bucket.
+        writer: takes the images.
+    """
+
+    def __init__(
+        self, config: ConfigDict, emo: EMO | None, workdir: str | os.PathLike, writer: MetricsWriter | None
+    ) -> None:
         self._config, self._emo, self._writer = config, emo, writer
         self._directory = folder_of(workdir) / "samples"
 
-    def write(self, step, params):
-        """Samples with `params` {path: array} and writes; the VAE's stage shows reconstructions alone.
+    def write(self, step: int, params: Mapping[str, Any]) -> None:
+        """Generates with `params` and writes the result; the VAE's stage writes reconstructions only.
 
-        All processes call it, as the parameters are spread over them; the first samples, on one device, and writes,
-        while the others wait. What goes wrong is told, and training goes on.
+        Every process must call it, because parameters may be sharded over processes. Process 0 generates on one
+        device and writes while the others wait. An error is printed as a warning and training continues.
+
+        Args:
+            step: the number of steps done.
+            params: {path: array}.
         """
         params = processes.fetch(params)
         if processes.first():
             try:
-                self._write(step, self._at_hand(params))
+                self._write(step, self._on_one_device(params))
             # A full disk or device, or latents that are not finite.
             except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-                told = " ".join(str(error).split())[:300]
-                print(f"warning: no samples of step {step}: {told}", file=sys.stderr, flush=True)
+                reason = " ".join(str(error).split())[:300]
+                print(f"warning: no samples at step {step}: {reason}", file=sys.stderr, flush=True)
         processes.wait(f"samples of step {step}")
 
-    def _at_hand(self, params):
-        """The params tree on one device, in the precision that it is computed in."""
+    def _on_one_device(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the params tree on one device, in the precision that it is used in."""
         device, dtype = jax.local_devices()[0], self._config.model.dtype
         return unflatten_dict({p: jax.device_put(at_rest(p, a, dtype), device) for p, a in params.items()}, sep="/")
 
-    def _write(self, step, params):
+    def _write(self, step: int, params: Mapping[str, Any]) -> None:
         references, masks, audio = self._people
         if references.dtype != np.uint8:
             references = np.asarray(self._decode(params, references))
         if self._config.train.stage == "vae":
             images = np.asarray(self._reconstruct(params, references))
-            self._writer.image("reconstructions", _beside(references, images), step)
+            self._writer.image("reconstructions", _two_rows(references, images), step)
             return
         self._sampler.params = params
-        parts = self._sampler.stream(references, masks, audio, key=jax.random.key(0))
-        frames = np.concatenate(list(parts), axis=1)
+        segments = self._sampler.stream(references, masks, audio, key=jax.random.key(0))
+        frames = np.concatenate(list(segments), axis=1)
         self._directory.mkdir(parents=True, exist_ok=True)
         for person, (reference, video, sound) in enumerate(zip(references, frames, audio, strict=True)):
             self._save(f"{step:07d}_{person}.mp4", video, sound)
             strip = np.concatenate([reference, *video[:: max(1, len(video) // 8)]], axis=1)
             self._writer.image(f"sample_{person}", strip, step)
 
-    def _save(self, name, video, sound):
-        with tempfile.TemporaryDirectory() as folder:  # FFmpeg writes to no bucket
+    def _save(self, name: str, video: UInt8[np.ndarray, "frames height width 3"], sound: np.ndarray) -> None:
+        with tempfile.TemporaryDirectory() as folder:  # FFmpeg cannot write to a bucket
             path = pathlib.Path(folder) / name
             with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
                 file.write(video)
@@ -76,33 +96,40 @@ class Samples:
                 partial.write_bytes(path.read_bytes())
 
     @functools.cached_property
-    def _sampler(self):
+    def _sampler(self) -> VideoSampler:
         return VideoSampler(self._emo, None, self._config.sampling)
 
     @functools.cached_property
-    def _reconstruct(self):
+    def _reconstruct(self) -> Callable[..., UInt8[Array, "people height width 3"]]:
         return jax.jit(lambda params, images: self._emo.decode(params, self._emo.encode(params, images)))
 
     @functools.cached_property
-    def _decode(self):
+    def _decode(self) -> Callable[..., UInt8[Array, "people height width 3"]]:
         return jax.jit(self._emo.decode)
 
     @functools.cached_property
-    def _people(self):
-        """References, masks (B, H, W, 1) and voices (B, samples) of the first records.
+    def _people(
+        self,
+    ) -> tuple[
+        Shaped[np.ndarray, "people _ _ _"], UInt8[np.ndarray, "people height width 1"], Float[np.ndarray, "people _"]
+    ]:
+        """References, masks and voices of the first records; records with sound come first.
 
-        References are pictures (B, H, W, 3), or latents where the data holds these. Records with sound go first; where
-        there are none, the people are silent.
+        References are pictures (B, H, W, 3), or latents (B, h, w, c) if the data holds latents. Records without sound
+        get a silent voice.
         """
         data, size = self._config.data, tuple(self._config.clip.image_size)
         sources = [source for source, _ in pipeline.open_sources(data)]
-        loud = [(source, i) for source in sources for i in np.flatnonzero(source.index()["sound"])[:_PEOPLE]]
-        mute = [(source, i) for source in sources for i in np.flatnonzero(~source.index()["sound"])[:_PEOPLE]]
-        chosen = [_person(source, i, size, data.crop_scale) for source, i in [*loud, *mute][:_PEOPLE]]
-        return tuple(np.stack(a) for a in zip(*chosen, strict=True))
+        voiced = [(source, i) for source in sources for i in np.flatnonzero(source.index()["sound"])[:_PEOPLE]]
+        silent = [(source, i) for source in sources for i in np.flatnonzero(~source.index()["sound"])[:_PEOPLE]]
+        people = [_person(source, i, size, data.crop_scale) for source, i in [*voiced, *silent][:_PEOPLE]]
+        return tuple(np.stack(a) for a in zip(*people, strict=True))
 
 
-def _person(source, position, size, crop_scale):
+def _person(
+    source: Any, position: int, size: tuple[int, int], crop_scale: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the reference, mask and voice of one record."""
     record = source[position]
     if isinstance(source, LatentSource):
         window, reference = tuple(record["windows"][0]), source.frames(position, 0, False, 0, 1)[0]
@@ -117,5 +144,6 @@ def _person(source, position, size, crop_scale):
     return reference, mask, audio
 
 
-def _beside(first, second):
+def _two_rows(first: np.ndarray, second: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """Tiles two batches of images (B, H, W, 3) as two rows of one image."""
     return np.concatenate([np.concatenate(list(a), axis=1) for a in (first, second)], axis=0)

@@ -1,19 +1,23 @@
-"""The training stages as rows of a table (Section 3.3), and which parameters each trains."""
+"""The training stages as a table (Section 3.3), and the parameters that each of them trains."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from emo_jax.models.parts import PARTS, part_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage trains, what it is fed and what it starts from.
+    """A training stage: what it trains, its inputs, and the stage it starts from.
 
     Attributes:
-        trains: parts of PARTS with gradients and optimizer state; all others are frozen.
-        video: fed clips of f frames behind n motion frames; otherwise single frames.
-        sound: fed audio. speed: fed head rotation speeds, where it trains the speed layers.
-        after: the stage whose weights it starts from; None: from fresh ones.
+        trains: names of the PARTS that get gradients and optimizer state; all others are frozen.
+        video: whether it trains on clips of f frames after n motion frames; otherwise on single frames.
+        sound: whether it is given audio.
+        after: the stage whose weights it starts from; None for fresh parameters.
     """
 
     trains: tuple[str, ...]
@@ -22,24 +26,25 @@ class Stage:
     after: str | None
 
     @property
-    def speed(self):
+    def speed(self) -> bool:
+        """Whether it is given head rotation speeds: if it trains the speed layers."""
         return "speed_layers" in self.trains
 
 
-def _parts(stage):
+def _trained_parts(stage: str) -> tuple[str, ...]:
     return tuple(part.name for part in PARTS if stage in part.stages)
 
 
 STAGES = {
-    "vae": Stage(_parts("vae"), video=False, sound=False, after=None),
-    "image": Stage(_parts("image"), video=False, sound=False, after="vae"),
-    "video": Stage(_parts("video"), video=True, sound=True, after="image"),
-    "speed": Stage(_parts("speed"), video=True, sound=True, after="video"),
+    "vae": Stage(_trained_parts("vae"), video=False, sound=False, after=None),
+    "image": Stage(_trained_parts("image"), video=False, sound=False, after="vae"),
+    "video": Stage(_trained_parts("video"), video=True, sound=True, after="image"),
+    "speed": Stage(_trained_parts("speed"), video=True, sound=True, after="video"),
 }
 
 
-def get_stage(name):
-    """The stage of that name.
+def get_stage(name: str) -> Stage:
+    """Returns the stage of a name.
 
     Raises:
         ValueError: an unknown name.
@@ -49,8 +54,8 @@ def get_stage(name):
     return STAGES[name]
 
 
-def stage_of(config):
-    """The stage of a config's `train`, with the parts of `train.also` among those that it trains.
+def stage_of(config: ConfigDict) -> Stage:
+    """Returns the stage of a config's `train.stage`, with the parts of `train.also` added to `trains`.
 
     Raises:
         ValueError: an unknown stage or part.
@@ -58,21 +63,21 @@ def stage_of(config):
     stage, parts = get_stage(config.train.stage), [part.name for part in PARTS]
     unknown = [part for part in config.train.also if part not in parts]
     if unknown:
-        raise ValueError(f"train.also has {unknown[0]!r}; expected some of {', '.join(parts)}")
+        raise ValueError(f"train.also has {unknown[0]!r}; expected names out of {', '.join(parts)}")
     return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also))
 
 
-def stages_before(name):
-    """The stages that come before one, first to last: 'video' -> ['vae', 'image']."""
+def stages_before(name: str) -> list[str]:
+    """Returns the stages that precede one, first to last: 'video' -> ['vae', 'image']."""
     before = get_stage(name).after
     return [] if before is None else [*stages_before(before), before]
 
 
-def split(flat, stage):
+def split(flat: Mapping[str, Any], stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
     """Splits flat params {path: array} into (trained, frozen) for a stage.
 
     Raises:
-        ValueError: the config has switched off every part that the stage trains.
+        ValueError: the config's `model` switches off every part that the stage trains.
     """
     trained = {path: a for path, a in flat.items() if part_of(path) in stage.trains}
     if not trained:
@@ -80,9 +85,9 @@ def split(flat, stage):
     return trained, {path: a for path, a in flat.items() if path not in trained}
 
 
-def clip_of(config, stage):
-    """The `clip` config that a stage is fed: single frames unless it trains on video; no context unless it listens."""
-    clip = config.clip.copy_and_resolve_references()
+def clip_of(config: ConfigDict, stage: Stage) -> ConfigDict:
+    """Returns the `clip` config of a stage's data: single frames unless `video`, no audio context unless `sound`."""
+    clip = ConfigDict(config.clip.copy_and_resolve_references())
     if not stage.video:
         clip.update(frames=1, motion_frames=0)
     if not stage.sound:

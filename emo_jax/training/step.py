@@ -1,6 +1,7 @@
-"""Training state and the jitted step."""
+"""The training state and the jitted training step."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from ml_collections import ConfigDict
 
 from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.distributed.mesh import batch_sharding, replicated, traced_for_mesh
@@ -18,14 +22,19 @@ from emo_jax.training import losses
 from emo_jax.training.optimizer import learning_rate, make_optimizer
 from emo_jax.training.stages import split, stage_of
 
+Metrics = dict[str, Array]
+"""{name: scalar, or (sum, count) over the samples that have a value}."""
+Loss = Callable[..., tuple[Array, Metrics]]
+
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, and the frozen params beside it.
+    """Everything that a step changes, and the frozen parameters.
 
     Attributes:
-        step: () int32, steps done.
-        trained, frozen: {path: array}, which together are the model; trained in float32, frozen as `at_rest`.
+        step: () int32, the number of steps done.
+        trained: {path: float32 array}, the parameters with gradients.
+        frozen: {path: array}, the other parameters, stored as `at_rest`.
         ema: exponential moving average of `trained`.
         opt_state: optax state over `trained` alone.
     """
@@ -36,17 +45,22 @@ class TrainState:
     ema: Any
     opt_state: Any
 
-    def flat(self, ema=False):
-        """{path: array} of the whole model, with the averaged weights if `ema`."""
+    def flat(self, ema: bool = False) -> dict[str, Any]:
+        """Returns all parameters as {path: array}, the trained ones averaged if `ema`."""
         return {**self.frozen, **(self.ema if ema else self.trained)}
 
-    def params(self, ema=False):
-        """The same as a nested params tree."""
+    def params(self, ema: bool = False) -> dict[str, Any]:
+        """Returns the same as a nested params tree."""
         return unflatten_dict(self.flat(ema), sep="/")
 
 
-def new_state(config, params):
-    """The state at step 0 of the config's stage, from a nested params tree."""
+def new_state(config: ConfigDict, params: PyTree) -> TrainState:
+    """Returns the state at step 0 of the config's stage.
+
+    Args:
+        config: the full config.
+        params: nested params tree of all networks.
+    """
     trained, frozen = split(flatten_dict(params, sep="/"), stage_of(config))
     frozen = {path: at_rest(path, a, config.model.dtype) for path, a in frozen.items()}
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
@@ -54,106 +68,112 @@ def new_state(config, params):
     return TrainState(jnp.zeros((), jnp.int32), trained, frozen, ema, optimizer.init(trained))
 
 
-def at_rest(path, array, dtype):
-    """A frozen parameter in the precision that it is computed in: kernels in the networks' `dtype`, others as they are.
+def at_rest(path: str, array: Any, dtype: str) -> Any:
+    """Casts a frozen parameter to the precision that it is used in: kernels to the networks' `dtype`.
 
-    The networks would cast these kernels themselves, so that nothing changes but the memory.
+    The networks cast these kernels in any case, so results do not change; only memory is saved.
     """
     return array.astype(dtype) if layer_of(path).frozen_dtype == "networks" else array
 
 
-def make_loss(emo: EMO, config):
-    """loss(params, batch, key) -> (loss, metrics) of the config's stage."""
-    stage = stage_of(config)
+def make_loss(emo: EMO, config: ConfigDict) -> Loss:
+    """Returns loss(params, batch, key) -> (loss, metrics) of the config's stage."""
     if config.train.stage == "vae":
         return functools.partial(losses.vae_loss, emo, config.train)
-    return functools.partial(losses.denoising_loss, emo, make_schedule(config.diffusion), stage, config.train)
+    schedule, stage = make_schedule(config.diffusion), stage_of(config)
+    return functools.partial(losses.denoising_loss, emo, schedule, stage, config.train)
 
 
-def make_flat_loss(emo: EMO, config):
-    """loss(trained, frozen, batch, key) -> (loss, metrics) of the config's stage, of params as {path: array}."""
+def make_flat_loss(emo: EMO, config: ConfigDict) -> Loss:
+    """Returns loss(trained, frozen, batch, key) -> (loss, metrics), with params as {path: array}."""
     loss = make_loss(emo, config)
     return lambda trained, frozen, batch, key: loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)
 
 
-def make_step(emo: EMO, config, mesh, state):
-    """The jitted step(state, batch) -> (state, metrics) over a mesh; the old state is donated (`train.donate`).
+def make_step(
+    emo: EMO, config: ConfigDict, mesh: Mesh, state: TrainState
+) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]:
+    """Returns the jitted step(state, batch) -> (state, metrics) over a mesh.
 
     Args:
-        state: the state, or its shapes (jax.eval_shape).
+        emo: the networks.
+        config: the full config. With `train.donate` the step overwrites the old state.
+        mesh: the mesh that the state and the batch are placed on.
+        state: the state, or its shapes (`jax.eval_shape`).
     """
     train = config.train
-    loss_of, update = make_flat_loss(emo, config), make_update(config)
+    loss, update = make_flat_loss(emo, config), make_update(config)
 
-    def step(state, batch):
+    def step(state: TrainState, batch: Mapping[str, Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(train.seed), state.step)
-        grads, metrics = _accumulate(jax.value_and_grad(loss_of, has_aux=True), state, batch, key, train.accumulate)
+        grads, metrics = _accumulate(jax.value_and_grad(loss, has_aux=True), state, batch, key, train.accumulate)
         return update(state, grads, metrics)
 
-    placed = state_sharding(mesh, state)
+    placement = state_sharding(mesh, state)
     return jax.jit(
         traced_for_mesh(mesh, step),
-        in_shardings=(placed, batch_sharding(mesh)),
-        out_shardings=(placed, replicated(mesh)),  # the metrics: every process reads them
+        in_shardings=(placement, batch_sharding(mesh)),
+        out_shardings=(placement, replicated(mesh)),  # every process reads the metrics
         donate_argnums=0 if train.donate else (),
     )
 
 
-def make_update(config):
-    """update(state, grads, metrics) -> (state, metrics): what a step does with its gradients {path: array}.
+def make_update(config: ConfigDict) -> Callable[[TrainState, dict[str, Any], Metrics], tuple[TrainState, Metrics]]:
+    """Returns update(state, grads, metrics) -> (state, metrics): what a step does with its gradients {path: array}.
 
-    A step whose loss or gradients are not finite changes nothing but the count of steps; its metric `skipped` is 1.
+    A step whose loss or gradients are not finite changes only the count of steps; its metric `skipped` is 1.
     """
     train = config.train
     optimizer = make_optimizer(train.optimizer, train.steps)
     rate = learning_rate(train.optimizer, train.steps)
 
-    def update(state, grads, metrics):
+    def update(state: TrainState, grads: dict[str, Array], metrics: Metrics) -> tuple[TrainState, Metrics]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         decay = jnp.minimum(train.ema, (1 + state.step) / (10 + state.step))
         ema = optax.incremental_update(trained, state.ema, 1 - decay)
         norm = optax.tree.norm(grads)
-        fine = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        changed = jax.tree.map(
-            lambda new, old: jnp.where(fine, new, old),
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        trained, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
             (trained, ema, opt_state),
             (state.trained, state.ema, state.opt_state),
         )
-        metrics |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - fine} | _part_norms(grads)
-        trained, ema, opt_state = changed
+        metrics |= {"grad_norm": norm, "learning_rate": rate(state.step), "skipped": 1.0 - finite} | _part_norms(grads)
         return TrainState(state.step + 1, trained, state.frozen, ema, opt_state), metrics
 
     return update
 
 
-def _part_norms(grads):
-    """{'grad_norm/PART': norm} of gradients {path: array}, by the parts of training.stages."""
-    parts = {}
+def _part_norms(grads: Mapping[str, Array]) -> dict[str, Float[Array, ""]]:
+    """Returns {'grad_norm/PART': norm} of gradients {path: array}."""
+    parts: dict[str, list[Array]] = {}
     for path, grad in grads.items():
         parts.setdefault(part_of(path), []).append(grad)
     return {f"grad_norm/{part}": optax.tree.norm(grads) for part, grads in parts.items()}
 
 
-def _accumulate(grad_fn, state, batch, key, count):
-    """Mean gradients and metrics over `count` equal parts of the batch, one part in memory at a time."""
+def _accumulate(
+    grad_fn: Callable[..., Any], state: TrainState, batch: Mapping[str, ArrayLike], key: Key[Array, ""], count: int
+) -> tuple[dict[str, Array], Metrics]:
+    """Returns mean gradients and metrics over `count` equal parts of the batch, one part in memory at a time."""
 
-    def one(part, key):
+    def gradients(part: Mapping[str, ArrayLike], key: Key[Array, ""]) -> tuple[dict[str, Array], Metrics]:
         (loss, metrics), grads = grad_fn(state.trained, state.frozen, part, key)
         return grads, {"loss": loss, **metrics}
 
     if count == 1:
-        return one(batch, key)
+        return gradients(batch, key)
     size = len(jax.tree.leaves(batch)[0])
     if size % count:
         raise ValueError(f"train.accumulate is {count}, which does not divide the batch of {size}; choose a divisor")
     parts = jax.tree.map(lambda a: a.reshape(-1, count, *a.shape[1:]).swapaxes(0, 1), batch)
 
-    def add(total, inputs):
-        return jax.tree.map(jnp.add, total, one(*inputs)), None
+    def add(total: Any, inputs: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradients(*inputs)), None
 
     keys = jax.random.split(key, count)
-    shapes = jax.eval_shape(one, jax.tree.map(lambda a: a[0], parts), key)
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda a: a[0], parts), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, (parts, keys))
     return jax.tree.map(lambda a: a / count, total)

@@ -1,31 +1,38 @@
-"""Watches over the steps of a run: a trace of some of them, and words where the input stalls or breaks."""
+"""Profiling of training steps, and messages about a slow or broken input pipeline."""
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
 from emo_jax.distributed import processes
 from emo_jax.progress import meanwhile
 
-_SETTLING = 3
-"""Steps before those that are traced, in which things are compiled and buffers filled."""
+_WARM_UP_STEPS = 3
+"""Steps before the traced ones, in which programs are compiled and buffers filled."""
 
 
-class Profiled:
-    """A step function that writes an XProf trace of `count` of its calls into workdir/profile, on process 0.
+class ProfiledStep:
+    """Wraps a step function and writes an XProf trace of some calls to workdir/profile, on process 0.
 
     Args:
-        left: how many calls there will be.
+        step_fn: (state, batch) -> (state, metrics).
+        workdir: the run's folder.
+        count: the number of calls to trace; 0 for none.
+        left: the number of calls that there will be.
     """
 
-    def __init__(self, step_fn, workdir, count, left):
-        first = min(_SETTLING, max(left - count, 0))
+    def __init__(self, step_fn: Callable[..., Any], workdir: str | os.PathLike, count: int, left: int) -> None:
+        first = min(_WARM_UP_STEPS, max(left - count, 0))
         self._step_fn, self._folder = step_fn, os.path.join(workdir, "profile")
         self._traced, self._calls, self._tracing = range(first, first + count), 0, False
 
-    def __call__(self, state, batch):
+    def __call__(self, state: Any, batch: Any) -> Any:
+        """Runs one step."""
         if self._calls in self._traced and not self._tracing and processes.first():
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
@@ -38,8 +45,8 @@ class Profiled:
             self.close()
         return result
 
-    def close(self):
-        """Ends the trace, if one has begun, and tells where it is."""
+    def close(self) -> None:
+        """Ends the trace if one is running, and prints how to view it."""
         if self._tracing:
             self._tracing = False
             jax.profiler.stop_trace()
@@ -47,38 +54,41 @@ class Profiled:
             print(f"{count} steps traced: xprof --logdir {self._folder}", file=sys.stderr, flush=True)
 
 
-def next_batch(iterator, step, seconds):
-    """The iterator's next batch.
+def next_batch(iterator: Iterator[Any], step: int, seconds: float) -> Any:
+    """Returns the iterator's next batch; prints a warning after `seconds`, twice that, four times that ...
 
-    Where it takes longer than `seconds`, a line on stderr says so, and again after twice as long, four times ...
+    Args:
+        iterator: the input pipeline.
+        step: the step that the batch is for.
+        seconds: time to wait before the first warning.
 
     Raises:
-        OSError: a record is damaged, or one of the data workers has ended.
+        OSError: a record is damaged, or a data worker process died.
     """
-    with _impatient(f"the batch of step {step}", seconds):
+    with _warn_if_slow(f"the batch of step {step}", seconds):
         try:
             return next(iterator)
         except ValueError as error:
-            raise OSError(f"the batch of step {step} cannot be made: {error}") from error
-        except RuntimeError as error:  # Grain's word for it
-            found = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
-            if not found:
+            raise OSError(f"cannot make the batch of step {step}: {error}") from error
+        except RuntimeError as error:  # raised by Grain
+            match = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
+            if not match:
                 raise
             raise OSError(
-                f"a data worker of {processes.name()} has ended before step {step} (exit code {found[1]}; -9 is often "
-                "for want of memory: lower data.num_workers or data.prefetch); the same command goes on from the "
-                "newest checkpoint"
+                f"a data worker of {processes.name()} died before step {step} (exit code {match[1]}; -9 often means "
+                "out of memory: lower data.num_workers or data.prefetch); the same command continues from the newest "
+                "checkpoint"
             ) from error
 
 
-def _impatient(what, seconds):
-    waited = 0
+def _warn_if_slow(what: str, seconds: float) -> contextlib.AbstractContextManager[None]:
+    waited = 0.0
 
-    def tell():
+    def warn() -> float:
         nonlocal waited
         waited = 2 * waited or seconds
-        text = f"warning: {processes.name()} has waited {waited:g} s for {what}; is its storage slow or away?"
+        text = f"warning: {processes.name()} has waited {waited:g} s for {what}; is its storage slow or unreachable?"
         print(text, file=sys.stderr, flush=True)
         return waited
 
-    return meanwhile(tell, every=seconds)
+    return meanwhile(warn, every=seconds)

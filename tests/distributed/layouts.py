@@ -235,14 +235,14 @@ def at_hand():
     """How parameters that were split over eight devices reach the sampler of training's sample videos."""
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from emo_jax.training.samples import Samples
+    from emo_jax.training.samples import SampleWriter
 
     config, kept = smallest_config("video"), []
     config.model.dtype = "bfloat16"
     split = NamedSharding(make_mesh(data=1, fsdp=8), PartitionSpec(None, "fsdp"))
     kernel = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
     names = ("conv_in", "conv_out")
-    samples = Samples(config, None, "", None)
+    samples = SampleWriter(config, None, "", None)
     samples._write = lambda step, params: kept.append(params["backbone"])
     samples.write(1, {f"backbone/{name}/kernel": jax.device_put(kernel, split) for name in names})
     first, last = (kept[0][name]["kernel"] for name in names)

@@ -9,7 +9,7 @@ from emo_jax.configs import base
 
 from emo_jax.distributed.devices import peak_flops
 from emo_jax.models.emo import build
-from emo_jax.training.flops import count_flops, gradient_flops, kept_bytes, step_activations, step_flops
+from emo_jax.training.flops import count_flops, gradient_flops, residual_bytes, step_activations, step_flops
 from emo_jax.training.step import new_state
 from tests.steps import fixed_batch, step_of, training_config
 
@@ -89,11 +89,11 @@ def test_a_step_costs_what_its_compiled_program_does():
 
 def test_what_is_kept_for_the_backward_pass():
     x, w = shape(4, 3), shape(3, 5)
-    product = kept_bytes(lambda w, x: (x @ w).sum(), w, x)
+    product = residual_bytes(lambda w, x: (x @ w).sum(), w, x)
     assert product == 4 * 4 * 3  # the inputs of the one product whose gradient is asked for
-    hidden = kept_bytes(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum(), w, x)
+    hidden = residual_bytes(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum(), w, x)
     assert hidden == product + 2 * 4 * 4 * 5
-    assert kept_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
+    assert residual_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
 
 
 def test_blocks_that_are_computed_anew_keep_little():

@@ -21,7 +21,7 @@ from emo_jax.distributed.mesh import make_mesh, place_batch
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
 from emo_jax.training import loop
-from emo_jax.training.initial_weights import _initial_params
+from emo_jax.training.initial_weights import initial_params
 from emo_jax.training.loop import train
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import new_state
@@ -250,17 +250,17 @@ def test_a_stage_starts_from_the_weights_of_the_one_before(whole, capsys):
     config = training_config("image")
     config.train.init_from = str(directory)
     emo = build(config)
-    params = _initial_params(config, emo)
+    params = initial_params(config, emo)
     np.testing.assert_array_equal(params["vae"]["encoder"]["conv_in"]["kernel"], end.ema["vae/encoder/conv_in/kernel"])
     np.testing.assert_array_equal(params["vae"]["scaling_factor"], end.frozen["vae/scaling_factor"])
     assert "warning" not in capsys.readouterr().err
     config.train.init_from = ""
-    _initial_params(config, emo)
+    initial_params(config, emo)
     assert capsys.readouterr().err.count("starts from nothing") == 1
     config.train.init_from = str(directory)
     config.model.vae.channels = (8, 16, 16)
     with pytest.raises(ValueError, match="weights are of another config: vae/.*has shape .* expected"):
-        _initial_params(config, build(config))
+        initial_params(config, build(config))
 
 
 @pytest.mark.parametrize("field, value", [
@@ -273,7 +273,7 @@ def test_an_ablation_starts_from_the_same_vae(whole, capsys, field, value):
     config.train.init_from = str(whole[0])
     branch, name = field.split(".")
     config[branch][name] = value
-    params = _initial_params(config, build(config))
+    params = initial_params(config, build(config))
     kernel = whole[1].ema["vae/encoder/conv_in/kernel"]
     np.testing.assert_array_equal(params["vae"]["encoder"]["conv_in"]["kernel"], kernel)
     told = capsys.readouterr().err
@@ -283,5 +283,5 @@ def test_an_ablation_starts_from_the_same_vae(whole, capsys, field, value):
 def test_a_stage_that_skips_one_is_told(whole, capsys):
     config = training_config("speed")
     config.train.init_from = str(whole[0])
-    _initial_params(config, build(config))
+    initial_params(config, build(config))
     assert "meant to start from stage video" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import numpy as np
 
 from emo_jax.data import records
-from emo_jax.training.samples import Samples
+from emo_jax.training.samples import SampleWriter
 from tests.distributed.layouts import report
 from tests.small import small_config
 
@@ -17,8 +17,8 @@ def test_samples_that_cannot_be_made_end_nothing(tmp_path, monkeypatch, capsys):
     def full(self, step, params):
         raise OSError("no space left on\ndevice")
 
-    monkeypatch.setattr(Samples, "_write", full)
-    Samples(small_config("video"), None, tmp_path, None).write(5, {})
+    monkeypatch.setattr(SampleWriter, "_write", full)
+    SampleWriter(small_config("video"), None, tmp_path, None).write(5, {})
     assert capsys.readouterr().err == "warning: no samples of step 5: no space left on device\n"
 
 
@@ -27,9 +27,9 @@ def test_the_people_shown_are_of_all_sources_and_those_with_sound_go_first(tmp_p
     records.write_records(silent, {"train": lambda: [make_record(4)]}, progress=False)
     config = small_config("video")
     config.data.sources = ((str(silent), "train", 9.0), (str(record_dir), "train", 1.0))
-    references, masks, voices = Samples(config, None, tmp_path, None)._people
+    references, masks, voices = SampleWriter(config, None, tmp_path, None)._people
     assert references.shape[0] == masks.shape[0] == voices.shape[0] == 2
     assert np.abs(voices).max(axis=1).all()
     config.data.sources = ((str(silent), "train", 1.0),)
-    references, _, voices = Samples(config, None, tmp_path, None)._people
+    references, _, voices = SampleWriter(config, None, tmp_path, None)._people
     assert len(references) == 1 and not voices.any()

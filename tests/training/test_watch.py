@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from emo_jax.training.watch import Profiled, next_batch
+from emo_jax.training.watch import ProfiledStep, next_batch
 
 
 def slow(seconds):
@@ -67,7 +67,7 @@ def traces(monkeypatch):
             events.append(batch)
             return state, {}
 
-        profiled = Profiled(step, "run", count, left)
+        profiled = ProfiledStep(step, "run", count, left)
         for k in range(calls):
             profiled(jnp.zeros(()), k)
         profiled.close()
