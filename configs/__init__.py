@@ -1,0 +1,1 @@
+"""Configs by size and stage, installed as `emo_jax.configs`."""

@@ -1,6 +1,17 @@
-"""EMO at the size of Stable Diffusion 1.5: 512x512, f = 12, n = 4 (the paper's).
+"""EMO at the paper's size: Stable Diffusion 1.5's networks, 512x512 pixels, clips of f = 12 and n = 4 motion frames.
 
-emo train --config configs/base.py:image --workdir RUN --config.data.directory=DIR --config.train.init_from=SD
+Every field has the value of the paper; fields that the paper leaves open are marked "ours". SD is a folder of
+`emo convert`, which holds Stable Diffusion's and AnimateDiff's weights:
+
+    emo train --config configs/base.py:image --workdir runs/image --config.data.directory=DATA \
+        --config.train.init_from=SD
+    emo train --config configs/base.py:video --workdir runs/video --config.data.directory=DATA \
+        --config.train.init_from=runs/image
+    emo train --config configs/base.py:speed --workdir runs/speed --config.data.directory=DATA \
+        --config.train.init_from=runs/video
+
+Expected result: 100,000 steps of each stage on 250 hours of video are the paper's training; this project has planned
+them (`emo plan`, docs/benchmarks.md) but not run them.
 """
 
 from ml_collections import ConfigDict
@@ -8,11 +19,14 @@ from ml_collections import ConfigDict
 BATCH_SIZES = {"vae": 48, "image": 48, "video": 4, "speed": 4}  # Section 4.1; the VAE's is ours
 
 
-def get_config(stage="image"):
-    """Every field there is, at the paper's values; what the paper leaves open is marked ours.
+def get_config(stage: str = "image") -> ConfigDict:
+    """Returns the config of a stage, with every field that exists.
 
     Args:
         stage: vae | image | video | speed.
+
+    Raises:
+        ValueError: an unknown stage.
     """
     if stage not in BATCH_SIZES:
         raise ValueError(f"configs/base.py has no stage {stage!r}; expected one of {', '.join(BATCH_SIZES)}")
@@ -23,7 +37,7 @@ def get_config(stage="image"):
                 frames=12,
                 motion_frames=4,
                 audio_window=2,
-                audio_context=2.0,  # ours: seconds of a record that wav2vec 2.0 hears besides, on both sides of a clip
+                audio_context=2.0,  # ours: seconds before and after a clip that wav2vec 2.0 also gets
                 fps=25.0,
                 image_size=(512, 512),
                 face=face(),
@@ -39,19 +53,19 @@ def get_config(stage="image"):
                 min_snr_gamma=0.0,  # 0: off
                 noise_offset=0.0,
             ),
-            sampling=dict(  # steps are Section 4.1's, the rest ours
+            sampling=dict(  # steps as in Section 4.1, the rest ours
                 solver="ddim", steps=40, eta=0.0, reference_scale=3.5, audio_scale=3.5, speed=0.6, clips=4
             ),
             data=dict(
                 directory="",
                 split="train",
-                sources=(),  # in place of these two, several and how often: ((directory, split, weight), ...)
+                sources=(),  # instead of the two fields above: ((directory, split, weight), ...)
                 crop_scale=(1.0, 1.0),
                 min_reference_gap=1.0,
-                same_window_prob=0.0,  # of cutting reference and clip alike, where crop_scale leaves a choice
-                first_clip_prob=0.1,  # of a clip without motion frames
+                same_window_prob=0.0,  # of the same crop for reference and clip, if crop_scale leaves a choice
+                first_clip_prob=0.1,  # of training on a clip without motion frames
                 flip_prob=0.0,
-                color_jitter=0.0,  # brightness, contrast, saturation of a whole sample, each by 1 +- so much at most
+                color_jitter=0.0,  # scales a sample's brightness, contrast and saturation by up to 1 +- this
                 num_workers=2,
                 prefetch=2,
             ),
@@ -60,8 +74,8 @@ def get_config(stage="image"):
     )
 
 
-def model():
-    """The networks (Section 3.2)."""
+def model() -> dict:
+    """Returns `model`: the networks (Section 3.2)."""
     return dict(
         dtype="bfloat16",
         unet=dict(
@@ -82,19 +96,19 @@ def model():
             shortcut=False,
         ),
         reference_attention="cross",  # cross | concat | off
-        reference_positions=False,  # ours: tells cross-attention where things are, for nets trained from nothing
+        reference_positions=False,  # ours: position codes in reference-attention, for training from scratch
         audio_attention=True,
         temporal_modules=True,
         face_locator=True,
         speed_layers=True,
         locator_channels=(16, 32, 96),
         audio=audio(),
-        # Ours: how parameters start that no weights hold; `reference` in emo convert alone, elsewhere they start fresh.
+        # Ours: initial values of parameters that converted weights lack. `reference` applies to `emo convert` only.
         init=dict(
-            reference="self",  # keys and values of reference-attention: self (those of self-attention) | fresh
+            reference="self",  # keys and values of reference-attention: self (copied from self-attention) | fresh
             added="zero",  # outputs of audio-attention, temporal modules, speed layers and locator: zero | fresh
         ),
-        # Ours: centres in degrees per frame; fit them to the data set's quantiles.
+        # Ours: centres and radii of the buckets in degrees per frame; `emo prepare stats` fits them to a data set.
         speed=dict(
             centres=(0.1, 0.2, 0.35, 0.55, 0.8, 1.1, 1.5, 2.0, 2.8),
             radii=(0.1, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.8),
@@ -103,29 +117,30 @@ def model():
     )
 
 
-def face():
-    """Ours: where faces lie in training's clips, which is where generation puts a portrait's; fit it to the data set.
+def face() -> dict:
+    """Returns `clip.face`: size and position of faces in the training clips (ours).
 
-    `emo prepare videos` cuts faces to this height. It is also that of `emo prepare synthetic` as configs/tiny.py cuts
-    it (data.crop_scale 0.8): medians over 300 records, of faces at rest with the mouth shut.
+    Generation places a portrait's face there, and `emo prepare videos` crops faces to this height. The values are the
+    medians over 300 records of `emo prepare synthetic`, cropped as in configs/tiny.py (data.crop_scale 0.8), of faces
+    at rest with a closed mouth. `emo prepare stats` fits them to a data set.
     """
     return dict(
-        height=0.54,  # of the frame
-        centre=(0.5, 0.53),  # of the frame's width and height
-        # By how much a clip's union of boxes exceeds the box at rest (left, top, right, bottom, in its width and
-        # height): heads move and jaws drop.
+        height=0.54,  # fraction of the frame's height
+        centre=(0.5, 0.53),  # (x, y) as fractions of the frame's width and height
+        # By how much the union of a clip's boxes exceeds the box at rest, because heads move and jaws drop: left, top,
+        # right, bottom as fractions of the box's width and height.
         growth=(0.012, 0.025, 0.012, 0.098),
     )
 
 
-def audio():
-    """What is heard (Section 3.2): wav2vec 2.0's hidden states, or log-mel spectra, of 2m + 1 frames become tokens."""
+def audio() -> dict:
+    """Returns `model.audio` (Section 3.2): the encoder, and the tokens that features of 2m + 1 frames become."""
     return dict(
         encoder="wav2vec2",  # mel | wav2vec2
         bands=80,
         steps=4,
         layers=tuple(range(1, 13)),  # hidden states of wav2vec2; 0 is the input of its first layer
-        wav2vec2=dict(  # base, by transformers' names
+        wav2vec2=dict(  # wav2vec 2.0 base, with the field names of transformers
             hidden_size=768,
             num_hidden_layers=12,
             num_attention_heads=12,
@@ -147,17 +162,17 @@ def audio():
     )
 
 
-def train(stage):
-    """The loop; lr, batch sizes and optimizer are Section 4.1's, the rest ours."""
+def train(stage: str) -> dict:
+    """Returns `train`: learning rate, batch size and optimizer as in Section 4.1, the rest ours."""
     return dict(
         stage=stage,
-        also=(),  # parts that the stage trains besides its own (training.stages.PARTS), for ablations
+        also=(),  # further parts to train (models.parts.PARTS), for ablations
         steps=100_000,
         batch_size=BATCH_SIZES[stage],
-        accumulate=1,  # parts of the batch, one in memory at a time
-        donate=True,  # the step overwrites the old state; False keeps both, to look at
+        accumulate=1,  # number of parts that the batch is processed in
+        donate=True,  # the step overwrites the old state; False keeps both, for debugging
         seed=0,
-        init_from="",  # the run of the stage before
+        init_from="",  # run or weights of the previous stage
         optimizer=dict(
             name="adamw",  # adamw | muon
             learning_rate=1e-5,
@@ -171,19 +186,20 @@ def train(stage):
         ema=0.9999,
         drop_reference=0.05,
         drop_audio=0.05,
-        drop_both=0.05,  # besides: what guidance steps away from
-        motion_noise=0.0,  # standard deviation of the noise put on motion frames' latents
-        face_weight=1.0,  # of the face's region in the losses; the rest counts 1
+        drop_both=0.05,  # in addition: the null condition of guidance
+        motion_noise=0.0,  # standard deviation of the noise added to the latents of motion frames
+        face_weight=1.0,  # weight of the face's region in the losses, relative to the rest
         kl_weight=1e-6,
-        # Devices along each axis, one of them -1 for the rest: samples are split over data and fsdp, parameters and
-        # optimizer state over fsdp, each clip over frame (in stages of single frames: samples), attention heads and
-        # inner features over tensor. dcn_data: the slices of a TPU, or else the processes, that data spans.
+        # Devices along each axis; one may be -1, for the remaining devices. Samples are split over data and fsdp,
+        # parameters and optimizer state over fsdp, the frames of a clip over frame (in stages of single frames:
+        # samples), attention heads and inner features over tensor. dcn_data: the TPU slices, otherwise processes, that
+        # data spans.
         mesh=dict(data=-1, fsdp=1, frame=1, tensor=1, dcn_data=1),
         log_every=50,
         save_every=1000,
-        keep=3,  # newest checkpoints
-        keep_every=0,  # and every checkpoint of a multiple of so many steps; 0: none
-        max_skipped=10,  # steps in a row whose loss or gradients are not finite, after which the run ends
-        stall_seconds=60.0,  # of waiting for a batch, after which a line says so
+        keep=3,  # number of newest checkpoints to keep
+        keep_every=0,  # also keep checkpoints at multiples of this many steps; 0: none
+        max_skipped=10,  # consecutive non-finite steps after which the run ends
+        stall_seconds=60.0,  # time to wait for a batch before a warning
         sample_every=5000,
     )

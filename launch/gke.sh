@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the manifest of a training run on GKE, one JobSet of one pod for each host, to stdout.
+# Prints the manifest of a training run on GKE: a JobSet with one pod per host.
 #   IMAGE=REGION-docker.pkg.dev/PROJECT/REPOSITORY/emo CLAIM=emo-files launch/gke.sh tpu \
 #       --config configs/base.py:image --workdir /mnt/runs/image --config.data.directory=/mnt/data \
 #       --config.train.batch_size=64 | kubectl apply -f -
@@ -8,13 +8,13 @@
 #       --config.train.batch_size=128 --config.train.mesh.dcn_data=2 | kubectl apply -f -   # one run on two slices
 #   kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=emo,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0
 #   kubectl delete jobset emo
-# The cluster has the JobSet controller (0.6 or newer) and node pools of that kind. The image holds this checkout as its
-# working folder, with `emo` installed (pip install -c constraints.txt -e '.[tpu]', for GPUs '.[cuda]'). CLAIM is a
-# ReadWriteMany volume (Filestore, a mounted bucket), seen as /mnt. Whatever ends a pod, all start again from the newest
-# checkpoint; bad input (status 2) and a run that diverged (3) end it.
+# Requirements: the JobSet controller (0.6 or newer) and node pools of the accelerator; an image whose working folder is
+# this checkout, with `emo` installed (pip install -c constraints.txt -e '.[tpu]', for GPUs '.[cuda]'); CLAIM, a
+# ReadWriteMany volume (Filestore, a mounted bucket), mounted at /mnt. When a pod ends, all pods restart from the
+# newest checkpoint. Bad input (status 2) and divergence (status 3) end the job.
 set -euo pipefail
 
-# ---- the environment, all of it here
+# ---- environment
 KIND=${1:?tpu or gpu}
 shift
 IMAGE=${IMAGE:?the image to run}
@@ -25,28 +25,28 @@ case "$KIND" in
   tpu)
     ACCELERATOR=${ACCELERATOR:-tpu-v5p-slice}
     TOPOLOGY=${TOPOLOGY:-4x4x4}
-    SLICES=${SLICES:-1} # of that topology, each a node pool of its own of several hosts
-    DEVICES=${DEVICES:-4} # of each host
+    SLICES=${SLICES:-1} # each a separate node pool of several hosts
+    DEVICES=${DEVICES:-4} # per host
     HOSTS=$((${TOPOLOGY//x/*} / DEVICES))
     if ((SLICES < 1 || (SLICES > 1 && HOSTS == 1))); then
-      echo "SLICES is $SLICES, of $HOSTS hosts each; GKE joins slices of several hosts alone" >&2
+      echo "SLICES is $SLICES with $HOSTS hosts each; expected 1 or more, and several hosts per slice for more than 1" >&2
       exit 2
     fi
     resource=google.com/tpu
     selector="{cloud.google.com/gke-tpu-accelerator: $ACCELERATOR, cloud.google.com/gke-tpu-topology: $TOPOLOGY}"
-    variables='[]' # GKE tells each pod where the others are, of its slice and of others, and JAX reads that
+    variables='[]' # GKE gives each pod the addresses of the others, which JAX reads
     ;;
   gpu)
     ACCELERATOR=${ACCELERATOR:-nvidia-h100-80gb}
     HOSTS=${HOSTS:-2}
     if ((${SLICES:=1} != 1)); then
-      echo "SLICES are of TPUs; HOSTS says how many hosts of GPUs" >&2
+      echo "SLICES is $SLICES; expected 1 for gpu, where HOSTS sets the number of hosts" >&2
       exit 2
     fi
     DEVICES=${DEVICES:-8}
     resource=nvidia.com/gpu
     selector="{cloud.google.com/gke-accelerator: $ACCELERATOR}"
-    # JobSet's names: pod 0 is at NAME-hosts-0-0.NAME
+    # JobSet gives pod 0 the host name NAME-hosts-0-0.NAME.
     variables="
                     - {name: JAX_COORDINATOR_ADDRESS, value: '$NAME-hosts-0-0.$NAME:12321'}
                     - {name: JAX_NUM_PROCESSES, value: '$HOSTS'}
@@ -62,7 +62,7 @@ case "$KIND" in
 esac
 
 command="emo, train"
-quote="'" # which YAML doubles in strings of that kind
+quote="'" # doubled inside a single-quoted YAML string
 for argument in "$@"; do
   command+=", '${argument//$quote/$quote$quote}'"
 done
@@ -73,7 +73,7 @@ kind: JobSet
 metadata:
   name: $NAME
   annotations:
-    # all pods of a job on one node pool, which is one slice, or one group of GPU hosts
+    # All pods of a job run on one node pool: one slice, or one group of GPU hosts.
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
@@ -88,14 +88,14 @@ spec:
           completionMode: Indexed
           completions: $HOSTS
           parallelism: $HOSTS
-          backoffLimit: 0  # one pod alone cannot come back: all do
+          backoffLimit: 0  # a single pod cannot rejoin the run; all pods restart
           podFailurePolicy:
             rules:
               - {action: FailJob, onExitCodes: {containerName: emo, operator: In, values: [2, 3]}}
           template:
             spec:
               restartPolicy: Never
-              terminationGracePeriodSeconds: 120  # to save in, after SIGTERM
+              terminationGracePeriodSeconds: 120  # time to save after SIGTERM
               nodeSelector: $selector
               tolerations:
                 - {key: $resource, operator: Exists, effect: NoSchedule}
@@ -110,5 +110,5 @@ spec:
                     - {name: memory, mountPath: /dev/shm}
               volumes:
                 - {name: files, persistentVolumeClaim: {claimName: $CLAIM}}
-                - {name: memory, emptyDir: {medium: Memory}}  # data workers and NCCL pass arrays there
+                - {name: memory, emptyDir: {medium: Memory}}  # data workers and NCCL use shared memory
 YAML

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Trains the bundled weights from nothing: data, VAE, then EMO's three stages in order (make tiny-weights).
-# Killed and started again, it goes on where it was. About four hours on two slow CPU cores. Takes options of emo train.
+# Trains the bundled weights from scratch: data, VAE, then EMO's three stages (make tiny-weights).
+# About four hours on two slow CPU cores. Continues after an interruption. Arguments are passed on to `emo train`.
 set -euo pipefail
 VENV=${VENV:-$(dirname "$0")/../.venv}
 RUNS=${RUNS:-runs/tiny}
 DATA=${DATA:-data/synthetic}
-OUTPUT=${OUTPUT:-$RUNS/weights} # emo_jax/weights/tiny replaces the bundled ones
+OUTPUT=${OUTPUT:-$RUNS/weights} # emo_jax/weights/tiny replaces the bundled weights
 
 [ -d "$DATA" ] || "$VENV/bin/emo" prepare synthetic --output "$DATA" --records 1600 --held-out 64
 previous=

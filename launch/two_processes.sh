@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Two processes on this machine, four CPU devices each, as two hosts of a pod: to try what a cluster will run.
+# Trains in two processes with four CPU devices each on this machine, to try out what a cluster will run.
 #   launch/two_processes.sh --config configs/tiny.py:vae --workdir runs/two --config.data.directory=data/synthetic
-# Exit status: that of the first process that failed. SIGTERM and SIGINT reach both.
+# The exit status is that of the first process that failed. SIGTERM and SIGINT are sent to both.
 set -euo pipefail
 
-# ---- the environment, all of it here
+# ---- environment
 VENV=${VENV:-$(dirname "$0")/../.venv}
 PROCESSES=${PROCESSES:-2}
-DEVICES=${DEVICES:-4}  # of each process
+DEVICES=${DEVICES:-4}  # per process
 PORT=${PORT:-12321}
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="--xla_force_host_platform_device_count=$DEVICES ${XLA_FLAGS:-}"
@@ -23,7 +23,7 @@ status=0
 for pid in "${pids[@]}"; do
   code=0
   wait "$pid" || code=$?
-  while kill -0 "$pid" 2>/dev/null; do  # a signal ended the wait, not the process
+  while kill -0 "$pid" 2>/dev/null; do  # a signal interrupted the wait, the process still runs
     code=0
     wait "$pid" || code=$?
   done

@@ -1,4 +1,4 @@
-"""An EMO whose networks are formulas: what the loss and the sampler hand to the Backbone can be seen and predicted."""
+"""An EMO whose networks are formulas, so that the Backbone's inputs can be recorded and predicted."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from emo_jax.models.emo import EMO, build, to_float, to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
-class Echo(EMO):
+class EchoEMO(EMO):
     """Latents are the mean brightness of their pixels, features are latents, tokens are log-mel features.
 
     Attributes:
-        rule: (latents, timesteps, conditions) -> prediction, in place of the Backbone.
+        rule: (latents, timesteps, conditions) -> prediction; replaces the Backbone.
     """
 
     rule: Callable | None = None
@@ -53,29 +53,29 @@ class Echo(EMO):
 
 
 def echo(config, rule):
-    """The Echo of a config."""
+    """Returns the EchoEMO of a config."""
     emo = build(config)
-    return Echo(**{field.name: getattr(emo, field.name) for field in dataclasses.fields(EMO)}, rule=rule)
+    return EchoEMO(**{field.name: getattr(emo, field.name) for field in dataclasses.fields(EMO)}, rule=rule)
 
 
-class Listener:
-    """A rule that always predicts `value` and keeps the conditions it was called with, in order, as numpy."""
+class RecordingRule:
+    """A rule that predicts `value` everywhere and stores the inputs of every call, in order, as numpy arrays."""
 
     def __init__(self, value=0.5):
-        self.value, self.seen = value, []
+        self.value, self.calls = value, []
 
     def __call__(self, latents, timesteps, conditions):
         present = {name: v for name, v in vars(conditions).items() if v is not None and name != "temporal"}
         self.temporal = conditions.temporal
-        jax.debug.callback(self._keep, latents, timesteps, present, ordered=True)
+        jax.debug.callback(self._record, latents, timesteps, present, ordered=True)
         return jnp.full(latents.shape, self.value)
 
-    def _keep(self, latents, timesteps, present):
-        self.seen.append(jax.tree.map(np.asarray, dict(present, latents=latents, timesteps=timesteps)))
+    def _record(self, latents, timesteps, present):
+        self.calls.append(jax.tree.map(np.asarray, dict(present, latents=latents, timesteps=timesteps)))
 
 
 def oracle(schedule, x0):
-    """A rule that knows that clean latents are x0, and that they were noised by `schedule`."""
+    """Returns a rule that knows the clean latents x0 and the schedule that added the noise."""
     from emo_jax.diffusion.schedule import coefficients, target
 
     def rule(latents, timesteps, conditions):

@@ -1,8 +1,8 @@
-"""An EMO with every part, as small as it gets, for tests."""
+"""The smallest EMO that has every part, for tests."""
 
 from emo_jax.configs import tiny
 
-HEARING = dict(
+WAV2VEC2 = dict(
     encoder="wav2vec2",
     layers=(0, 2),
     wav2vec2=dict(
@@ -10,11 +10,11 @@ HEARING = dict(
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
     ),
 )  # fmt: skip
-"""Fields of `model.audio` for a small EMO that hears with wav2vec 2.0."""
+"""Fields of `model.audio` for a small EMO with wav2vec 2.0."""
 
 
 def small_config(stage="video", **model):
-    """configs/tiny.py at test size; keyword arguments override fields of `model`."""
+    """Returns configs/tiny.py at test size; keyword arguments override fields of `model`."""
     config = tiny.get_config(stage)
     config.model.unet.update(channels=(16, 32), heads=2, groups=8)
     config.model.vae.update(channels=(8, 16, 32), decoder_channels=(8, 16, 32), groups=4, latent_channels=4)
@@ -27,7 +27,7 @@ def small_config(stage="video", **model):
 
 
 def draw_people(directory, count, seconds):
-    """Writes `count` drawn people who talk, at 80 x 80 pixels and 25 fps, as records; returns their directory."""
+    """Writes records of `count` rendered people who talk, 80 x 80 pixels at 25 fps; returns the directory."""
     from emo_jax.data.records import write_records
     from emo_jax.synthetic.world import make_record
 

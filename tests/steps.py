@@ -1,4 +1,4 @@
-"""The first steps of each stage on a fixed batch: one compiled program per stage, shared by all tests that look."""
+"""The first steps of each stage on a fixed batch; one compiled program per stage, shared by all tests."""
 
 import dataclasses
 import functools
@@ -17,13 +17,13 @@ from tests.small import small_config
 
 STEPS = 3
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""Compiler options that halve the time to compile, which is what these tests cost."""
+"""Compiler options that halve compile time, which dominates these tests."""
 
 
 def training_config(stage):
-    """`small_config` with a batch of two and four steps, the first without a learning rate, the second with all of it.
+    """Returns `small_config` with a batch of two and four steps; the learning rate is 0 in the first step only.
 
-    Every number that a training run may want to tune is fixed here: the golden numbers are not about configs/tiny.py.
+    Every number that a training run may tune is fixed here, so that golden numbers do not depend on configs/tiny.py.
     """
     config = small_config(stage)
     config.diffusion.update(
@@ -44,7 +44,7 @@ def training_config(stage):
 
 
 def fixed_batch(config, size=2, seed=0):
-    """A batch of noise, the same in every run; its first sample has motion frames, its second begins a video."""
+    """Returns a fixed batch of noise; its first sample has motion frames, its second starts a video."""
     rng = np.random.default_rng(seed)
     batch = {}
     for name, (shape, dtype) in element_spec(clip_of(config, get_stage(config.train.stage)), size).items():
@@ -57,7 +57,7 @@ def fixed_batch(config, size=2, seed=0):
 
 
 def fresh_params(emo):
-    """A new model's params tree."""
+    """Returns freshly initialised params."""
     key = emo.config.model.to_json_best_effort(), str(emo.config.clip)
     if key not in _FRESH:
         _FRESH[key] = emo.init(jax.random.key(0))
@@ -68,7 +68,12 @@ _FRESH = {}
 
 
 def random_params(emo, fresh=None):
-    """The same, moved at random: what starts at zero would hide what is behind it. Paths that match `fresh` stay."""
+    """Returns the same with noise added: weights that start at zero would hide what lies behind them.
+
+    Args:
+        emo: the networks.
+        fresh: a compiled regular expression; paths that match it get no noise.
+    """
     rng = np.random.default_rng(1)
     flat = flatten_dict(fresh_params(emo), sep="/")
     noise = {path: rng.normal(0, 0.05, np.shape(a)).astype(np.float32) for path, a in flat.items()}
@@ -78,7 +83,7 @@ def random_params(emo, fresh=None):
 
 @functools.cache
 def step_of(stage):
-    """(emo, mesh, compiled step) of `training_config(stage)` on one device."""
+    """Returns (emo, mesh, compiled step) of `training_config(stage)` on one device."""
     config = training_config(stage)
     emo = build(config)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -89,7 +94,7 @@ def step_of(stage):
 
 @dataclasses.dataclass(frozen=True)
 class FirstSteps:
-    """What the first STEPS steps of a stage gave: states[k] and metrics[k] after k and k + 1 steps."""
+    """The first STEPS steps of a stage: states[k] and metrics[k] after k and k + 1 steps."""
 
     emo: EMO
     states: list[TrainState]
@@ -98,14 +103,14 @@ class FirstSteps:
 
 @functools.cache
 def first_steps(stage):
-    """Runs them, from random params."""
+    """Runs the first steps of a stage from random params."""
     config = training_config(stage)
     emo, mesh, step = step_of(stage)
     state = new_state(config, random_params(emo))
     states, metrics = [jax.device_get(state)], []
     state = jax.device_put(state, state_sharding(mesh, state))
     for k in range(STEPS):
-        state, told = step(state, place_batch(mesh, fixed_batch(config, seed=k)))
+        state, step_metrics = step(state, place_batch(mesh, fixed_batch(config, seed=k)))
         states.append(jax.device_get(state))
-        metrics.append({name: np.asarray(value).tolist() for name, value in told.items()})
+        metrics.append({name: np.asarray(value).tolist() for name, value in step_metrics.items()})
     return FirstSteps(emo, states, metrics)

@@ -1,4 +1,4 @@
-"""Every config of configs/ builds, says what it means, and refuses what it does not know."""
+"""Every config of configs/ builds; unknown fields and values that do not fit raise."""
 
 import importlib
 import inspect
@@ -26,7 +26,7 @@ ARGUMENTS = {"base.py": tuple(STAGES), "tiny.py": tuple(STAGES)}
 
 
 def every_config():
-    """(file, argument) of every config; the argument is None where a file takes none."""
+    """Yields (file, argument) of every config; the argument is None if the file takes none."""
     for file in FILES:
         module = importlib.import_module("emo_jax.configs." + file.removesuffix(".py").replace("/", "."))
         if not hasattr(module, "get_config"):
@@ -39,7 +39,7 @@ _SHAPES = {}
 
 
 def shapes(config):
-    """{path: shape and dtype} of a config's parameters, computed once for equal networks."""
+    """Returns {path: shape and dtype} of a config's parameters, cached by `model`."""
     key = config.model.to_json_best_effort()
     if key not in _SHAPES:
         _SHAPES[key] = flatten_dict(build(config).abstract_params(), sep="/")
@@ -53,7 +53,7 @@ def parse(file, argument, *overrides):
 @pytest.mark.parametrize("file, argument", list(every_config()))
 def test_every_config_builds(file, argument):
     config = parse(file, argument)
-    assert keys(config) == keys(base.get_config())  # no field that nothing reads, none missing
+    assert keys(config) == keys(base.get_config())  # no unknown field, none missing
     build(config)
     params = shapes(config)
     trained, frozen = split(params, get_stage(config.train.stage))
@@ -71,7 +71,7 @@ def keys(config, prefix=""):
     return found
 
 
-def test_the_small_config_has_the_parts_of_the_large_one():
+def test_small_config_has_the_parts_of_the_base_config():
     large, small = shapes(base.get_config()), shapes(small_config())
     order = [[part_of(path) for path in paths] for paths in (large, small)]
     assert [part for part in dict.fromkeys(order[0]) if part != "audio_encoder"] == list(dict.fromkeys(order[1]))
@@ -81,7 +81,7 @@ def test_the_small_config_has_the_parts_of_the_large_one():
         assert base.get_config().model[name] == small_config().model[name]
 
 
-# -- sizes, against those of SD1.5 and AnimateDiff
+# ---- sizes, against SD1.5 and AnimateDiff
 
 
 @pytest.fixture(scope="module")
@@ -90,24 +90,24 @@ def counts():
 
 
 def _count(config):
-    """{part: number of parameters}."""
-    found = dict.fromkeys(("vae", "backbone", "reference_net", "temporal_modules"), 0)
+    """Returns {part: number of parameters}."""
+    counts = dict.fromkeys(("vae", "backbone", "reference_net", "temporal_modules"), 0)
     for path, leaf in shapes(config).items():
-        found[part_of(path)] = found.get(part_of(path), 0) + math.prod(leaf.shape)
-    return found
+        counts[part_of(path)] = counts.get(part_of(path), 0) + math.prod(leaf.shape)
+    return counts
 
 
-WIDTHS = {320: 5, 640: 5, 1280: 6}  # spatial transformers of SD1.5: two going down, three going up, one in the middle
-TEMPORAL_WIDTHS = {320: 5, 640: 5, 1280: 11}  # a motion module behind every resnet: the coarsest level has them too
+WIDTHS = {320: 5, 640: 5, 1280: 6}  # spatial transformers of SD1.5: two down, three up, one in the middle
+TEMPORAL_WIDTHS = {320: 5, 640: 5, 1280: 11}  # a motion module after every resnet, also on the coarsest level
 SD15_UNET = 859_520_964
 TEXT = 768
 
 
-def test_the_vae_is_stable_diffusions(counts):
+def test_vae_has_the_size_of_stable_diffusion_s(counts):
     assert counts["vae"] == 83_653_863
 
 
-def test_the_unet_without_text_attention_is_stable_diffusions(counts):
+def test_unet_without_text_attention_has_the_size_of_stable_diffusion_s(counts):
     config = base.get_config()
     config.model.update(
         reference_attention="off", audio_attention=False, temporal_modules=False, speed_layers=False, face_locator=False
@@ -116,25 +116,25 @@ def test_the_unet_without_text_attention_is_stable_diffusions(counts):
     assert _count(config)["backbone"] == SD15_UNET - text_attention == 815_533_444
 
 
-def test_reference_attention_stands_in_for_text_attention(counts):
+def test_size_of_reference_attention(counts):
     added = sum(n * (4 * c * c + c + 4 * c) for c, n in WIDTHS.items())  # K and V from the width itself, two norms
     assert counts["backbone"] == 815_533_444 + added == 865_157_444
 
 
-def test_the_reference_net_ends_at_the_last_feature(counts):
+def test_reference_net_ends_at_its_last_feature(counts):
     c = 320
     feed_forward = c * 8 * c + 8 * c + 4 * c * c + c
-    behind = 2 * c + feed_forward + (c * c + c) + 2 * c + (9 * c * 4 + 4)  # norm, feed-forward, proj_out; norm and conv
-    assert counts["reference_net"] == 815_533_444 - behind == 814_186_240
+    unused = 2 * c + feed_forward + (c * c + c) + 2 * c + (9 * c * 4 + 4)  # norm, feed-forward, proj_out; norm and conv
+    assert counts["reference_net"] == 815_533_444 - unused == 814_186_240
 
 
-def test_temporal_modules_are_animatediffs(counts):
+def test_temporal_modules_have_the_size_of_animatediff_s(counts):
     # proj_in and proj_out, two attentions, a gated feed-forward, and the norms
     each = {c: 2 * (c * c + c) + 2 * (4 * c * c + c) + (12 * c * c + 9 * c) + 8 * c for c in TEMPORAL_WIDTHS}
     assert counts["temporal_modules"] == sum(n * each[c] for c, n in TEMPORAL_WIDTHS.items()) == 453_209_280
 
 
-# -- what is refused
+# ---- errors
 
 
 @pytest.mark.parametrize("override, word", [
@@ -145,13 +145,13 @@ def test_temporal_modules_are_animatediffs(counts):
     ("--train.steps=3", "train.steps"),
     ("extra", "extra"),
 ])  # fmt: skip
-def test_a_typo_is_an_error(override, word):
+def test_unknown_field_or_bad_value_raises(override, word):
     with pytest.raises(ValueError, match=word) as caught:
         parse("tiny.py", "video", override)
     assert "\n" not in str(caught.value)
 
 
-def test_overrides_are_taken():
+def test_overrides():
     config = parse("tiny.py", "image", "--config.train.steps=7", "--config.clip.image_size=(64,96)")
     assert config.train.steps == 7 and tuple(config.clip.image_size) == (64, 96) and config.train.stage == "image"
 
@@ -161,7 +161,7 @@ def test_overrides_are_taken():
     (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither a file nor one of the installed: base, tiny"),
     ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
-def test_a_missing_config_is_an_error(arguments, message):
+def test_missing_config_raises(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         config_lib.parse(arguments)
     assert "\n" not in str(caught.value)
@@ -190,7 +190,7 @@ def get_config(fault="none"):
     ("name", "NameError: name 'nowhere' is not defined"),
     ("file", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.json'"),
 ])  # fmt: skip
-def test_an_error_inside_a_config_file_is_told_as_it_was_raised(tmp_path, fault, message):
+def test_an_error_inside_a_config_file_is_reported_as_raised(tmp_path, fault, message):
     file = tmp_path / "faulty.py"
     file.write_text(FAULTY)
     for arguments in ([f"--config={file}:{fault}"], ["--config", f"{file}:{fault}"]):
@@ -225,7 +225,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_parts_that_do_not_fit_together(message):
+def test_networks_that_do_not_fit_together_raise(message):
     config = small_config()
     with config.ignore_type():
         config.update(BAD[message])

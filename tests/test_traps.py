@@ -1,6 +1,6 @@
-"""The eight traps found in the code of EMO's relatives, each with a test that it is not here.
+"""Eight defects found in the code of EMO's relatives, each with a test that this project does not have it.
 
-The second is tested by gradients too: test_trap_2_... in training/test_first_steps.py, where the steps are compiled.
+The second is also tested by gradients, where steps are compiled: test_trap_2_... in training/test_first_steps.py.
 """
 
 import types
@@ -18,15 +18,15 @@ from emo_jax.models.emo import build
 from emo_jax.training.losses import denoising_loss
 from emo_jax.training.stages import get_stage
 from emo_jax.training.step import make_loss
-from tests.echo import Listener, echo, oracle
+from tests.echo import RecordingRule, echo, oracle
 from tests.small import small_config
 from tests.steps import fixed_batch, training_config
 
-GREY = 200  # of the videos below; 200 / 127.5 - 1 as a latent of an Echo
+GREY = 200  # brightness of the videos below; as a latent of EchoEMO 200 / 127.5 - 1
 
 
-def sampler_of(config, rule, **sampling):
-    config.sampling.update(sampling)
+def sampler_of(config, rule, **options):
+    config.sampling.update(options)
     return VideoSampler(echo(config, rule), {}, config.sampling)
 
 
@@ -43,7 +43,7 @@ def stream(sampler, samples, size=1):
     dict(beta_end=0.03, zero_terminal_snr=False),
 ])  # fmt: skip
 def test_trap_1_one_schedule_serves_training_and_sampling(changes):
-    """Who knows the clean latents and the config's schedule has no loss in training, and samples those latents."""
+    """An oracle that knows the clean latents and the config's schedule has loss 0, and samples those latents."""
     config = training_config("video")
     config.diffusion.update(changes)
     rule = oracle(make_schedule(config.diffusion), GREY / 127.5 - 1)
@@ -54,15 +54,15 @@ def test_trap_1_one_schedule_serves_training_and_sampling(changes):
     frames = next(stream(sampler_of(config, rule, steps=4), 5120))
     np.testing.assert_allclose(frames, GREY, atol=1)
 
-    config.diffusion.beta_start = 0.01  # another schedule than the oracle's: both must notice
+    config.diffusion.beta_start = 0.01  # another schedule than the oracle's must show in both
     assert make_loss(echo(config, rule), config)({}, batch, jax.random.key(3))[0] > 1e-4
     frames = next(stream(sampler_of(config, rule, steps=4), 5120))
     assert np.abs(frames.astype(float) - GREY).max() > 1
 
 
 @pytest.mark.parametrize("remat", ["blocks", "dots"])
-def test_trap_2_nothing_is_skipped_where_activations_are_recomputed(remat):
-    def work(**unet):
+def test_trap_2_remat_skips_nothing(remat):
+    def count_primitives(**unet):
         config = training_config("speed")
         config.model.unet.update(unet)
         emo = build(config)
@@ -70,14 +70,14 @@ def test_trap_2_nothing_is_skipped_where_activations_are_recomputed(remat):
         jaxpr = jax.make_jaxpr(loss)(emo.abstract_params(), batch, jax.random.key(0))
         return {name: count(jaxpr, name) for name in ("dot_general", "conv_general_dilated", "remat2", "checkpoint")}
 
-    plain, again = work(remat="none"), work(remat=remat)
-    recomputed = [work.pop("remat2") + work.pop("checkpoint") for work in (plain, again)]
-    assert recomputed[0] == 0 and recomputed[1] > 0
-    assert plain == again and plain["dot_general"] > 100
+    plain, rematted = count_primitives(remat="none"), count_primitives(remat=remat)
+    checkpoints = [counts.pop("remat2") + counts.pop("checkpoint") for counts in (plain, rematted)]
+    assert checkpoints[0] == 0 and checkpoints[1] > 0
+    assert plain == rematted and plain["dot_general"] > 100
 
 
 def count(jaxpr, primitive):
-    """How often a primitive occurs in a jaxpr and all that is inside it."""
+    """Counts a primitive in a jaxpr and the jaxprs inside it."""
     jaxpr, total = getattr(jaxpr, "jaxpr", jaxpr), 0
     for eqn in jaxpr.eqns:
         total += eqn.primitive.name == primitive
@@ -86,24 +86,24 @@ def count(jaxpr, primitive):
     return total
 
 
-def test_trap_3_the_first_clip_is_conditioned_as_in_training():
+def test_trap_3_first_clip_is_conditioned_as_in_training():
     config = training_config("speed")
     config.diffusion.prediction = "x0"
-    sampled, trained = Listener(0.25), Listener()
+    sampled, trained = RecordingRule(0.25), RecordingRule()
     list(stream(sampler_of(config, sampled), 16 * 640))  # two segments of two clips of four frames, two steps each
-    motion = [seen["motion"]["layer"] for seen in sampled.seen]
+    motion = [inputs["motion"]["layer"] for inputs in sampled.calls]
     assert len(motion) == 8
     assert not motion[0].any() and not motion[1].any()
     for later in motion[2:]:
-        np.testing.assert_allclose(later, 0.25, rtol=1e-5)  # the frames just made, in a later segment too
+        np.testing.assert_allclose(later, 0.25, rtol=1e-5)  # the frames before, also across segments
 
-    batch = fixed_batch(config)  # its second sample begins a video; the pixels there are noise, to be ignored
+    batch = fixed_batch(config)  # its second sample starts a video; its motion frames are noise and must be ignored
     make_loss(echo(config, trained), config)({}, batch, jax.random.key(0))
     jax.effects_barrier()
-    (seen,) = trained.seen
-    assert seen["motion"]["layer"][0].any()
-    np.testing.assert_array_equal(seen["motion"]["layer"][1], motion[0][0])
-    assert seen["motion"].keys() == sampled.seen[0]["motion"].keys()
+    (inputs,) = trained.calls
+    assert inputs["motion"]["layer"][0].any()
+    np.testing.assert_array_equal(inputs["motion"]["layer"][1], motion[0][0])
+    assert inputs["motion"].keys() == sampled.calls[0]["motion"].keys()
 
 
 @pytest.mark.parametrize("size, mode", [((64, 128), "cross"), ((128, 64), "concat")])
@@ -118,7 +118,7 @@ def test_trap_4_height_and_width_may_differ(size, mode):
 
 
 def _video_shape(emo, config):
-    """Shape of one segment's frames, from a portrait and a voice; nothing is computed."""
+    """Returns the shape of a segment's frames without computing them."""
     sampler, clip = VideoSampler(emo, {}, config.sampling), config.clip
     samples = fixed_batch(config, 1)["audio"].shape[1] + 640 * clip.frames
 
@@ -137,33 +137,33 @@ def _video_shape(emo, config):
     ).shape  # fmt: skip
 
 
-def test_trap_5_the_video_is_as_long_as_the_sound():
-    sampler = sampler_of(training_config("speed"), Listener())
+def test_trap_5_video_is_as_long_as_the_sound():
+    sampler = sampler_of(training_config("speed"), RecordingRule())
     for samples in (640, 641, 3200, 5120, 5121, 9000, 12801):
         frames = np.concatenate(list(stream(sampler, samples)), axis=1)
         assert frames.shape[1] == -(-samples * 25 // 16000) == frame_count(samples, 25)
     assert sampler.compilations() == 1
 
 
-@pytest.mark.parametrize("at_once", [1, 2**10, 5 * 2**10, 2**20])
-def test_trap_6_frames_are_decoded_in_order_however_many_at_once(monkeypatch, at_once):
-    sampler = sampler_of(training_config("speed"), Listener())
+@pytest.mark.parametrize("pixels", [1, 2**10, 5 * 2**10, 2**20])
+def test_trap_6_frames_are_decoded_in_order_for_any_chunk_size(monkeypatch, pixels):
+    sampler = sampler_of(training_config("speed"), RecordingRule())
     counts = []
 
     def decode(params, latents):
         counts.append(latents.shape[1])
         return latents + 0.5
 
-    monkeypatch.setattr(sampling, "_DECODED_PIXELS", at_once * 4)
+    monkeypatch.setattr(sampling, "_DECODED_PIXELS", pixels * 4)
     sampler.emo = types.SimpleNamespace(config=sampler.emo.config, decode=decode)
     latents = np.random.default_rng(0).normal(size=(3, 2, 4, 1, 1, 5)).astype(np.float32)  # K, B, f
     frames = sampler._decode_fn({}, latents)
     np.testing.assert_array_equal(frames, np.moveaxis(latents, 0, 1).reshape(2, 12, 1, 1, 5) + np.float32(0.5))
-    assert 12 % counts[0] == 0 and counts[0] * 2 * 64 * 64 <= max(at_once * 4, 2 * 64 * 64)
+    assert 12 % counts[0] == 0 and counts[0] * 2 * 64 * 64 <= max(pixels * 4, 2 * 64 * 64)
 
 
 def test_trap_6_segments_are_decoded_as_they_are_finished():
-    sampler = sampler_of(training_config("speed"), Listener())
+    sampler = sampler_of(training_config("speed"), RecordingRule())
     events = []
     for name in ("_segment", "_decode"):
         setattr(sampler, name, _logged(events, name, getattr(sampler, name)))
@@ -171,7 +171,7 @@ def test_trap_6_segments_are_decoded_as_they_are_finished():
     for taken in range(5):
         frames = next(finished)
         assert frames.shape == (1, 8, 64, 64, 3)
-        wanted = min(taken + 2, 5)  # one segment is computed ahead, never more
+        wanted = min(taken + 2, 5)  # exactly one segment is computed ahead
         assert events.count("_segment") == events.count("_decode") == wanted
     assert next(finished, None) is None
     assert events == ["_segment", "_decode"] * 5
@@ -190,23 +190,23 @@ def test_trap_7_snr_weights_are_applied_to_each_sample_before_the_mean(predictio
     config = training_config("video")
     config.diffusion.update(min_snr_gamma=5.0, zero_terminal_snr=False, prediction=prediction)
     config.train.update(drop_reference=0.0, drop_audio=0.0)
-    listener, batch = Listener(0.0), fixed_batch(config, 16)
-    emo, schedule = echo(config, listener), make_schedule(config.diffusion)
+    recorder, batch = RecordingRule(0.0), fixed_batch(config, 16)
+    emo, schedule = echo(config, recorder), make_schedule(config.diffusion)
     loss, _ = denoising_loss(emo, schedule, get_stage("video"), config.train, {}, batch, jax.random.key(0))
     jax.effects_barrier()
-    (seen,) = listener.seen
-    alpha, sigma = (np.asarray(a, np.float64)[seen["timesteps"]] for a in (schedule.alphas, schedule.sigmas))
+    (inputs,) = recorder.calls
+    alpha, sigma = (np.asarray(a, np.float64)[inputs["timesteps"]] for a in (schedule.alphas, schedule.sigmas))
     x0 = np.asarray(emo.encode({}, batch["frames"]), np.float64)
     a, s = (c.reshape(-1, 1, 1, 1, 1) for c in (alpha, sigma))
-    target = x0 if prediction == "x0" else a * (seen["latents"] - a * x0) / s - s * x0
+    target = x0 if prediction == "x0" else a * (inputs["latents"] - a * x0) / s - s * x0
     error = (target**2).mean(axis=(1, 2, 3, 4))
     snr = (alpha / sigma) ** 2
     weight = np.minimum(snr, 5) / (1 if prediction == "x0" else snr + 1)
     np.testing.assert_allclose(loss, (weight * error).mean(), rtol=1e-3)
-    assert abs(weight.mean() * error.mean() / (weight * error).mean() - 1) > 5e-3  # the trap would show
+    assert abs(weight.mean() * error.mean() / (weight * error).mean() - 1) > 5e-3  # the defect would show
 
 
-def test_trap_8_frames_are_decoded_in_one_go():
+def test_trap_8_frames_are_decoded_as_one_batch():
     emo = build(small_config())
     params = emo.abstract_params()
 

@@ -52,8 +52,8 @@ def test_step_that_donates_its_state_is_timed_against_its_plan(monkeypatch):
     step = jax.jit(lambda state, batch: (state + batch.sum(), 0.0), donate_argnums=0)
     shapes = jax.ShapeDtypeStruct((2, 3), np.float32), jax.ShapeDtypeStruct((4,), np.uint8)
     plan = dict(flops=1e9, peak=2e9, roofline=dict(overlapped=dict(seconds=1e-9, mfu=0.5)))
-    monkeypatch.setattr(program, "count", lambda *args: ({}, Program(functools.partial(step.lower, *shapes))))
-    monkeypatch.setattr(program, "compile_plan", lambda *args: plan)
+    monkeypatch.setattr(program, "count_program", lambda *args: ({}, Program(functools.partial(step.lower, *shapes))))
+    monkeypatch.setattr(program, "compile_program", lambda *args: plan)
     (row,) = program.measure(small_config("video"), "step", rounds=2)
     assert row["program"] == "step of video" and row["planned GB"] == 2.0
     assert row["TFLOP/s"] == pytest.approx(1e-3 / row["seconds"])

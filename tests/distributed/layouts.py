@@ -231,8 +231,8 @@ def _distance(one, other, origin=None):
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(change))
 
 
-def at_hand():
-    """How parameters that were split over eight devices reach the sampler of training's sample videos."""
+def sampled_weights():
+    """Returns how parameters sharded over eight devices reach the sampler of training's sample videos."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     from emo_jax.training.samples import SampleWriter

@@ -23,7 +23,7 @@ from emo_jax.models.emo import build
 from emo_jax.models.parts import LAYERS, layer_of
 from emo_jax.models.placement import parameter_spec, state_sharding
 from tests.distributed.layouts import LAYOUTS, report
-from tests.small import HEARING, small_config
+from tests.small import WAV2VEC2, small_config
 from tests.steps import training_config
 
 STEP_LAYOUTS = ["data 8", "fsdp 8", "data 2 fsdp 4", "data 2 fsdp 2 frame 2", "data 4 tensor 2"]
@@ -145,7 +145,7 @@ def test_a_part_gathers_its_parameters_as_they_lie():
 
 
 def test_every_rule_is_used():
-    config = small_config("speed", audio=HEARING)
+    config = small_config("speed", audio=WAV2VEC2)
     assert {layer_of(path) for path in flat_shapes(config)} == set(LAYERS)
 
 

@@ -21,8 +21,8 @@ from emo_jax.models.wav2vec2 import Wav2Vec2Config
 from emo_jax.synthetic.world import make_voice
 from emo_jax.training.stages import STAGES, split
 from emo_jax.training.step import make_loss
-from tests.echo import Listener, echo
-from tests.small import HEARING, small_config
+from tests.echo import RecordingRule, echo
+from tests.small import WAV2VEC2, small_config
 from tests.steps import FAST, fixed_batch, random_params, training_config
 
 FPS, M = 25.0, 2
@@ -30,7 +30,7 @@ FPS, M = 25.0, 2
 
 @pytest.fixture(scope="module")
 def emo():
-    return build(small_config(audio=HEARING))
+    return build(small_config(audio=WAV2VEC2))
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +205,12 @@ def test_it_is_frozen_in_every_stage_and_every_parameter_has_a_place(emo):
         assert ours <= set(split(paths, stage)[1])
     for path in ours:
         parameter_spec(path, paths[path].shape, 8)
-    assert build(small_config(audio=HEARING, audio_attention=False)).audio_encoder is None
+    assert build(small_config(audio=WAV2VEC2, audio_attention=False)).audio_encoder is None
 
 
 def test_the_training_loss_hears(emo):
     config = training_config("video")
-    config.model.audio.update(HEARING)
+    config.model.audio.update(WAV2VEC2)
     batch, params = fixed_batch(config), random_params(emo)
     loss = jax.jit(make_loss(emo, config)).lower(params, batch, jax.random.key(0)).compile(compiler_options=FAST)
     value = float(loss(params, batch, jax.random.key(0))[0])
@@ -220,20 +220,20 @@ def test_the_training_loss_hears(emo):
 
 def test_the_backbone_hears_the_recording_from_the_first_clip_to_the_last():
     config = training_config("speed")
-    config.model.audio.update(HEARING)
+    config.model.audio.update(WAV2VEC2)
     config.sampling.steps = 1
-    rule = Listener()
+    rule = RecordingRule()
     emo = echo(config, rule)
     params = {"audio_encoder": random_params(build(config))["audio_encoder"]}
     sampler = VideoSampler(emo, params, config.sampling)
     portrait, mask = np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64, 1), np.uint8)
 
     def made(audio):
-        rule.seen.clear()
+        rule.calls.clear()
         parts = list(sampler.stream(portrait, mask, audio, key=jax.random.key(0)))
         jax.effects_barrier()
         count = np.concatenate(parts, axis=1).shape[1]
-        return np.concatenate([seen["audio"] for seen in rule.seen], axis=1)[:, :count], sampler._recording[1]
+        return np.concatenate([seen["audio"] for seen in rule.calls], axis=1)[:, :count], sampler._recording[1]
 
     voice = sound(0.8)
     found, recording = made(voice)
@@ -251,7 +251,7 @@ def test_the_backbone_hears_the_recording_from_the_first_clip_to_the_last():
 
 def test_it_generates():
     parts = dict(reference_attention="off", temporal_modules=False, speed_layers=False, face_locator=False)
-    config = small_config(audio=HEARING, **parts)
+    config = small_config(audio=WAV2VEC2, **parts)
     config.sampling.update(steps=1, solver="ddim", clips=1, reference_scale=1.0, audio_scale=1.0)
     emo = build(config)
     pipe, portrait = EmoPipeline(emo, random_params(emo)), np.zeros((64, 64, 3), np.uint8)

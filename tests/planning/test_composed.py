@@ -1,4 +1,4 @@
-"""A step's parts: together they are the step, each kind of block is compiled once."""
+"""The parts of a composed step: together they make up the step, and each kind of block is compiled once."""
 
 import functools
 import re
@@ -17,8 +17,8 @@ from tests.distributed.layouts import smallest_config
 
 
 @functools.cache
-def made(stage, also=(), **model):
-    """(state, Parts of the step) on one device."""
+def parts_of(stage, also=(), **model):
+    """Returns (state, parts of the step) on one device."""
     config = smallest_config(stage)
     config.train.also = also
     config.model.update(model)
@@ -30,13 +30,13 @@ def made(stage, also=(), **model):
 
 
 def blocks(parts):
-    """(a block's Calls' first, its parameters, whether the stage has gradients for it, how many are like it)."""
-    given = [(*part.lower.args[1:], part.count) for part in parts[:-2]]
-    return [(call, trained | frozen, learns, count) for call, trained, frozen, learns, count in given]
+    """Returns (first call, parameters, whether it has a backward pass, count) of each kind of block."""
+    kinds = [(*part.lower.args[1:], part.count) for part in parts[:-2]]
+    return [(call, trained | frozen, backward, count) for call, trained, frozen, backward, count in kinds]
 
 
 def test_every_parameter_is_in_one_part():
-    state, parts = made("video")
+    state, parts = parts_of("video")
     level = re.compile(r"(backbone|reference_net)/((down|up)_blocks_\d+|mid_block)/")
     levels = [path for path in state.flat() if level.match(path)]
     assert sum(len(parameters) * count for _, parameters, _, count in blocks(parts)) == len(levels) > 300
@@ -49,35 +49,35 @@ def test_every_parameter_is_in_one_part():
     assert "backbone/conv_in/kernel" in rest and set(rest) == set(state.trained) - set(levels)
 
 
-def test_what_comes_before_everything_trained_has_no_backward_pass():
-    _, parts = made("speed")
-    learns = {call.prefix: learns for call, _, learns, _ in blocks(parts)}
-    assert not learns["reference_net/down_blocks_0/resnets_0"] and not learns["backbone/down_blocks_0/resnets_0"]
-    assert learns["backbone/down_blocks_0/motion_modules_0"]
+def test_blocks_before_everything_trained_have_no_backward_pass():
+    _, parts = parts_of("speed")
+    backward = {call.prefix: backward for call, _, backward, _ in blocks(parts)}
+    assert not backward["reference_net/down_blocks_0/resnets_0"] and not backward["backbone/down_blocks_0/resnets_0"]
+    assert backward["backbone/down_blocks_0/motion_modules_0"]
     later = next(part for part in parts if part.name.startswith("ResnetBlock backbone 4x4x4x32"))
     outputs, (trained, inputs) = jax.tree.unflatten(later.lower().out_tree, range(later.lower().out_tree.num_leaves))
     assert trained == {} and len(inputs) == 2
 
 
-def test_what_a_locator_comes_before_has_one():
-    _, parts = made("speed", also=("face_locator",))
-    learns = {call.prefix: learns for call, _, learns, _ in blocks(parts)}
-    assert not learns["reference_net/down_blocks_0/resnets_0"] and learns["backbone/down_blocks_0/resnets_0"]
+def test_blocks_after_a_trained_face_locator_have_a_backward_pass():
+    _, parts = parts_of("speed", also=("face_locator",))
+    backward = {call.prefix: backward for call, _, backward, _ in blocks(parts)}
+    assert not backward["reference_net/down_blocks_0/resnets_0"] and backward["backbone/down_blocks_0/resnets_0"]
 
 
-def test_a_reference_that_nothing_sees_is_not_computed():
-    _, parts = made("image", reference_attention="off")
+def test_reference_net_is_absent_without_reference_attention():
+    _, parts = parts_of("image", reference_attention="off")
     assert not any("reference_net" in part.name for part in parts) and any("backbone" in part.name for part in parts)
 
 
-def told(peak=5, **more):
+def stats(peak=5, **more):
     row = dict(kind="all-gather", dtype="bf16", network=False, looped=False, count=2, bytes=8, sent=7)
     return dict(peak=peak, temporaries=3, accessed=10, collectives=[row], compiler="tpu 1", cached=True, **more)
 
 
-def test_what_parts_need_is_added_up(monkeypatch):
+def test_compose_adds_up_the_parts(monkeypatch):
     parts = [composed.Part("block", lambda: 5, 3), composed.Part("update", lambda: 4, once=True)]
-    monkeypatch.setattr(composed, "told_by_compiler", lambda lowered, *_: told(peak=lowered))
+    monkeypatch.setattr(composed, "compile_stats", lambda lowered, *_: stats(peak=lowered))
     found = composed.compose(parts, 1, "v5e:2x2", None)
     assert found["temporaries"] == 3 and found["accessed"] == 40 and found["cached"] is True and found["compiled"] == 0
     [row] = found["collectives"]
@@ -85,16 +85,15 @@ def test_what_parts_need_is_added_up(monkeypatch):
     twice = composed.compose(parts, 2, "v5e:2x2", None)
     assert [(row["count"], row["looped"]) for row in twice["collectives"]] == [(6, True), (2, False)]
     assert twice["accessed"] == 35  # of each round
-    monkeypatch.setattr(composed, "told_by_compiler", lambda *_: told(peak=None, why="hbm"))
+    monkeypatch.setattr(composed, "compile_stats", lambda *_: stats(peak=None, why="hbm"))
     found = composed.compose(parts, 1, "v5e:2x2", None)
     assert (found["peak"], found["accessed"], found["collectives"], found["why"]) == (None, None, [], "block: hbm")
 
 
-@pytest.mark.parametrize("stage, more, what", [
-    ("video", ["--program=denoise"], "the program denoise"), ("vae", [], "stage vae"),
-])  # fmt: skip
+@pytest.mark.parametrize("stage, more, value", [("video", ["--program=denoise"], "denoise"), ("vae", [], "vae")])
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_only_steps_with_unets_are_composed(stage, more, what, capsys):
+def test_composed_is_refused_for_programs_without_blocks(stage, more, value, capsys):
     command = ["plan", f"--config=configs/tiny.py:{stage}", "--topology=cpu:1", "--composed", *more]
     assert cli.main(command) == 2
-    assert f"--composed is for the step of a stage with UNets; leave it out for {what}" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--composed" in line and value in line

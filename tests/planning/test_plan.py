@@ -1,4 +1,4 @@
-"""What a program needs, told by the compiler; how long it takes at least, told by the chips' data sheets."""
+"""`emo plan`: memory and collectives from the compiler, times from the data sheets."""
 
 import importlib.util
 import json
@@ -14,9 +14,8 @@ import pytest
 from emo_jax.cli import main as cli
 from emo_jax.distributed.devices import chip_of
 from emo_jax.models.emo import build
-from emo_jax.planning import compile_stats as compiling
-from emo_jax.planning import plan
-from emo_jax.planning.plan import PROGRAMS, SPREAD, Program, _denoise, _held, _memory, compiled, count
+from emo_jax.planning import compile_stats, plan
+from emo_jax.planning.plan import PROGRAMS, SPREAD, Program, _bytes, _denoise, _memory, compile_program, count_program
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import collectives, roofline
 from tests.distributed.layouts import smallest_config
@@ -72,7 +71,7 @@ frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer
 """
 
 
-def test_collectives_of_a_program():
+def test_collectives_are_parsed():
     found = collectives(PROGRAM)
     assert [(one.kind, one.dtype, one.size, one.group) for one in found] == [
         ("all-gather", "bf16", 16 * 320 * 2, 8),
@@ -88,20 +87,20 @@ def test_collectives_of_a_program():
         ("collective-permute", "bf16", 16, 2),
         ("all-to-all", "bf16", 18, 3),
     ]
-    assert [one.network for one in found] == [False] * 8 + [True] * 4  # to other slices: as sends to the host
+    assert [one.network for one in found] == [False] * 8 + [True] * 4  # sends to the host go to other slices
     assert [one.looped for one in found] == [True] * 2 + [False] * 10
     within = [10240 * 7 / 8, 40, 2560 * 3, 10240 * 7 / 8, 96 * 2 * 3 / 4, 10240 * 7 / 8, 64 * 3, 16 * 11 / 12]
     assert [one.sent for one in found] == [*within, 16384 * 2 * 3 / 4, 16, 16, 18 * 2 / 3]
 
 
-def test_a_roofline_is_held_up_by_the_slowest():
-    work, moved = dict(flops=4 * 197e12, computed=6 * 197e12), dict(accessed=2 * 819e9, sent=0.5 * 200e9)
-    limits = roofline("TPU v5 lite", 4, **work, **moved)
+def test_roofline_times():
+    work, traffic = dict(flops=4 * 197e12, computed=6 * 197e12), dict(accessed=2 * 819e9, sent=0.5 * 200e9)
+    limits = roofline("TPU v5 lite", 4, **work, **traffic)
     assert (limits.useful, limits.compute, limits.memory, limits.links) == (1, 1.5, 2, 0.5)
     assert limits.overlapped == 2 and limits.in_turn == 2.5 and limits.utilisation(limits.overlapped) == 0.5
-    limits = roofline("TPU v5 lite", 4, **work, **moved, abroad=3 * 3.125e9)
+    limits = roofline("TPU v5 lite", 4, **work, **traffic, sent_abroad=3 * 3.125e9)
     assert (limits.network, limits.overlapped, limits.in_turn) == (3, 3, 5.5)
-    assert roofline("TPU v4", 4, **work, **moved, abroad=1).network == 0  # no data sheet tells
+    assert roofline("TPU v4", 4, **work, **traffic, sent_abroad=1).network == 0  # not in the data sheet
     assert chip_of("TPU v5p").memory == chip_of("TPU v5").memory == 95e9
     assert roofline("cpu", 1, 1, 1, 1, 1) is None
 
@@ -110,16 +109,16 @@ def test_a_roofline_is_held_up_by_the_slowest():
     ("NVIDIA H100 80GB HBM3", 80e9, 450e9), ("NVIDIA H100 NVL", 94e9, 300e9), ("NVIDIA H100 PCIe", 80e9, 300e9),
     ("NVIDIA H200", 141e9, 450e9), ("NVIDIA H200 NVL", 141e9, 450e9),
 ])  # fmt: skip
-def test_gpus_have_a_roofline(kind, memory, links):
+def test_roofline_of_gpus(kind, memory, links):
     chip, limits = chip_of(kind), roofline(kind, 8, 8e15, 8e15, accessed=1e12, sent=1e9)
     assert (chip.memory, chip.links) == (memory, links)
     assert limits.compute > 1 and 0.2 < limits.memory <= 0.5 and limits.links < 0.004
 
 
-def test_a_device_that_is_there_tells_its_memory():
+def test_memory_of_a_device():
     def device(platform, kind, stats):
         def memory_stats():
-            assert platform != "tpu"  # a description has none
+            assert platform != "tpu"  # a described device cannot report it
             return stats
 
         return types.SimpleNamespace(platform=platform, device_kind=kind, memory_stats=memory_stats)
@@ -132,26 +131,26 @@ def test_a_device_that_is_there_tells_its_memory():
     assert _memory(jax.devices("cpu")[0]) is None
 
 
-def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
+def test_denoising_plan_counts_weights_that_the_program_does_not_read(monkeypatch):
     config, room = smallest_config("video"), 10**9
-    whole = {name: _held(tree) for name, tree in build(config).abstract_params().items()}  # float32, as here
-    others = sum(size for name, size in whole.items() if name != "backbone")
-    told = dict(arguments=5, temporaries=2, accessed=None, collectives=[], compiler="", cached=True)
+    sizes = {name: _bytes(tree) for name, tree in build(config).abstract_params().items()}  # float32, as in the config
+    others = sum(size for name, size in sizes.items() if name != "backbone")
+    stats = dict(arguments=5, temporaries=2, accessed=None, collectives=[], compiler="", cached=True)
     device = jax.devices("cpu")[0]
-    made, found = _denoise(config, [device]), {}
+    denoise, plans = _denoise(config, [device]), {}
     monkeypatch.setattr(plan, "_memory", lambda device: room)
-    monkeypatch.setitem(PROGRAMS, "denoise", lambda *_: made)
-    counted, program = count(config, [device], "cpu:1", "denoise")
+    monkeypatch.setitem(PROGRAMS, "denoise", lambda *_: denoise)
+    counted, program = count_program(config, [device], "cpu:1", "denoise")
     for peak in (room - others, room - others + 1):
-        monkeypatch.setattr(plan, "_whole", lambda *_, peak=peak: told | {"peak": peak})
-        found[peak] = compiled(counted, program, device)
-    (fits, tight) = found.values()
-    assert fits["unread"] == others > 1000 and fits["bytes"]["weights"]["held"] == sum(whole.values())
+        monkeypatch.setattr(plan, "_compile_whole", lambda *_, peak=peak: stats | {"peak": peak})
+        plans[peak] = compile_program(counted, program, device)
+    (fits, tight) = plans.values()
+    assert fits["unread"] == others > 1000 and fits["bytes"]["weights"]["held"] == sum(sizes.values())
     assert fits["peak"] == room and fits["fits"] and tight["peak"] == room + 1 and not tight["fits"]
     lines = compiled_lines(tight)
     assert any(line.split()[:2] == ["unread", f"{others / 1e9:.3f}"] for line in lines), lines
     assert any("peak" in line and "does NOT fit" in line for line in lines), lines
-    spare, _ = count(config, [device] * 3, "cpu:3", "denoise")
+    spare, _ = count_program(config, [device] * 3, "cpu:3", "denoise")
     assert (fits["chips"], fits["idle"], spare["chips"], spare["idle"]) == (1, 0, 1, 2)
     assert any("idle: 2 chips" in line for line in counted_lines(spare))
     assert not any("idle" in line for line in counted_lines(counted))
@@ -165,93 +164,92 @@ def test_weights_that_a_step_does_not_read_count(monkeypatch, capsys):
     ("tpu", "RESOURCE_EXHAUSTED: Allocation (size=268435456) would exceed memory (size=134217728) space=vmem", False),
     ("gpu", "INVALID_ARGUMENT:\na memory space", False),
 ])  # fmt: skip
-def test_a_compiler_that_fails_is_no_verdict_on_memory(platform, message, full):
+def test_only_an_out_of_memory_error_is_a_verdict_on_memory(platform, message, full):
     def compile(compiler_options):
         raise jax.errors.JaxRuntimeError(message)
 
-    lowered, words = types.SimpleNamespace(compile=compile), " ".join(message.split())
+    lowered, reason = types.SimpleNamespace(compile=compile), " ".join(message.split())
     if full:
-        told = compiling._compile(lowered, platform, jax.config.jax_optimization_level)
-        assert told["peak"] is None and told["why"] == words
+        stats = compile_stats._compile(lowered, platform, jax.config.jax_optimization_level)
+        assert stats["peak"] is None and stats["why"] == reason
     else:
-        with pytest.raises(ValueError, match=re.escape(f"the compiler for {platform} fails ({words}); another mesh")):
-            compiling._compile(lowered, platform, jax.config.jax_optimization_level)
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            compile_stats._compile(lowered, platform, jax.config.jax_optimization_level)
 
 
 @pytest.mark.parametrize("kind, network", [("TPU v5 lite", "network 3.0000 s"), ("TPU v4", "network unknown")])
-def test_what_crosses_to_other_slices_takes_its_own_time(monkeypatch, kind, network):
+def test_traffic_between_slices_has_its_own_roofline(monkeypatch, kind, network):
     row = dict(dtype="bf16", count=2, bytes=10**9)
     rows = [
         row | dict(kind="all-gather", network=False, looped=True, sent=200e9),
         row | dict(kind="all-reduce", network=False, looped=False, sent=50e9),
         row | dict(kind="all-reduce", network=True, looped=False, sent=3 * 3.125e9),
     ]
-    told = dict(peak=9, arguments=5, temporaries=4, accessed=1.0, collectives=rows, compiler="", cached=True)
-    monkeypatch.setattr(plan, "_whole", lambda *_: told)
+    stats = dict(peak=9, arguments=5, temporaries=4, accessed=1.0, collectives=rows, compiler="", cached=True)
+    monkeypatch.setattr(plan, "_compile_whole", lambda *_: stats)
     links = chip_of(kind).links
     counted = dict(topology="a", slices=2, memory=10, kind=kind, chips=2, flops=1, computed=1, clips=1, rounds=2)
-    found = compiled(counted, None, None)
+    found = compile_program(counted, None, None)
     assert found["roofline"]["links"] == (2 * 200e9 + 50e9) / links
     lines = compiled_lines(found)
     assert network in next(line for line in lines if line.startswith("roofline: "))
-    told = [line.split("a chip")[1] for line in lines if " all-" in line]
-    assert told == [", 2 times a step", "", ", between slices"]
+    remarks = [line.split("a chip")[1] for line in lines if " all-" in line]
+    assert remarks == [", 2 times a step", "", ", between slices"]
 
 
-@pytest.mark.parametrize("memory, fits, words", [
-    (140, True, "fits"), (120, None, "too near to tell; compile it whole"),
-    (99, None, "too near to tell; compile it whole"), (71, False, "does NOT fit"),
-])  # fmt: skip
-def test_a_composed_sum_may_be_too_near_to_tell(monkeypatch, memory, fits, words):
+@pytest.mark.parametrize("memory, fits", [(140, True), (120, None), (99, None), (71, False)])
+def test_composed_peak_close_to_the_memory_is_no_verdict(monkeypatch, memory, fits):
     part = dict(name="block", count=3, temporaries=10, accessed=5)
-    told = dict(temporaries=10, accessed=15, collectives=[], parts=[part], seconds=1, compiler="", cached=False)
-    monkeypatch.setattr(plan, "compose", lambda *_: told)
+    stats = dict(temporaries=10, accessed=15, collectives=[], parts=[part], seconds=1, compiler="", cached=False)
+    monkeypatch.setattr(plan, "compose", lambda *_: stats)
     program = Program(None, lambda: [])
     counted = dict(topology="a", slices=1, memory=memory, kind="TPU v4", chips=2, flops=1, computed=1, clips=1)
     counted |= dict(rounds=2, held=40, activations=20, second=10, bytes={"trained": dict(held=20)})
-    found = compiled(counted, program, jax.devices("cpu")[0], composed=True)
+    found = compile_program(counted, program, jax.devices("cpu")[0], composed=True)
     assert found["peak"] == 100 and found["fits"] is fits and found["accessed"] == 15 + 3 * 20
-    assert any(line.split()[0] == "sum" and line.endswith(words) for line in compiled_lines(found))
+    verdict = {True: ": fits", None: "without --composed", False: "does NOT fit"}[fits]
+    assert any(line.split()[0] == "sum" and line.endswith(verdict) for line in compiled_lines(found))
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_shapes_alone_tell_what_cannot_fit(monkeypatch, capsys, tmp_path):
+def test_no_compile_counts_from_shapes(monkeypatch, capsys, tmp_path):
     (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))
     command = ["plan", f"--config={tmp_path}/small.py:video", "--topology=cpu:1", "--no-compile"]
-    monkeypatch.setattr(plan, "compiled", None)
+    monkeypatch.setattr(plan, "compile_stats", None)
     found = {}
     for memory in (10**12, 10**6):
         monkeypatch.setattr(plan, "_memory", lambda device, memory=memory: memory)
         found[memory] = cli.main([*command, f"--output={tmp_path}/plan.json"]), capsys.readouterr().out
     assert [status for status, _ in found.values()] == [0, 1]
     assert "activations" in found[10**12][1] and "fit" not in found[10**12][1] and "does NOT fit" in found[10**6][1]
-    told = json.loads((tmp_path / "plan.json").read_text())
-    assert told["activations"] > 0 and "peak" not in told and told["fits"] is False
+    written = json.loads((tmp_path / "plan.json").read_text())
+    assert written["activations"] > 0 and "peak" not in written and written["fits"] is False
 
 
-@pytest.mark.parametrize("topology, message", [
-    ("v9:2x2", "expected one of v4, v5e, v5p, v6e and a shape, such as v5e:4x4, or cpu:N, or gpu:N"),
-    ("v5e:big", "expected one of v4"),
-    ("cpu:x", "expected cpu:N, such as cpu:8"),
-    ("cpu:64", "JAX finds 1 devices of cpu here"),
-    ("gpu:1", "JAX finds no gpu here"),
-    ("cpu:1 --slices=2", "--slices is 2; expected 1 or more, and more than 1 of TPUs alone"),
-    ("v5e:2x2 --slices=0", "--slices is 0; expected 1 or more"),
-    ("v9:2x2 --slices=2", "expected one of v4"),
+@pytest.mark.parametrize("topology, value", [
+    ("v9:2x2", "v9:2x2"),
+    ("v5e:big", "v5e:big"),
+    ("cpu:x", "cpu:x"),
+    ("cpu:64", "cpu:64"),
+    ("gpu:1", "gpu:1"),
+    ("cpu:1 --slices=2", "--slices is 2"),
+    ("v5e:2x2 --slices=0", "--slices is 0"),
+    ("v9:2x2 --slices=2", "v9:2x2"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_topologies_that_are_not_there_are_one_line(topology, message, capsys):
-    jax.devices()  # begun: the number of devices is settled
+def test_unknown_or_missing_topology(topology, value, capsys):
+    jax.devices()  # once JAX has started, the number of devices is fixed
     assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology", *topology.split()]) == 2
-    assert message in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert value in line
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_a_missing_compiler_is_one_line(capsys):
+def test_missing_libtpu_names_the_extra(capsys):
     assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology=v5e:2x2"]) == 2
-    [told] = capsys.readouterr().err.splitlines()
-    assert "pip install -c constraints.txt -e '.[tpu]'" in told
+    [line] = capsys.readouterr().err.splitlines()
+    assert ".[tpu]" in line
 
 
 SMALL = """
@@ -278,35 +276,35 @@ def run(folder, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["step", "denoise"])
-def test_a_plan_is_compiled_once(tmp_path, program):
+def test_second_plan_comes_from_the_cache(tmp_path, program):
     arguments = ("--topology=cpu:8", f"--program={program}")
-    told, found = run(tmp_path, *arguments)
-    assert "8 x cpu" in told and "compiled by" in told and not found["cached"]
+    text, found = run(tmp_path, *arguments)
+    assert "8 x cpu" in text and "compiled by" in text and not found["cached"]
     assert found["fits"] is None and found["peak"] > found["temporaries"] > 0 and found["flops"] > 1e6
     kinds = {row["kind"] for row in found["collectives"]}
     if program == "step":
         assert "all-gather" in kinds and "all-reduce" in kinds
-        held = found["bytes"]
-        assert 0.5 < held["trained"]["held"] / held["trained"]["whole"] < 0.7  # over fsdp, but for biases and scales
-        assert held["batch"]["held"] == found["input"] / 4
+        sizes = found["bytes"]
+        assert 0.5 < sizes["trained"]["held"] / sizes["trained"]["whole"] < 0.7  # fsdp splits all but biases and scales
+        assert sizes["batch"]["held"] == found["input"] / 4
     again, cached = run(tmp_path, *arguments)
     assert "from the cache" in again and cached == found | {"cached": True}
     if program == "step":
-        check_sum(found, *run(tmp_path, *arguments, "--composed"))
+        check_composed(found, *run(tmp_path, *arguments, "--composed"))
 
 
-def check_sum(whole, lines, found):
-    """The parts of a step come near the whole, in memory, in what is read and written, and in what is moved."""
-    assert "composed of 10 programs" in lines and 1 / SPREAD < found["peak"] / whole["peak"] < SPREAD
-    assert abs(found["accessed"] / whole["accessed"] - 1) < 0.05
-    moved = [{row["kind"]: row["bytes"] for row in told["collectives"]} for told in (found, whole)]
+def check_composed(step, text, composed):
+    """The sum of a step's parts is close to the compiled step in memory, memory traffic and collectives."""
+    assert "composed of 10 programs" in text and 1 / SPREAD < composed["peak"] / step["peak"] < SPREAD
+    assert abs(composed["accessed"] / step["accessed"] - 1) < 0.05
+    moved = [{row["kind"]: row["bytes"] for row in plan["collectives"]} for plan in (composed, step)]
     for kind in ("all-gather", "all-reduce", "collective-permute"):
         assert abs(moved[0][kind] / moved[1][kind] - 1) < 0.15, moved
 
 
 @pytest.mark.slow
 @on_tpu
-def test_a_plan_for_a_tpu(tmp_path):
-    told, found = run(tmp_path, "--topology=v5e:2x4")
-    assert found["fits"] and "fits" in told and found["kind"] == "TPU v5 lite"
+def test_plan_for_a_tpu(tmp_path):
+    text, found = run(tmp_path, "--topology=v5e:2x4")
+    assert found["fits"] and "fits" in text and found["kind"] == "TPU v5 lite"
     assert found["roofline"]["overlapped"]["seconds"] > 0

@@ -1,4 +1,4 @@
-"""What the TPU's compiler makes of small programs, without a TPU (extra: tpu)."""
+"""Small programs compiled for TPUs without a TPU (extra: tpu)."""
 
 import importlib.util
 import math
@@ -11,7 +11,8 @@ import pytest
 on_tpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 
 
-def printed(program):
+def run(program):
+    """Runs a Python program and returns what it prints."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr
@@ -28,8 +29,8 @@ for topology, slices in (("v4:2x2x1", 1), ("v5e:2x4", 2), ("v5p:2x2x1", 1), ("v6
 
 @pytest.mark.slow
 @on_tpu
-def test_a_topology_has_a_device_for_each_chip():
-    assert printed(DEVICES).splitlines() == ["4 TPU v4 1", "16 TPU v5 lite 2", "4 TPU v5 1", "1 TPU v6 lite 1"]
+def test_topology_has_a_device_per_chip():
+    assert run(DEVICES).splitlines() == ["4 TPU v4 1", "16 TPU v5 lite 2", "4 TPU v5 1", "1 TPU v6 lite 1"]
 
 
 LONG = """
@@ -49,9 +50,9 @@ print(lowered.compile().as_text())
 @pytest.mark.slow
 @on_tpu
 @pytest.mark.parametrize("shape, scores", [((1, 2, 4096, 8, 40), "4096,4096"), ((1, 4096, 16, 8, 40), "16,16]")])
-def test_scores_stay_on_the_chip(shape, scores):
-    """Neither forward nor backward pass holds those of a map, or of frames at each of its places, in its memory."""
-    compiled = printed(LONG.replace("SHAPE", repr(shape)))
+def test_attention_scores_are_not_materialised(shape, scores):
+    """Neither pass stores the scores of spatial attention, or of temporal attention at every position."""
+    compiled = run(LONG.replace("SHAPE", repr(shape)))
     assert compiled.count("tpu_custom_call") >= 2 and "bf16[" in compiled and scores not in compiled
 
 
@@ -62,8 +63,8 @@ from emo_jax.distributed.mesh import make_mesh, traced_for_mesh
 from emo_jax.models.placement import gathered, parameter_spec
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.topologies import find_devices
-from emo_jax.planning import roofline
-path, shape, data, fsdp, topology, slices = GIVEN
+from emo_jax.planning.roofline import collectives
+path, shape, data, fsdp, topology, slices = ARGUMENTS
 devices = list(find_devices(topology, slices))
 mesh = make_mesh(data=data, fsdp=fsdp, dcn_data=slices, devices=devices)
 kernel, x = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((16384, shape[0]), jnp.bfloat16)
@@ -75,7 +76,7 @@ given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(traced_for_mesh(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
 with traced_for("tpu"):
     lowered = step.lower(kernel, x)
-for one in roofline.collectives(lowered.compile().as_text()):
+for one in collectives(lowered.compile().as_text()):
     print(one.kind, one.dtype, one.size, one.group, *["network"] * one.network)
 """
 
@@ -87,13 +88,13 @@ for one in roofline.collectives(lowered.compile().as_text()):
     ("ff/net_0/proj/kernel", (1280, 10240), 16, 16, "v5e:16x16", 1),
     ("dense/kernel", (1024, 4096), 2, 8, "v5e:2x4", 2),
 ])  # fmt: skip
-def test_gradients_are_scattered_over_fsdp_before_data_adds_them_up(path, shape, data, fsdp, topology, slices):
-    """Over several slices that sum alone goes through the network between them."""
-    whole, abroad = math.prod(shape) * 2, " network" * (slices > 1)
-    told = printed(GRADIENTS.replace("GIVEN", repr((path, shape, data, fsdp, topology, slices))))
-    assert sorted(told.splitlines()) == [
-        f"all-gather bf16 {whole} {fsdp}", f"all-reduce bf16 {whole // fsdp} {data}{abroad}",
-        f"reduce-scatter bf16 {whole // fsdp} {fsdp}",
+def test_gradients_are_scattered_over_fsdp_before_they_are_summed_over_data(path, shape, data, fsdp, topology, slices):
+    """Only that sum crosses the network between slices."""
+    size, network = math.prod(shape) * 2, " network" * (slices > 1)
+    lines = run(GRADIENTS.replace("ARGUMENTS", repr((path, shape, data, fsdp, topology, slices))))
+    assert sorted(lines.splitlines()) == [
+        f"all-gather bf16 {size} {fsdp}", f"all-reduce bf16 {size // fsdp} {data}{network}",
+        f"reduce-scatter bf16 {size // fsdp} {fsdp}",
     ]  # fmt: skip
 
 
@@ -106,7 +107,7 @@ from emo_jax.models.layers import ResnetBlock
 from emo_jax.models.unet import UNetConfig, part_of_level
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.topologies import find_devices
-from emo_jax.planning import roofline
+from emo_jax.planning.roofline import collectives
 mesh = make_mesh(data=16, fsdp=16, devices=list(find_devices("v5e:16x16")))
 config = UNetConfig((1280,), (True,), 1, 8, 32, 4, remat="blocks", dtype=jnp.bfloat16)
 x, temb = (jax.ShapeDtypeStruct((256, *shape, 1280), jnp.bfloat16) for shape in ((5, 16, 16), (1,)))
@@ -121,19 +122,19 @@ given = split, samples, samples, samples
 step = jax.jit(traced_for_mesh(mesh, both), in_shardings=given, out_shardings=(split, samples, samples))
 with traced_for("tpu"):
     lowered = step.lower(params, x, temb, x)
-for one in roofline.collectives(lowered.compile().as_text()):
+for one in collectives(lowered.compile().as_text()):
     print(one.kind, one.size)
 """
 
 
 @pytest.mark.slow
 @on_tpu
-def test_gradients_of_a_resnet_are_scattered_where_a_share_is_no_whole_tile():
-    rows = [line.split() for line in printed(RESNET).splitlines()]
-    shares = 2 * 9 * 1280 * 1280 * 2 / 16  # of two convolutions, in bfloat16
+def test_gradients_are_scattered_even_if_a_share_is_not_a_multiple_of_a_tile():
+    rows = [line.split() for line in run(RESNET).splitlines()]
+    shares = 2 * 9 * 1280 * 1280 * 2 / 16  # two convolutions in bfloat16
     kinds = "reduce-scatter", "all-reduce"
     scattered, summed = (sum(int(size) for kind, size in rows if kind == name) for name in kinds)
-    assert scattered >= shares and summed < 1.2 * shares, rows  # the shares are added up over data
+    assert scattered >= shares and summed < 1.2 * shares, rows  # the shares are summed over data
 
 
 SUMS = """
@@ -155,13 +156,13 @@ given = split, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 step = jax.jit(traced_for_mesh(mesh, jax.grad(loss)), in_shardings=given, out_shardings=split)
 with traced_for("tpu"):
     lowered = step.lower(kernels, jax.ShapeDtypeStruct((16384, 256), jnp.bfloat16))
-told = _compile(lowered, "tpu", SLICES_EFFORT)
-print(*(row["count"] for row in told["collectives"] if row["network"]))
+stats = _compile(lowered, "tpu", SLICES_EFFORT)
+print(*(row["count"] for row in stats["collectives"] if row["network"]))
 """
 
 
 @pytest.mark.slow
 @on_tpu
-def test_slices_may_have_more_sums_between_them_than_a_chip_has_flags():
-    """At EFFORT the compiler refuses 520."""
-    assert printed(SUMS).split() == ["520"]
+def test_more_sums_between_slices_than_a_chip_has_flags():
+    """With EFFORT instead of SLICES_EFFORT the compiler rejects 520."""
+    assert run(SUMS).split() == ["520"]

@@ -24,13 +24,13 @@ from emo_jax.training.encoders import check_encoders
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.weights.store import save_weights
 from tests.data.test_pipeline import configs, plain_record
-from tests.small import HEARING, small_config
+from tests.small import WAV2VEC2, small_config
 from tests.steps import random_params
 
 
 def hearing_config(stage="video", **data):
     config = small_config(stage)
-    config.model.audio.update(HEARING)
+    config.model.audio.update(WAV2VEC2)
     config.data.update(crop_scale=(0.8, 0.8), flip_prob=0.5, same_window_prob=0.0, min_reference_gap=0.2, **data)
     return config
 

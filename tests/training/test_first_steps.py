@@ -1,6 +1,6 @@
 """The first steps of every stage: golden numbers, and which parameters move.
 
-python -m tests.training.test_first_steps    # prints GOLDEN anew, after a change of the numbers that is meant
+python -m tests.training.test_first_steps    # prints GOLDEN; for changes that are meant to change the numbers
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def test_golden_first_steps(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_parameter_of_the_stage_gets_a_gradient_and_no_other_moves(stage):
+def test_exactly_the_stage_s_parameters_get_gradients_and_move(stage):
     first, second, *_, last = first_steps(stage).states
     gradients = optax.tree_utils.tree_get(second.opt_state, "mu")  # (1 - beta1) times the first gradient
     wanted = {path for path in {**first.trained, **first.frozen} if part_of(path) in STAGES[stage].trains}
@@ -45,16 +45,16 @@ def test_every_parameter_of_the_stage_gets_a_gradient_and_no_other_moves(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_part_that_is_trained_tells_its_gradients_norm(stage):
-    for told in first_steps(stage).metrics:
-        parts = {name: value for name, value in told.items() if name.startswith("grad_norm/")}
+def test_gradient_norm_of_every_part(stage):
+    for metrics in first_steps(stage).metrics:
+        parts = {name: value for name, value in metrics.items() if name.startswith("grad_norm/")}
         assert set(parts) == {f"grad_norm/{part}" for part in STAGES[stage].trains}
-        np.testing.assert_allclose(np.linalg.norm(list(parts.values())), told["grad_norm"], rtol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(list(parts.values())), metrics["grad_norm"], rtol=1e-5)
     assert len(parts) == 1 or len(set(parts.values())) > 1
 
 
 @pytest.mark.parametrize("stage", ["video", "speed"])
-def test_trap_2_every_motion_module_runs_and_learns_in_its_stages_alone(stage):
+def test_trap_2_every_motion_module_is_trained_in_its_stages_only(stage):
     gradients = optax.tree_utils.tree_get(first_steps(stage).states[1].opt_state, "mu")
     modules = {path: g for path, g in gradients.items() if "motion_modules" in path}
     names = {path.split("/transformer_blocks")[0] for path in modules if "transformer_blocks" in path}
@@ -64,14 +64,14 @@ def test_trap_2_every_motion_module_runs_and_learns_in_its_stages_alone(stage):
         assert not [path for path in first_steps(other).states[1].trained if "motion_modules" in path]
 
 
-def test_the_stages_together_train_everything_but_the_vaes_scale():
+def test_all_parameters_but_the_vae_scale_are_trained_in_some_stage():
     paths = flatten_dict(first_steps("vae").emo.abstract_params(), sep="/")
     trained = {path for stage in STAGES for path in paths if part_of(path) in STAGES[stage].trains}
     assert set(paths) - trained == {"vae/scaling_factor"}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_steps_count_and_keep_float32(stage):
+def test_steps_are_counted_and_weights_stay_float32(stage):
     states = first_steps(stage).states
     assert [int(state.step) for state in states] == list(range(STEPS + 1))
     assert {str(a.dtype) for a in (*states[-1].trained.values(), *states[-1].ema.values())} == {"float32"}

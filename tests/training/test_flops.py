@@ -1,4 +1,4 @@
-"""FLOPs of functions whose products can be counted by hand, and of whole steps."""
+"""FLOPs and residuals, against functions that can be counted by hand and against compiled steps."""
 
 import functools
 
@@ -36,12 +36,12 @@ def convolve(x, kernel, **options):
     (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x), (shape(4, 5), shape(5, 5)), 2 * 4 * 5 * 5),
     (lambda x, w: jnp.tanh(x).sum() + w.sum(), (shape(4, 5), shape(5, 5)), 0),
 ])  # fmt: skip
-def test_known_products(function, arguments, wanted):
+def test_count_flops(function, arguments, wanted):
     assert count_flops(function, *arguments) == wanted
 
 
-@pytest.mark.parametrize("wrap, anew", [(lambda f: f, 0), (jax.checkpoint, 1)])
-def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_and_none_twice(wrap, anew):
+@pytest.mark.parametrize("wrap, recomputed", [(lambda f: f, 0), (jax.checkpoint, 1)])
+def test_gradient_flops_leave_out_recomputation(wrap, recomputed):
     @wrap
     def hidden(x, w):
         return jax.nn.relu(x @ w)
@@ -52,25 +52,25 @@ def test_a_gradient_has_the_products_of_its_parameters_and_of_what_they_reach_an
     b, i, j, k, m = 4, 3, 5, 7, 2
     trained = {"in": shape(i, j), "out": shape(k, m)}
     forward = 2 * b * (i * j + j * k + k * m)
-    backward = 2 * b * (i * j + j * k + 2 * k * m)  # the first has no input to reach, the middle one is frozen
-    given = trained, shape(j, k), shape(b, i)
-    assert gradient_flops(loss, *given) == forward + backward
-    again = anew * 2 * b * (i * j + k * m)  # of both hidden layers, as their sign is needed
-    assert count_flops(jax.grad(loss), *given) == forward + backward + again
+    backward = 2 * b * (i * j + j * k + 2 * k * m)  # no gradient for x, none for the frozen weights
+    arguments = trained, shape(j, k), shape(b, i)
+    assert gradient_flops(loss, *arguments) == forward + backward
+    again = recomputed * 2 * b * (i * j + k * m)  # both hidden layers, whose sign the ReLU's gradient needs
+    assert count_flops(jax.grad(loss), *arguments) == forward + backward + again
 
 
-def test_a_convolutions_gradient_costs_two_more_however_it_strides():
+def test_gradient_flops_of_a_convolution():
     for stride in (1, 2):
         strided = functools.partial(convolve, window_strides=(stride, stride))
         x, kernel = shape(2, 8, 8, 4), shape(3, 3, 4, 6)
         one = count_flops(strided, x, kernel)
         assert gradient_flops(lambda both, f=strided: f(*both).sum(), (x, kernel)) == 3 * one
-        told = count_flops(jax.grad(lambda both, f=strided: f(*both).sum()), (x, kernel))  # as it is computed
-        assert told == pytest.approx(3 * one, rel=0.01)
+        executed = count_flops(jax.grad(lambda both, f=strided: f(*both).sum()), (x, kernel))
+        assert executed == pytest.approx(3 * one, rel=0.01)
 
 
-def of_a_step(count, stage, remat="none"):
-    """count(emo, config, state, batch) of the small model's step."""
+def count_step(count, stage, remat="none"):
+    """Returns count(emo, config, state, batch) for the small model's step."""
     config = training_config(stage)
     config.model.unet.remat = remat
     emo = build(config)
@@ -78,33 +78,33 @@ def of_a_step(count, stage, remat="none"):
     return count(emo, config, state, fixed_batch(config))
 
 
-counted = functools.partial(of_a_step, step_flops)
+small_step_flops = functools.partial(count_step, step_flops)
 
 
-def test_a_step_costs_what_its_compiled_program_does():
-    """As XLA counts it, which leaves out products with the padding, and takes in sums and the like."""
-    assert counted("vae") == pytest.approx(step_of("vae")[2].cost_analysis()["flops"], rel=0.03)
-    assert counted("image") == counted("image", remat="blocks")
+def test_step_flops_agree_with_xla():
+    """XLA leaves out products with padding and counts additions, so the two differ slightly."""
+    assert small_step_flops("vae") == pytest.approx(step_of("vae")[2].cost_analysis()["flops"], rel=0.03)
+    assert small_step_flops("image") == small_step_flops("image", remat="blocks")
 
 
-def test_what_is_kept_for_the_backward_pass():
+def test_residual_bytes():
     x, w = shape(4, 3), shape(3, 5)
     product = residual_bytes(lambda w, x: (x @ w).sum(), w, x)
-    assert product == 4 * 4 * 3  # the inputs of the one product whose gradient is asked for
+    assert product == 4 * 4 * 3  # the other factor of the product
     hidden = residual_bytes(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum(), w, x)
     assert hidden == product + 2 * 4 * 4 * 5
     assert residual_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
 
 
-def test_blocks_that_are_computed_anew_keep_little():
-    kept = {remat: of_a_step(step_activations, "image", remat) for remat in ("none", "blocks")}
+def test_remat_reduces_activations():
+    kept = {remat: count_step(step_activations, "image", remat) for remat in ("none", "blocks")}
     assert 0 < kept["blocks"] < 0.4 * kept["none"]
 
 
-def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
-    """A frame of 512x512: 1.117 TFLOP to encode it, by XLA's count of the compiled program."""
+def test_flops_of_stable_diffusion_s_vae():
+    """By XLA's count of the compiled program, encoding a frame of 512x512 takes 1.117 TFLOP."""
     config = base.get_config()
-    config.model.unet.channels = (32, 32, 32, 32)  # of no account here
+    config.model.unet.channels = (32, 32, 32, 32)  # not part of the count
     emo = build(config)
     count = count_flops(emo.encode, emo.abstract_params(), shape(1, 1, 512, 512, 3))
     assert count == pytest.approx(1.117e12, rel=0.02)
@@ -115,5 +115,5 @@ def test_the_vae_of_stable_diffusion_costs_what_is_known_of_it():
     ("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-40GB", 312e12),
     ("NVIDIA H200", 989e12), ("NVIDIA H200 NVL", 835e12), ("cpu", None), ("NVIDIA H1000", None),
 ])  # fmt: skip
-def test_peaks_by_device(kind, wanted):
+def test_peak_flops_by_device(kind, wanted):
     assert peak_flops(kind) == wanted

@@ -1,3 +1,5 @@
+"""Metrics on stdout and in TensorBoard's file, and the limit on skipped steps."""
+
 import struct
 
 import jax
@@ -11,7 +13,7 @@ from emo_jax.training.metrics import MetricsWriter, SkipLimit
 
 
 def events(directory):
-    """{(tag, step): value} of the scalars in a folder's TensorBoard file, and the tags of its images."""
+    """Returns {(tag, step): value} of the scalars in a folder's TensorBoard file, and its images."""
     (path,) = directory.glob("events.out.tfevents.*")
     data, scalars, images = path.read_bytes(), {}, []
     while data:
@@ -26,7 +28,7 @@ def events(directory):
     return scalars, images
 
 
-def test_means_since_the_last_line_are_told_and_written(tmp_path, capsys):
+def test_means_since_the_last_line(tmp_path, capsys):
     writer = MetricsWriter(tmp_path, first=10, total=20)
     for step, loss in ((11, 1.0), (12, 3.0), (13, 8.0)):
         writer.add({"loss": jnp.float32(loss), "rate": jnp.float32(0.5)}, waited=0.25)
@@ -45,7 +47,7 @@ def test_means_since_the_last_line_are_told_and_written(tmp_path, capsys):
     assert images == [("strip", 13, 6, 4)]
 
 
-def test_what_some_samples_have_is_a_mean_over_those(tmp_path, capsys):
+def test_mean_over_the_samples_that_have_a_value(tmp_path, capsys):
     writer = MetricsWriter(tmp_path, first=0, total=3)
     for step, pair in enumerate(((0.5, 0.25), (0.0, 0.0), (0.0, 0.0)), 1):
         writer.add({"loss_t0": jnp.float32(pair)}, waited=0)
@@ -57,7 +59,7 @@ def test_what_some_samples_have_is_a_mean_over_those(tmp_path, capsys):
     assert events(tmp_path)[0]["loss_t0", 2] == 2
 
 
-def test_a_pause_and_compiling_are_no_part_of_the_steps(tmp_path, monkeypatch):
+def test_pauses_and_compilation_do_not_count_as_step_time(tmp_path, monkeypatch):
     clock = iter((0.0, 300.0, 305.0, 309.0, 312.0, 315.0, 317.0, 317.0))
     monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: next(clock))
     writer = MetricsWriter(tmp_path, first=0, total=4)
@@ -74,8 +76,8 @@ def test_a_pause_and_compiling_are_no_part_of_the_steps(tmp_path, monkeypatch):
     assert scalars["step_seconds", 3] == 4 and scalars["step_seconds", 4] == 2
 
 
-class Card:
-    """A device that tells what it holds."""
+class FakeDevice:
+    """A device that reports its memory."""
 
     device_kind = "NVIDIA H100 80GB HBM3"
 
@@ -86,10 +88,10 @@ class Card:
         return self._stats
 
 
-def test_what_only_tensorboard_shows(tmp_path, capsys, monkeypatch):
+def test_scalars_that_only_tensorboard_shows(tmp_path, capsys, monkeypatch):
     clock = iter((0.0, 9.0, 13.0, 13.0))
     monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(jax, "devices", lambda: [Card(3), Card(5), Card(None), Card(4)])
+    monkeypatch.setattr(jax, "devices", lambda: [FakeDevice(3), FakeDevice(5), FakeDevice(None), FakeDevice(4)])
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:3])
     writer = MetricsWriter(tmp_path, first=0, total=2, flops=989e12)
     for _ in range(2):
@@ -100,11 +102,11 @@ def test_what_only_tensorboard_shows(tmp_path, capsys, monkeypatch):
     scalars, _ = events(tmp_path)
     assert scalars["grad_norm/backbone", 2] == 3
     assert scalars["speed/tflops", 2] == pytest.approx(989 / 4)
-    assert scalars["speed/mfu", 2] == pytest.approx(1 / 4 / 4)  # a step of one device's second took four, on four
+    assert scalars["speed/mfu", 2] == pytest.approx(1 / 4 / 4)  # the work of one device for 1 s took four devices 4 s
     assert (scalars["memory/gib", 2], scalars["memory/peak_gib", 2]) == (5, 10)
 
 
-def test_a_device_of_no_known_peak_has_a_speed_alone(tmp_path):
+def test_no_utilisation_on_a_device_of_unknown_peak(tmp_path):
     writer = MetricsWriter(tmp_path, first=0, total=1, flops=1e12)
     writer.add({"loss": jnp.float32(1)}, waited=0)
     writer.write(1)
@@ -113,14 +115,14 @@ def test_a_device_of_no_known_peak_has_a_speed_alone(tmp_path):
     assert "speed/tflops" in tags and "speed/mfu" not in tags and "memory/gib" not in tags
 
 
-def told(loss, skipped=0.0):
+def step_metrics(loss, skipped=0.0):
     return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(loss), "skipped": jnp.float32(skipped)}
 
 
-def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
+def test_skipped_steps_are_left_out_of_the_means(tmp_path, capsys):
     writer = MetricsWriter(tmp_path, first=0, total=5)
-    for step, metrics in enumerate((told(1), told(np.nan, 1), told(3), told(np.inf, 1), told(np.nan, 1)), 1):
-        writer.add(metrics, waited=0)
+    for step, (loss, skipped) in enumerate(((1, 0), (np.nan, 1), (3, 0), (np.inf, 1), (np.nan, 1)), 1):
+        writer.add(step_metrics(loss, skipped), waited=0)
         if step in (4, 5):
             writer.write(step)
     writer.close()
@@ -133,15 +135,15 @@ def test_skipped_steps_are_counted_and_left_out_of_the_means(tmp_path, capsys):
     assert (scalars["skipped", 4], scalars["skipped", 5]) == (2, 1)
 
 
-def test_so_many_skips_in_a_row_end_the_run():
+def test_consecutive_skips_end_the_run():
     limit = SkipLimit(3)
     for step, skipped in enumerate((1, 1, 0, 1, 1), 1):
-        limit.add(step, told(np.nan if skipped else 1, skipped))
-    limit.add(6, told(np.nan, 1))
-    with pytest.raises(FloatingPointError, match=r"step 6: .* not finite 3 times in a row \(loss nan") as end:
-        limit.add(7, told(1))
-    assert "\n" not in str(end.value) and "the weights are those of step 3" in str(end.value)
+        limit.add(step, step_metrics(np.nan if skipped else 1, skipped))
+    limit.add(6, step_metrics(np.nan, 1))
+    with pytest.raises(FloatingPointError, match=r"step 6: .* 3 .*loss nan") as error:
+        limit.add(7, step_metrics(1))
+    assert "\n" not in str(error.value) and "step 3" in str(error.value)  # whose weights are kept
     limit = SkipLimit(1)
-    limit.add(1, told(1, 1))
+    limit.add(1, step_metrics(1, 1))
     with pytest.raises(FloatingPointError, match="step 1"):  # the last step of a run
         limit.check()

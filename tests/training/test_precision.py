@@ -1,4 +1,4 @@
-"""What a state holds: nothing twice, and nothing finer than it is used; what a step may overwrite."""
+"""Memory of the training state: precision of each array, no duplicates, donation."""
 
 import functools
 
@@ -15,7 +15,7 @@ from emo_jax.distributed.parameters import GATHERED
 from emo_jax.models.emo import build
 from emo_jax.training.step import at_rest, make_flat_loss, make_loss, make_step, new_state
 from tests.distributed.layouts import smallest_config
-from tests.small import HEARING, small_config
+from tests.small import WAV2VEC2, small_config
 from tests.steps import fixed_batch, random_params
 
 
@@ -24,7 +24,7 @@ def shapes_of(config):
 
 
 @pytest.mark.parametrize("stage", ["vae", "image", "video", "speed"])
-def test_what_is_frozen_has_no_state_and_no_float32_kernels(stage):
+def test_frozen_parameters_have_no_optimizer_state_and_no_float32_kernels(stage):
     state = shapes_of(small_config(stage, dtype="bfloat16"))
     assert {a.dtype for a in jax.tree.leaves((state.trained, state.ema))} == {jnp.dtype("float32")}
     assert state.ema.keys() == state.trained.keys() and not state.trained.keys() & state.frozen.keys()
@@ -39,21 +39,21 @@ def test_what_is_frozen_has_no_state_and_no_float32_kernels(stage):
 
 
 @pytest.mark.slow
-def test_frozen_kernels_at_rest_give_the_same_loss_to_the_bit():
+def test_frozen_kernels_at_rest_give_the_same_loss_bit_for_bit():
     config = smallest_config("speed")
     config.model.dtype = "bfloat16"
     emo = build(config)
     loss, batch = jax.jit(make_loss(emo, config)), fixed_batch(config)
     flat = flatten_dict(random_params(emo), sep="/")
-    rested = {path: at_rest(path, np.asarray(a), "bfloat16") for path, a in flat.items()}
-    assert sum(a.dtype == jnp.bfloat16 for a in rested.values()) > 50
-    found = [loss(unflatten_dict(tree, sep="/"), batch, jax.random.key(1))[0] for tree in (flat, rested)]
+    cast = {path: at_rest(path, np.asarray(a), "bfloat16") for path, a in flat.items()}
+    assert sum(a.dtype == jnp.bfloat16 for a in cast.values()) > 50
+    found = [loss(unflatten_dict(tree, sep="/"), batch, jax.random.key(1))[0] for tree in (flat, cast)]
     assert found[0] == found[1]
 
 
-def test_parameters_travel_over_a_mesh_in_the_precision_of_the_networks(monkeypatch):
+def test_parameters_are_gathered_in_the_networks_precision(monkeypatch):
     monkeypatch.setattr(parameters, "SMALL", 1)
-    config = small_config("speed", dtype="bfloat16", audio=HEARING)
+    config = small_config("speed", dtype="bfloat16", audio=WAV2VEC2)
     state, mesh = shapes_of(config), jax.sharding.AbstractMesh((1, 2, 1, 1), AXES)
     loss = traced_for_mesh(mesh, make_flat_loss(build(config), config))
     jaxpr = jax.make_jaxpr(loss)(state.trained, state.frozen, fixed_batch(config), jax.random.key(0))
@@ -64,7 +64,7 @@ def test_parameters_travel_over_a_mesh_in_the_precision_of_the_networks(monkeypa
 
 
 def equations(jaxpr):
-    """All of a jaxpr, and of those inside it."""
+    """Yields the equations of a jaxpr and of the jaxprs inside it."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):
@@ -72,7 +72,7 @@ def equations(jaxpr):
 
 
 @pytest.mark.parametrize("donate", [True, False])
-def test_the_old_state_is_overwritten_where_the_config_says_so(donate):
+def test_donate_lets_the_step_overwrite_the_old_state(donate):
     config = smallest_config("vae")
     config.train.donate = donate
     shapes, mesh = shapes_of(config), make_mesh(devices=jax.devices()[:1])
@@ -80,8 +80,8 @@ def test_the_old_state_is_overwritten_where_the_config_says_so(donate):
     assert ("tf.aliasing_output" in program or "jax.buffer_donor" in program) == donate
 
 
-def test_an_unknown_way_of_recomputing_is_one_line():
+def test_unknown_remat_raises():
     config = small_config()
     config.model.unet.remat = "some"
-    with pytest.raises(ValueError, match="model.unet.remat is 'some'; expected 'none', 'blocks' or 'dots'"):
+    with pytest.raises(ValueError, match="model.unet.remat"):
         build(config)
