@@ -6,7 +6,7 @@ Expected result: four hours on two cores (records 9 min, vae 20, image 31, video
 H100. `emo evaluate` then measures lips 0.90, silence 0.08, identity 0.99, seams 1.29, speed 1.73.
 """
 
-from emo_jax.configs import base
+from emo_jax.configs import base  # pyright: ignore[reportMissingImports]  # a folder of setup.cfg's package_dir
 from ml_collections import ConfigDict
 
 _STAGES = {

@@ -61,7 +61,7 @@ def test_jobset_has_one_pod_per_host(kind):
     assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "files"}
     assert pod["terminationGracePeriodSeconds"] > 2 * processes.HEARTBEAT
 
-    # The end of one pod ends all, and all restart, except after bad input. A pod failure policy requires restartPolicy Never.
+    # When one pod ends, all restart, except after bad input. A pod failure policy requires restartPolicy Never.
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never" and spec["failurePolicy"]["maxRestarts"] == 7
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "emo", "operator": "In", "values": [2, 3]}}

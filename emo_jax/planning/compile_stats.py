@@ -13,6 +13,7 @@ import jax
 from emo_jax import cache
 from emo_jax.files import write_text
 from emo_jax.planning.roofline import collectives
+from emo_jax.planning.topologies import Device
 
 EFFORT = "O1"
 """XLA's effort for one TPU slice: a third of the default's compile time, and the same sizes."""
@@ -24,7 +25,7 @@ _CACHE_VERSION = "4"
 """Part of the cache key; to be changed whenever the stats of a compiled program change."""
 
 
-def compile_stats(lowered: Any, topology: str, device: jax.Device, effort: str = EFFORT) -> dict[str, Any]:
+def compile_stats(lowered: Any, topology: str, device: Device, effort: str = EFFORT) -> dict[str, Any]:
     """Compiles a lowered program and returns what the compiler reports, from the cache if it is there.
 
     Args:

@@ -32,6 +32,7 @@ from emo_jax.models.placement import parameter_spec, state_sharding
 from emo_jax.models.temporal import MotionModule
 from emo_jax.models.unet import UNet, UNetConfig, part_of_level
 from emo_jax.planning.compile_stats import compile_stats, merge_collectives
+from emo_jax.planning.topologies import Device
 from emo_jax.progress import Progress
 from emo_jax.training.step import TrainState, make_flat_loss, make_update, new_state
 
@@ -117,7 +118,7 @@ def parts_of_step(emo: EMO, config: ConfigDict, mesh: Mesh, state: TrainState, b
     return [*parts, Part("rest of the loss", rest), Part("update", update, 1 / share, once=True)]
 
 
-def compose(parts: Sequence[Part], rounds: int, topology: str, device: jax.Device) -> dict[str, Any]:
+def compose(parts: Sequence[Part], rounds: int, topology: str, device: Device) -> dict[str, Any]:
     """Compiles the parts of a step and adds up the compiler's figures, as if they were one program.
 
     Args:
@@ -155,7 +156,7 @@ def compose(parts: Sequence[Part], rounds: int, topology: str, device: jax.Devic
     )
 
 
-def _compile_all(parts: Sequence[Part], topology: str, device: jax.Device) -> list[dict[str, Any]]:
+def _compile_all(parts: Sequence[Part], topology: str, device: Device) -> list[dict[str, Any]]:
     """Returns the `compile_stats` of every part; as many compile at once as there are cores."""
     with Progress(len(parts), "plan: compiling", "part", every=20) as progress:
         pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)))
@@ -198,9 +199,9 @@ def _intercept_blocks(handle: Callable[..., Any]) -> contextlib.AbstractContextM
         if isinstance(module, UNet):
             networks.append(module.config)
         is_block = context.method_name == "__call__" and isinstance(module, BLOCKS)
-        if not is_block or module.scope.path[0] in _VAE_MODULES:
+        if not is_block or context.module.scope.path[0] in _VAE_MODULES:
             return run(*args, **kwargs)
-        prefix = "/".join((_network(networks[-1]), *module.scope.path))
+        prefix = "/".join((_network(networks[-1]), *context.module.scope.path))
         return handle(functools.partial(run, *args, **kwargs), module, networks[-1], prefix, args)
 
     return nn.intercept_methods(intercept)
@@ -312,7 +313,7 @@ def _stand_in(args: Any, shapes: Any) -> Any:
 
     def fill(a: Any) -> jax.Array:
         size, *positions, width = a.shape
-        features = sum(jnp.tile(one, -(-width // one.shape[-1]))[:, :width] for one in first)
+        features = jnp.asarray(sum(jnp.tile(one, -(-width // one.shape[-1]))[:, :width] for one in first))
         filled = jnp.broadcast_to(features.reshape(size, *[1] * len(positions), width), a.shape)
         return constrain(filled.astype(a.dtype), "spatial")
 

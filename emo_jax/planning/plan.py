@@ -34,7 +34,7 @@ from emo_jax.planning.compile_stats import EFFORT, SLICES_EFFORT, compile_stats
 from emo_jax.planning.composed import Part, compose, parts_of_step
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import roofline
-from emo_jax.planning.topologies import find_devices
+from emo_jax.planning.topologies import Device, find_devices
 from emo_jax.progress import meanwhile
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
@@ -103,7 +103,7 @@ def run_plan(
 
 
 def count_program(
-    config: ConfigDict, devices: Sequence[jax.Device], topology: str, program: str = "step"
+    config: ConfigDict, devices: Sequence[Device], topology: str, program: str = "step"
 ) -> tuple[Plan, Program]:
     """Counts memory and FLOPs of a program from shapes.
 
@@ -124,7 +124,8 @@ def count_program(
     with _progress("tracing"):
         counted, sizes, work = PROGRAMS[program](config, devices)
     kind, memory = devices[0].device_kind, _memory(devices[0])
-    plan = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory) | work
+    plan: Plan = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory)
+    plan |= work
     plan["slices"] = len({getattr(device, "slice_index", None) for device in devices})
     plan["chips"] = math.prod(plan["mesh"].values())
     plan["idle"] = len(devices) - plan["chips"]
@@ -136,7 +137,7 @@ def count_program(
     return plan, counted
 
 
-def compile_program(plan: Plan, program: Program, device: jax.Device, composed: bool = False) -> Plan:
+def compile_program(plan: Plan, program: Program, device: Device, composed: bool = False) -> Plan:
     """Compiles a program and returns the plan with what the compiler reports, and the roofline.
 
     Args:
@@ -162,16 +163,16 @@ def compile_program(plan: Plan, program: Program, device: jax.Device, composed: 
     limits = roofline(plan["kind"], plan["chips"], plan["flops"], plan["computed"], *traffic)
     if not (plan["accessed"] and limits):
         return plan
-    plan["roofline"] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
+    bounds: dict[str, Any] = dict(compute=limits.compute, memory=limits.memory, links=limits.links)
     if sent[True]:
-        plan["roofline"]["network"] = limits.network or None
+        bounds["network"] = limits.network or None
     for name in ("overlapped", "in_turn"):
         seconds = getattr(limits, name)
         row = dict(seconds=seconds, mfu=limits.utilisation(seconds), clips=plan["clips"] / seconds)
         if "input" in plan:
             row["input"] = plan["input"] / seconds
-        plan["roofline"][name] = row
-    return plan
+        bounds[name] = row
+    return plan | dict(roofline=bounds)
 
 
 def _fits(peak: float | None, memory: float | None, composed: bool) -> bool | None:
@@ -182,7 +183,7 @@ def _fits(peak: float | None, memory: float | None, composed: bool) -> bool | No
     return peak is not None and peak <= memory
 
 
-def _memory(device: jax.Device) -> float | None:
+def _memory(device: Device) -> float | None:
     """Returns the bytes of a device that JAX may use: as it reports, else the data sheet's, else None."""
     stats = device.memory_stats() if device.platform == "gpu" else None  # a TPU is only described
     if stats and "bytes_limit" in stats:
@@ -191,7 +192,7 @@ def _memory(device: jax.Device) -> float | None:
     return None if chip is None else chip.memory
 
 
-def _step(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
+def _step(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
     """Returns the training step, its bytes by kind of array, and the other fields of the plan."""
     stage, train = get_stage(config.train.stage), config.train
     emo = build(config)
@@ -209,8 +210,8 @@ def _step(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program, d
     shares = math.prod(mesh.shape[name] for name in ("data", "fsdp", "frame")) * train.accumulate
     with traced_for(devices[0].platform):
         activations = step_activations(emo, config, state, batch) * train.batch_size / shares
-    work = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_bytes(batch), activations=activations)
-    work["rounds"] = train.accumulate
+    work: dict[str, Any] = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_bytes(batch))
+    work |= dict(activations=activations, rounds=train.accumulate)
     # Without donation the new state lies beside the old one.
     work["second"] = 0 if train.donate else sum(sizes[name]["held"] for name in ("trained", "ema", "opt_state"))
     work["flops"] = step_flops(emo, config, state, batch)
@@ -219,7 +220,7 @@ def _step(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program, d
     return Program(lower, functools.partial(parts_of_step, emo, config, mesh, state, batch)), sizes, work
 
 
-def _denoise(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
+def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
     """Returns the same of a guided denoising step of one clip, its passes and frames split over the devices."""
     emo = build(config)
     f, n, m = config.clip.frames, config.clip.motion_frames, config.clip.audio_window
@@ -259,8 +260,8 @@ def _denoise(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Program
         for name, tree in (("weights", params), ("conditions", conditions))
     }
     flops = jaxpr_flops(jaxpr)
-    work = dict(mesh=dict(mesh.shape), clips=1, rounds=1, flops=flops, computed=flops)
-    work["unread"] = _unread_bytes(jaxpr, params)
+    unread = _unread_bytes(jaxpr, params)
+    work = dict(mesh=dict(mesh.shape), clips=1, rounds=1, flops=flops, computed=flops, unread=unread)
     return Program(functools.partial(jitted.lower, *arguments)), sizes, work
 
 
@@ -290,14 +291,15 @@ def _bytes(tree: Any, placement: Any = None) -> int:
     return sum(math.prod(shape) * jnp.dtype(a.dtype).itemsize for shape, a in zip(shapes, leaves, strict=True))
 
 
-def _compile_whole(program: Program, plan: Plan, device: jax.Device) -> dict[str, Any]:
+def _compile_whole(program: Program, plan: Plan, device: Device) -> dict[str, Any]:
     with _progress("tracing"), traced_for(device.platform):
         lowered = program.lower()
     with _progress("compiling"):
         return compile_stats(lowered, plan["topology"], device, EFFORT if plan["slices"] == 1 else SLICES_EFFORT)
 
 
-def _compile_parts(program: Program, plan: Plan, device: jax.Device) -> dict[str, Any]:
+def _compile_parts(program: Program, plan: Plan, device: Device) -> dict[str, Any]:
+    assert program.parts is not None
     with traced_for(device.platform):
         with _progress("tracing"):
             parts = program.parts()

@@ -16,7 +16,8 @@ def counted_lines(plan: Plan) -> list[str]:
     chips = f"{plan['chips'] + plan['idle']} x {plan['kind']}"
     topology = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
     lines = [f"{title} on {topology} ({chips}; {mesh}; clips: {plan['clips']})", "counted from shapes:"]
-    rows = [_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in total") for name, size in plan["bytes"].items()]
+    sizes = plan["bytes"].items()
+    rows = [_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in total") for name, size in sizes]
     if "activations" in plan:
         rows.append(_row("activations", plan["activations"], ", kept for the backward pass"))
     held, memory = plan["held"], plan["memory"]

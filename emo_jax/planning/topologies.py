@@ -5,14 +5,26 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
+
+
+class Device(Protocol):
+    """The attributes of a `jax.Device` that planning reads."""
+
+    platform: str
+    device_kind: str
+
+    def memory_stats(self) -> dict[str, int] | None:
+        """Returns the device's memory statistics."""
+
 
 _HOST_SHAPES = {"v4": (2, 2, 1), "v5e": (2, 2), "v5p": (2, 2, 1), "v6e": (2, 2)}
 """Chips of a host, by platform."""
 
 
-def find_devices(topology: str, slices: int = 1) -> Sequence[jax.Device]:
+def find_devices(topology: str, slices: int = 1) -> Sequence[Device]:
     """Returns descriptions of a topology's devices, or the devices of this machine for 'cpu:N' and 'gpu:N'.
 
     Args:
@@ -41,7 +53,7 @@ def find_devices(topology: str, slices: int = 1) -> Sequence[jax.Device]:
     return devices[: int(shape)]
 
 
-def _describe(platform: str, shape: str, slices: int) -> Sequence[jax.Device]:
+def _describe(platform: str, shape: str, slices: int) -> Sequence[Device]:
     from jax.experimental import topologies
 
     if platform not in _HOST_SHAPES or not all(n.isdigit() and int(n) for n in shape.split("x")):
@@ -57,7 +69,7 @@ def _describe(platform: str, shape: str, slices: int) -> Sequence[jax.Device]:
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError("the TPU compiler is missing: pip install -c constraints.txt -e '.[tpu]'") from error
     sizes, host = [int(n) for n in shape.split("x")], _HOST_SHAPES[platform]
-    options = dict(num_slices=slices) if slices > 1 else {}
+    options: dict[str, Any] = dict(num_slices=slices) if slices > 1 else {}
     if platform == "v4":
         options["chip_config_name"] = "megacore"  # JAX sees the two cores of a v4 chip as one device
     if math.prod(sizes) < math.prod(host):  # a part of a host

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
-from ml_collections import ConfigDict
 
 from emo_jax.data import latents
 from emo_jax.distributed import processes
@@ -52,7 +51,7 @@ def check_encoders(sources: Sequence[object], emo: EMO, mesh: Mesh, flat: Mappin
 
 
 def _check_layout(source: latents.LatentSource, emo: EMO) -> None:
-    config: ConfigDict = emo.config
+    config = emo.config
     directory, layout = source.directory, source.layout
     if config.train.stage == "vae":
         raise ValueError(f"train.stage vae needs pixels, but {directory} holds latents; use the records themselves")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from ml_collections import ConfigDict
 
 from emo_jax.models.emo import EMO
@@ -97,8 +97,8 @@ def _scalar_loss(emo: EMO, config: ConfigDict) -> tuple[Callable[..., Any], Shap
     return lambda *arguments: loss(*arguments)[0], jax.eval_shape(lambda: jax.random.key(0))
 
 
-def _equation_flops(equation: JaxprEqn) -> int:
-    """Counts one equation: a conditional by its most expensive branch, a `while` loop by one iteration."""
+def _equation_flops(equation: Any) -> int:
+    """Counts one equation of a jaxpr: a conditional by its most expensive branch, a `while` loop by one iteration."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -111,7 +111,7 @@ def _equation_flops(equation: JaxprEqn) -> int:
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
-def _convolution_flops(equation: JaxprEqn) -> int:
+def _convolution_flops(equation: Any) -> int:
     """Counts a convolution: padding is included, the zeros inside a transposed convolution's input are not."""
     kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
     taps = math.prod(kernel[i] for i in numbers[1:])  # of one output: input channels times kernel positions

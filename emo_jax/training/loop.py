@@ -5,6 +5,7 @@ together), sample. A run resumes from its newest checkpoint, so the same command
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -92,7 +93,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
         cleanup.callback(step_fn.close)
         cleanup.callback(ending.close)
         ending.listen()
-        batch = None
+        batch = {}
         for step in range(first + 1, steps + 1):
             waiting_since = time.perf_counter()
             try:
@@ -159,19 +160,19 @@ def _restore_or_init(
 
 def _latent_rescaling(
     config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh
-) -> Callable[[TrainState, Mapping[str, jax.Array] | None], TrainState]:
+) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
     """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only)."""
     if config.train.stage != "vae":
         return lambda state, batch: state
 
-    def scale_of(params: Any, frames: jax.Array) -> jax.Array:
+    def measure(params: Any, frames: jax.Array) -> jax.Array:
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
-    scale_of = processes.together(jax.jit(traced_for_mesh(mesh, scale_of), out_shardings=replicated(mesh)))
+    measure_together = processes.together(jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh)))
 
-    def rescale(state: TrainState, batch: Mapping[str, jax.Array] | None) -> TrainState:
-        scale = scale_of(state.params(ema=True), batch["frames"])
-        return state.replace(frozen={**state.frozen, "vae/scaling_factor": scale})
+    def rescale(state: TrainState, batch: Mapping[str, jax.Array]) -> TrainState:
+        scale = measure_together(state.params(ema=True), batch["frames"])
+        return dataclasses.replace(state, frozen={**state.frozen, "vae/scaling_factor": scale})
 
     return rescale
 

@@ -1,11 +1,12 @@
 """The losses: the VAE's, and the denoising loss of the three EMO stages (Section 3.3)."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Key, Num, PyTree
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion import schedule as diffusion
@@ -13,7 +14,7 @@ from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import EMO, mask_features, switch, to_float, whole
 from emo_jax.training.stages import Stage
 
-Batch = Mapping[str, ArrayLike]
+Batch = Mapping[str, Array | np.ndarray]
 """The arrays of `data.pipeline.element_spec`."""
 
 
@@ -35,10 +36,10 @@ def vae_loss(
         The loss and the metrics l1, psnr, kl.
     """
     images = to_float(batch["frames"])
-    variables = whole(params["vae"])
-    mean, logvar = emo.vae.apply(variables, images, method="moments")
+    vae, variables = cast(Any, emo.vae), whole(params["vae"])  # `apply` returns what the method returns
+    mean, logvar = vae.apply(variables, images, method="moments")
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    error = emo.vae.apply(variables, z, method="decode_unscaled") - images
+    error = vae.apply(variables, z, method="decode_unscaled") - images
     weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight)
     l1, l2 = (jnp.abs(error) * weight).mean(), (error**2 * weight).mean()
     kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
@@ -72,7 +73,7 @@ def denoising_loss(
         The loss, and as metrics `loss_t0`, `loss_t1`, `loss_t2`: (sum, count) per sample for each third of the
         timesteps.
     """
-    keys = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
+    keys: dict[str, Array] = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
     x0, conditions = _inputs(emo, stage, config, params, batch, keys)
     size = x0.shape[0]
     t = jax.random.randint(keys["timestep"], (size,), 0, schedule.train_steps)
@@ -88,7 +89,7 @@ def denoising_loss(
 
 
 def face_weights(
-    mask: Num[Array | np.ndarray, "batch height width 1"], size: tuple[int, int], weight: float
+    mask: Num[Array | np.ndarray, "batch height width 1"], size: tuple[int, ...], weight: float
 ) -> Float[Array, "batch 1 h w 1"]:
     """Computes how much each position of a map counts in the loss; the mean over a sample is 1.
 

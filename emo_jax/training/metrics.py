@@ -31,7 +31,7 @@ class MetricsWriter:
         self._pending: list[Mapping[str, Any]] = []
         self._waited = 0.0
         self._last_written = self._timed_from = first
-        self._since, self._first_seconds = time.perf_counter(), None
+        self._since, self._first_seconds, self._timed_first = time.perf_counter(), 0.0, False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -49,7 +49,8 @@ class MetricsWriter:
         """
         self._pending.append(metrics)
         self._waited += waited
-        if self._first_seconds is None:  # the first step compiles: it is timed alone
+        if not self._timed_first:  # the first step compiles, so it is timed separately
+            self._timed_first = True
             jax.block_until_ready(metrics)
             now = time.perf_counter()
             self._first_seconds, self._timed_from, self._since = now - self._since, self._last_written + 1, now

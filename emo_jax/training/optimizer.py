@@ -1,9 +1,10 @@
 """The optimizers: AdamW or Muon, with warm-up and clipping by the global norm."""
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import optax
-from jaxtyping import ArrayLike
+from jaxtyping import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -53,19 +54,19 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
             weight_decay=config.weight_decay,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
-            muon_weight_dimension_numbers=_muon_dimensions,
+            muon_weight_dimension_numbers=cast(Any, _muon_dimensions),  # optax types it for trees of arrays
         )
     else:
         raise ValueError(f"train.optimizer.name is {config.name!r}; expected 'adamw' or 'muon'")
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
 
 
-def _decay_mask(params: Mapping[str, ArrayLike]) -> dict[str, bool]:
+def _decay_mask(params: Mapping[str, Array]) -> dict[str, bool]:
     return {path: layer_of(path).update != "vector" for path in params}
 
 
-def _muon_dimensions(params: Mapping[str, ArrayLike]) -> dict[str, MuonDimensionNumbers | None]:
-    """Returns how Muon reshapes each kernel to a matrix: all other axes by the output features; None: Adam."""
+def _muon_dimensions(params: Mapping[str, Array]) -> dict[str, MuonDimensionNumbers | None]:
+    """Returns how Muon reshapes each kernel {path: dimensions}: all other axes by output features; None for Adam."""
     return {
         path: MuonDimensionNumbers(tuple(range(a.ndim - 1)), a.ndim - 1)
         if layer_of(path).update == "matrix"

@@ -39,9 +39,7 @@ class SampleWriter:
         writer: takes the images.
     """
 
-    def __init__(
-        self, config: ConfigDict, emo: EMO | None, workdir: str | os.PathLike, writer: MetricsWriter | None
-    ) -> None:
+    def __init__(self, config: ConfigDict, emo: EMO, workdir: str | os.PathLike, writer: MetricsWriter) -> None:
         self._config, self._emo, self._writer = config, emo, writer
         self._directory = folder_of(workdir) / "samples"
 
@@ -55,10 +53,10 @@ class SampleWriter:
             step: the number of steps done.
             params: {path: array}.
         """
-        params = processes.fetch(params)
-        if processes.first():
+        fetched = processes.fetch(params)  # None except on process 0
+        if fetched is not None:
             try:
-                self._write(step, self._on_one_device(params))
+                self._write(step, self._on_one_device(fetched))
             # A full disk or device, or latents that are not finite.
             except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
                 reason = " ".join(str(error).split())[:300]
@@ -123,7 +121,8 @@ class SampleWriter:
         voiced = [(source, i) for source in sources for i in np.flatnonzero(source.index()["sound"])[:_PEOPLE]]
         silent = [(source, i) for source in sources for i in np.flatnonzero(~source.index()["sound"])[:_PEOPLE]]
         people = [_person(source, i, size, data.crop_scale) for source, i in [*voiced, *silent][:_PEOPLE]]
-        return tuple(np.stack(a) for a in zip(*people, strict=True))
+        references, masks, voices = zip(*people, strict=True)
+        return np.stack(references), np.stack(masks), np.stack(voices)
 
 
 def _person(

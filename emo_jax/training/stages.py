@@ -87,7 +87,7 @@ def split(flat: Mapping[str, Any], stage: Stage) -> tuple[dict[str, Any], dict[s
 
 def clip_of(config: ConfigDict, stage: Stage) -> ConfigDict:
     """Returns the `clip` config of a stage's data: single frames unless `video`, no audio context unless `sound`."""
-    clip = ConfigDict(config.clip.copy_and_resolve_references())
+    clip = ConfigDict(config.clip).copy_and_resolve_references()  # an unfrozen copy
     if not stage.video:
         clip.update(frames=1, motion_frames=0)
     if not stage.sound:

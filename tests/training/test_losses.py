@@ -58,9 +58,9 @@ def test_conditions_are_dropped_per_sample_at_the_given_rates():
     inputs, *_ = conditions_of("video", size=64, drop_reference=0.5, drop_audio=0.25)
     for values, rate in ((inputs["reference"]["layer"], 0.5), (inputs["audio"], 0.25)):
         flat = values.reshape(64, -1)
-        dropped = (flat == 0).all(axis=1)
-        assert ((flat == 0).any(axis=1) == dropped).all()
-        assert abs(dropped.mean() - rate) < 0.16
+        zero = (flat == 0).all(axis=1)
+        assert ((flat == 0).any(axis=1) == zero).all()
+        assert abs(zero.mean() - rate) < 0.16
     reference_dropped, audio_dropped = dropped(inputs)
     assert (reference_dropped != audio_dropped).any()  # two draws, not one
     inputs, *_ = conditions_of("video", size=64, drop_both=0.3)
