@@ -90,7 +90,7 @@ def denoising_loss(
 
 def face_weights(
     mask: Num[Array | np.ndarray, "batch height width 1"], size: tuple[int, ...], weight: float
-) -> Float[Array, "batch 1 h w 1"]:
+) -> Float[Array | np.ndarray, "batch 1 h w 1"]:
     """Computes how much each position of a map counts in the loss; the mean over a sample is 1.
 
     Ours: the paper weighs all positions alike, which is `weight` 1.

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import optax
-from jaxtyping import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -61,11 +60,11 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), inner)
 
 
-def _decay_mask(params: Mapping[str, Array]) -> dict[str, bool]:
+def _decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     return {path: layer_of(path).update != "vector" for path in params}
 
 
-def _muon_dimensions(params: Mapping[str, Array]) -> dict[str, MuonDimensionNumbers | None]:
+def _muon_dimensions(params: Mapping[str, Any]) -> dict[str, MuonDimensionNumbers | None]:
     """Returns how Muon reshapes each kernel {path: dimensions}: all other axes by output features; None for Adam."""
     return {
         path: MuonDimensionNumbers(tuple(range(a.ndim - 1)), a.ndim - 1)

@@ -118,8 +118,11 @@ class SampleWriter:
         """
         data, size = self._config.data, tuple(self._config.clip.image_size)
         sources = [source for source, _ in pipeline.open_sources(data)]
-        voiced = [(source, i) for source in sources for i in np.flatnonzero(source.index()["sound"])[:_PEOPLE]]
-        silent = [(source, i) for source in sources for i in np.flatnonzero(~source.index()["sound"])[:_PEOPLE]]
+        voiced, silent = [], []
+        for source in sources:
+            sound = source.index()["sound"]
+            voiced += [(source, int(i)) for i in np.flatnonzero(sound)[:_PEOPLE]]
+            silent += [(source, int(i)) for i in np.flatnonzero(~sound)[:_PEOPLE]]
         people = [_person(source, i, size, data.crop_scale) for source, i in [*voiced, *silent][:_PEOPLE]]
         references, masks, voices = zip(*people, strict=True)
         return np.stack(references), np.stack(masks), np.stack(voices)
