@@ -36,6 +36,13 @@ def test_paths_in_code_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def test_architecture_names_functions_that_exist():
+    named = re.findall(r"`(\w+)` in\s+\[[\w/.]+\]\(([^)]+)\)", read("docs/architecture.md"))
+    assert len(named) >= 4
+    for name, path in named:
+        assert re.search(rf"^(def |class )?{name}\b", (ROOT / "docs" / path).read_text(), re.MULTILINE), name
+
+
 def test_readme_is_short_and_has_a_moving_picture():
     assert len(read("README.md").splitlines()) <= 130
     picture = ROOT / "docs" / "demo.webp"
