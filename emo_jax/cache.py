@@ -1,7 +1,11 @@
 """What the package keeps for its user from run to run: compiled programs, plans, a face model that was put there."""
 
+import contextlib
 import os
 import pathlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 MAX_BYTES = 2**31
 """Of compiled programs; those that were not used for longest go first."""
@@ -29,3 +33,46 @@ def keep_programs() -> None:
     if os.access(path, os.W_OK):
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+@contextlib.contextmanager
+def watch_compilation(notify: Callable[[], None], after: float = 2.0) -> Iterator[None]:
+    """Calls `notify` in the block as soon as XLA has compiled one program for `after` seconds.
+
+    It is called once. A program that is read from the cache takes less time.
+    """
+    import jax
+
+    timer: threading.Timer | None = None
+    notified = threading.Event()
+
+    def fire() -> None:
+        if not notified.is_set():
+            notified.set()
+            notify()
+
+    def stop(event: str = _CACHE_HIT, **tags: Any) -> None:
+        if event == _CACHE_HIT and timer is not None:
+            timer.cancel()
+
+    def lowered_or_compiled(event: str, seconds: float, **tags: Any) -> None:
+        nonlocal timer
+        if event in (_LOWERED, _COMPILED):
+            stop()
+        if event == _LOWERED:  # the compilation follows
+            timer = threading.Timer(after, fire)
+            timer.daemon = True
+            timer.start()
+
+    jax.monitoring.register_event_listener(stop)
+    jax.monitoring.register_event_duration_secs_listener(lowered_or_compiled)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_event_listener(stop)
+        jax.monitoring.unregister_event_duration_listener(lowered_or_compiled)
+        stop()
+
+
+_LOWERED, _COMPILED = "/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"

@@ -1,32 +1,43 @@
-"""Progress on stderr: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 
 class Progress:
-    """Counts what is done of `total`.
+    """Counts work done, and shows the count, the rate and the time left.
+
+    The rate is measured from the first count on, because what precedes it, such as a compilation, happens once.
 
     Args:
-        total: how much there is to do, in `unit`s. name: what is done. unit: what is counted, in the singular.
-        every: seconds between lines where stderr is no terminal.
+        total: amount of work.
+        name: what is being done.
+        unit: what is counted, in the singular.
+        every: seconds between lines if stderr is not a terminal.
     """
 
-    def __init__(self, total, name, unit, every=5.0):
+    def __init__(self, total: float, name: str, unit: str, every: float = 5.0):
         self._total, self._name, self._unit, self._every = total, name, unit, every
         self._done, self._bar = 0.0, None
         self._start = self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._lock = threading.Lock()
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.4g}/{total} " + unit + "s [{elapsed}<{remaining}]"
+            shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} " + unit + "s [{elapsed}<{remaining}]"
             self._bar = tqdm(total=total, desc=name, bar_format=shape)
 
     def add(self, amount: float = 1, what: str | None = None) -> None:
-        """Counts `amount` more; `what` renames the line from here on. Threads may call it."""
+        """Counts more work. May be called from several threads.
+
+        Args:
+            amount: work done since the last call.
+            what: a new name for what is being done.
+        """
         with self._lock:
             self._add(amount, what)
 
@@ -39,36 +50,51 @@ class Progress:
             return
         now = time.monotonic()
         if now - self._last > self._every or self._done >= self._total:
-            rate = self._done / max(now - self._start, 1e-9)
-            left = max(self._total - self._done, 0) / rate
-            print(
-                f"{self._name}: {self._done:.4g}/{self._total} {self._unit}s, {rate:.3g} a second, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            start, done = self._first or (self._start, 0.0)
+            rate = (self._done - done) / max(now - start, 1e-9)
+            left = max(self._total - self._done, 0) / max(rate, 1e-9)
+            speed = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+            counts = f"{self._done:.0f}/{self._total:.0f} {self._unit}s"
+            self._print(f"{self._name}: {counts}, {speed} a second, {left:.0f} s left")
             self._last = now
+        self._first = self._first or (now, self._done)
 
-    def __enter__(self):
+    def say(self, text: str) -> None:
+        """Prints a line above the bar. May be called from several threads."""
+        with self._lock:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        """Returns the progress."""
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, *error: object) -> None:
+        """Ends the bar."""
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 @contextlib.contextmanager
-def meanwhile(call, every):
-    """Within it, `call()` is called every so many seconds by a thread of its own, which has ended at its end.
+def meanwhile(call: Callable[[], float | None], every: float) -> Iterator[None]:
+    """Calls a function periodically, in a thread that ends with the block.
 
-    What a call returns, if anything, are the seconds until the next.
+    Args:
+        call: the function; it may return the seconds until its next call.
+        every: seconds until the first call, and between calls.
     """
     over = threading.Event()
 
-    def repeat():
+    def repeat() -> None:
         wait = every
         while not over.wait(wait):
             wait = call() or every

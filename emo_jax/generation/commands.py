@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def generate_file(
     for name in (portrait, audio):
         if os.path.exists(output) and os.path.samefile(output, name):
             raise ValueError(f"--output {output} would replace the input {name}; choose another name")
+    _announce("generate", weights)
     from emo_jax.generation.writing import write_video  # imports JAX
 
     pipe = load_pipeline(weights, size, fields)
@@ -82,6 +84,7 @@ def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields)
     portrait, voice = load_portrait(ASSETS / "portrait.png"), load_voice(ASSETS / "voice.wav")
+    _announce("demo", weights)
     from emo_jax.generation.writing import FilmStrip, print_result, write_video  # imports JAX
 
     pipe = load_pipeline(weights, None, fields)
@@ -89,6 +92,12 @@ def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling
     write_video(path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, **stream_fields)
     strip.save(path.with_suffix(".png"))
     print_result(f"{path.with_suffix('.png')}: a strip of its frames")
+
+
+def _announce(label: str, weights: str) -> None:
+    """Says on stderr that weights are being loaded, which begins with seconds for importing JAX."""
+    if weights == "tiny" or os.path.exists(weights):  # others may not exist: their error stands alone
+        print(f"{label}: loading weights", file=sys.stderr, flush=True)
 
 
 def load_pipeline(weights: str, size: tuple[int, int] | None, sampling: dict[str, Any]) -> Any:

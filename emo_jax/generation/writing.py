@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from emo_jax.cache import watch_compilation
 from emo_jax.generation.inputs import PortraitLike, Voice
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.media.timing import exact_fps, require_frames
@@ -83,9 +84,9 @@ def write_video(
     total = require_frames(voice.samples, fps)
     segments = convert_frame_rate(pipe.stream(portrait, voice.samples, **options), pipe.fps, fps, total)
     writer = VideoWriter(path, pipe.size, fps, voice.track)
-    if not sys.stderr.isatty():
-        print(f"{label}: {total} frames; the first ones take longer while JAX compiles", file=sys.stderr)
-    with writer, Progress(total, label, "frame") as progress:
+    print(f"{label}: generating {total} frames", file=sys.stderr)
+    progress = Progress(total, label, "frame")
+    with writer, progress, watch_compilation(lambda: progress.say(f"{label}: compiling")):
         for frames in segments:
             writer.write(frames)
             progress.add(len(frames))

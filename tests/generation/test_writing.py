@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emo_jax.generation.commands import generate_file
+from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.writing import FilmStrip, convert_frame_rate, print_result
+from emo_jax.media.audio import write_wav
+from tests.generation.media import BOX, random_portrait, random_voice
 
 
 @pytest.mark.parametrize("out_fps", [25.0, 50.0, 30.0, 12.5, 24.0, 29.97, 60.0])
@@ -41,3 +45,13 @@ def test_result_line_escapes_what_stdout_cannot_encode(monkeypatch):
     print_result(os.fsdecode(b"caf\xc3\xa9 \xe9.mp4"))
     written.flush()
     assert written.buffer.getvalue() == b"caf\\xe9 \\udce9.mp4\n"
+
+
+def test_command_shows_each_step(pipeline, monkeypatch, tmp_path, capsys):
+    Image.fromarray(random_portrait()).save(tmp_path / "a.png")
+    write_wav(tmp_path / "a.wav", random_voice(9000))
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    generate_file(f"{tmp_path}/a.png", f"{tmp_path}/a.wav", f"{tmp_path}/a.mp4", face_box=BOX)
+    loading, generating, *progress = capsys.readouterr().err.splitlines()
+    assert "loading weights" in loading and "15 frames" in generating
+    assert all("compiling" not in line for line in progress[1:]) and "15/15 frames" in progress[-1]
