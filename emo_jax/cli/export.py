@@ -1,4 +1,7 @@
-"""Writes the averaged weights of a training run as config.json and model.safetensors, for use and sharing.
+"""Writes weights to a folder for use and sharing: of a training run, the averaged weights of its newest checkpoint.
+
+--to emo writes config.json and model.safetensors. --to diffusers writes model_index.json and a folder per component,
+with the names and layouts of diffusers and transformers. EmoPipeline and --checkpoint read both, from the hub as well.
 
 Example:
   emo export --workdir runs/speed -o weights
@@ -9,19 +12,23 @@ from __future__ import annotations
 import argparse
 
 from emo_jax.cli.arguments import add_output, add_verb
-from emo_jax.weights.export import DTYPES, export
+from emo_jax.weights.export import DTYPES, FORMATS, export
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `export` to the command line."""
     parser = add_verb(subparsers, "export", __doc__)
-    parser.add_argument("--workdir", required=True, help="folder of a run of emo train")
+    parser.add_argument(
+        "--workdir", "--checkpoint", dest="weights", metavar="DIR", required=True,
+        help="run of emo train, folder of weights, or preset",
+    )  # fmt: skip
     add_output(parser, "folder to write; an earlier export in it is replaced", required=True)
+    parser.add_argument("--to", choices=FORMATS, default="emo", help="format to write (default: %(default)s)")
     parser.add_argument("--dtype", default="float16", choices=DTYPES, help="type of the numbers (default: %(default)s)")
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs `emo export`."""
-    size = export(args.workdir, args.output, args.dtype)
+    size = export(args.weights, args.output, args.dtype, args.to)
     print(f"{args.output}: {size / 1e6:.1f} MB, {args.dtype}")

@@ -106,7 +106,7 @@ def _read_audio_encoder(path: str | None, emo: EMO) -> tuple[dict[str, Any], dic
     Raises:
         ValueError: the config has no wav2vec 2.0, or one of another geometry.
     """
-    from emo_jax.weights.sources import locate
+    from emo_jax.weights.hub import locate
     from emo_jax.weights.wav2vec2 import load_wav2vec2
 
     if path is None:

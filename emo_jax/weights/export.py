@@ -1,46 +1,59 @@
-"""`emo export`: the averaged weights of a training run as config.json and model.safetensors, for use and sharing."""
+"""Writes weights to a folder for use and sharing: config.json and model.safetensors, or diffusers' layout."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from emo_jax.files import whole_folder
+from emo_jax.weights import diffusers_folder
 
 DTYPES = ("float16", "float32")
+FORMATS = ("emo", "diffusers")
 _FILES = {"config.json", "model.safetensors"}
 
 
-def export(workdir: str | os.PathLike, output: str | os.PathLike, dtype: str = "float16") -> int:
-    """Writes the newest checkpoint's averaged weights to the folder `output`; returns the bytes written.
+def export(weights: str | os.PathLike, output: str | os.PathLike, dtype: str = "float16", format: str = "emo") -> int:
+    """Writes weights to a folder, of a training run the averaged weights of the newest checkpoint.
 
-    The folder appears whole or not at all; one that holds an earlier export, and nothing else, is replaced.
+    The folder appears complete or not at all. It may replace an earlier export, but nothing else.
+
+    Args:
+        weights: a training run, a folder of weights, or a preset.
+        output: the folder to write.
+        dtype: one of DTYPES.
+        format: one of FORMATS.
+
+    Returns:
+        The number of bytes written.
 
     Raises:
-        ValueError: no run, a folder that holds other things or cannot be written, or weights that `dtype` cannot hold.
+        ValueError: no such weights, a folder that holds other files or cannot be written, or numbers that `dtype`
+            cannot represent.
     """
     output = Path(os.path.abspath(output))
     _check_output(output)
-    from emo_jax.weights.runs import load_run
-    from emo_jax.weights.store import save_weights
+    from emo_jax.weights.store import read_flat, save_weights
 
-    config, flat = load_run(workdir)
+    config, flat = read_flat(weights)
     _check_range(flat, dtype)
+    save = diffusers_folder.save if format == "diffusers" else save_weights
     try:
         with whole_folder(output) as partial:
-            save_weights(partial, config, flat, np.dtype(dtype).type)
-            size = sum(file.stat().st_size for file in partial.iterdir())
+            save(partial, config, flat, np.dtype(dtype).type)
+            return sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     except OSError as error:
         raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
-    return size
 
 
 def _check_output(output: Path) -> None:
+    """Raises ValueError unless the folder can be created, or holds an earlier export and nothing else."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file; give a folder")
-    other = sorted(set(os.listdir(output)) - _FILES) if output.is_dir() else []
+    other = sorted(set(os.listdir(output)) - _FILES - diffusers_folder.NAMES) if output.is_dir() else []
     if other:
         raise ValueError(f"{output} holds other files ({other[0]}); give a new folder or that of an earlier export")
     try:
@@ -49,9 +62,9 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
 
 
-def _check_range(flat, dtype: str) -> None:
+def _check_range(flat: dict[str, Any], dtype: str) -> None:
     limit = float(np.finfo(dtype).max)
     for path, array in flat.items():
         peak = float(np.abs(np.asarray(array, np.float32)).max(initial=0.0))
-        if not peak <= limit:  # NaN too
-            raise ValueError(f"{path} holds {peak:g}, which {dtype} cannot hold; train again or use --dtype float32")
+        if not peak <= limit:  # also true for NaN
+            raise ValueError(f"{path} holds {peak:g}, which {dtype} cannot represent; train again or use float32")

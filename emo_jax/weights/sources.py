@@ -1,10 +1,10 @@
 """Where weights come from: folders of diffusers, single files of the original releases, or the hub."""
 
-import pathlib
 import re
 
 from emo_jax.weights import names
-from emo_jax.weights.files import STEMS, SUFFIXES, find_weights, read_config, read_tensors
+from emo_jax.weights.files import find_weights, read_config, read_tensors
+from emo_jax.weights.hub import locate
 
 _SINGLE = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _NOT_OURS = {
@@ -65,39 +65,3 @@ def _folder(folder):
         raise ValueError(f"{folder} does not exist; expected a folder in diffusers' layout")
     file = find_weights(folder)
     return str(file), {names.old_vae(n): a for n, a in read_tensors(file).items()}
-
-
-def locate(path, folders):
-    """A local path, or the local copy of a hub id 'owner/name': of its folders' weight files the one that is needed.
-
-    Raises:
-        ValueError: neither is there, or the hub cannot be reached.
-    """
-    local = pathlib.Path(path)
-    if local.exists():
-        return local
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise ValueError(f"{path} does not exist; give a file, a folder or a hub id such as owner/name")
-    try:
-        for folder in folders:
-            copy = _fetch(str(path), folder)
-        return copy
-    except Exception as error:  # httpx's, huggingface_hub's own, OSError
-        reason = " ".join(str(error).split())[:100]
-        raise ValueError(
-            f"{path} is no local path and the hub does not give it ({type(error).__name__}: {reason}); "
-            "check name and network, or fetch the files by hand and give their folder"
-        ) from error
-
-
-def _fetch(hub_id, folder):
-    """The local copy of a hub id with a folder's configs and the one weight file that `find_weights` takes."""
-    from huggingface_hub import snapshot_download
-
-    configs = [pathlib.PurePosixPath(folder, name) for name in ("config.json", "preprocessor_config.json")]
-    for suffix in SUFFIXES:
-        files = [pathlib.PurePosixPath(folder, stem + suffix) for stem in STEMS]
-        copy = pathlib.Path(snapshot_download(hub_id, allow_patterns=[str(file) for file in configs + files]))
-        if any((copy / file).is_file() for file in files):
-            break
-    return copy

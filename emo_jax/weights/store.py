@@ -1,11 +1,16 @@
-"""Weights in a folder: config.json and model.safetensors, in half precision for what ships."""
+"""Weights of a preset, a folder, a training run or the hub, as named params and as a model that is ready to run."""
+
+from __future__ import annotations
 
 import os
 import pathlib
 import re
 import shutil
 import sys
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -16,128 +21,175 @@ from safetensors.numpy import load_file, save_file
 from emo_jax import config as config_lib
 from emo_jax.files import whole, write_text
 from emo_jax.models.parts import part_of
+from emo_jax.weights import diffusers_folder, hub
+
+if TYPE_CHECKING:
+    from emo_jax.models.emo import EMO
 
 BUNDLED = {"tiny": pathlib.Path(__file__).parent / "tiny"}
-"""Presets whose weights are in the package."""
+"""Presets: weights that come with the package."""
+_CONFIG, _TENSORS = "config.json", "model.safetensors"
+
+Flat = dict[str, Any]
+"""Parameters {path: array}; a path is, for example, backbone/conv_in/kernel."""
+Name = str | os.PathLike
+"""A preset, a folder of `emo export`, a run of `emo train`, or the hub id owner/name of an exported model."""
 
 
-def save_weights(directory, config, flat, dtype=np.float16):
-    """Writes {path: array} and its config to a folder; the files appear whole or not at all."""
+def save_weights(directory: Name, config: ConfigDict, flat: Flat, dtype: type = np.float16) -> None:
+    """Writes config.json and model.safetensors to a folder. No file is left half-written.
+
+    Args:
+        directory: the folder; it is created.
+        config: the config of the networks.
+        flat: the params.
+        dtype: the type of the stored numbers.
+    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {path: np.asarray(a, dtype, order="C") for path, a in flat.items()}
-    write_text(directory / "config.json", config_lib.to_json(config) + "\n")
-    with whole(directory / "model.safetensors") as partial:
+    write_text(directory / _CONFIG, config_lib.to_json(config) + "\n")
+    with whole(directory / _TENSORS) as partial:
         save_file(tensors, partial)
-        shutil.copymode(directory / "config.json", partial)  # safetensors lets its owner alone read it
+        shutil.copymode(directory / _CONFIG, partial)  # safetensors makes files that only their owner can read
 
 
-def load_weights(name_or_directory):
-    """The config and flat float32 weights {path: array} of a preset, of such a folder, or of a training run.
+def load_weights(name: Name) -> tuple[ConfigDict, dict[str, jax.Array]]:
+    """Reads weights as float32. Raises ValueError as `read_flat` does.
 
-    Raises ValueError as `read_flat` does.
+    Returns:
+        (config, {path: array}).
     """
-    config, flat = read_flat(name_or_directory)
+    config, flat = read_flat(name)
     return config, {path: jnp.asarray(a, jnp.float32) for path, a in flat.items()}
 
 
-def read_flat(name_or_directory):
-    """The same as numpy arrays, in the precision that they are stored in.
-
-    Raises:
-        ValueError: an unknown preset, a folder without weights, or a run without a checkpoint that can be read.
-    """
-    directory = BUNDLED.get(str(name_or_directory), pathlib.Path(name_or_directory))
-    if "://" in str(name_or_directory) or (directory / "checkpoints").is_dir():  # in a bucket: a run, or nothing
-        from emo_jax.weights.runs import load_run
-
-        return load_run(name_or_directory)
-    if str(name_or_directory) in BUNDLED and not (directory / "model.safetensors").is_file():
-        raise ValueError(
-            f"preset {str(name_or_directory)!r} has no weights in this installation; OUTPUT={directory} make "
-            "tiny-weights trains them, or give a folder of weights"
-        )
-    if not (directory / "model.safetensors").is_file() or not (directory / "config.json").is_file():
-        raise ValueError(
-            f"{str(name_or_directory)!r} is neither a preset ({', '.join(BUNDLED)}) nor a folder with "
-            "config.json and model.safetensors, nor a run of emo train"
-        )
-    try:
-        flat = load_file(directory / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(f"{directory / 'model.safetensors'} is damaged ({error}); copy it again") from error
-    try:
-        config = config_lib.from_json((directory / "config.json").read_text())
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{directory / 'config.json'} is damaged ({error}); copy it again") from error
-    return config, flat
-
-
-def read_config(name_or_directory: str | os.PathLike) -> ConfigDict:
-    """Returns the config of weights that `read_flat` reads, without reading their numbers.
-
-    Raises:
-        ValueError: no such weights.
-    """
-    from emo_jax.weights.runs import load_run_config
-
-    directory = BUNDLED.get(str(name_or_directory), pathlib.Path(name_or_directory))
-    if (directory / "config.json").is_file():
-        return config_lib.from_json((directory / "config.json").read_text())
-    return load_run_config(name_or_directory)
-
-
-def adopt(emo, found, trained, key, origin):
-    """The flat params {path: array} of a model: those of `found` that fit, and fresh ones in the place of the others.
+def read_flat(name: Name) -> tuple[ConfigDict, Flat]:
+    """Reads weights as numpy arrays, in the type that they are stored in.
 
     Args:
-        trained: parts (training.stages.PARTS) that must all be in `found`. key: of the fresh ones.
+        name: a preset, a folder of weights (ours or in diffusers' layout), a training run, or a hub id.
 
     Returns:
-        (flat, the paths that start fresh).
+        (config, {path: array}).
 
     Raises:
-        ValueError: a parameter of those parts is missing or of another shape.
+        ValueError: an unknown preset, a folder without weights, damaged files, a run without a readable checkpoint, or
+            a hub that cannot be reached.
     """
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
-    fresh = [path for path, shape in shapes.items() if path not in found or found[path].shape != shape]
-    needed = [path for path in fresh if part_of(path) in trained]
-    # Reference-attention belongs to the Backbone, but a model may differ in its mode from the one before.
-    needed = [path for path in needed if not re.search(r"/(attn2|norm2|norm_reference)/", path)]
-    if needed:
-        first, more = needed[0], len(needed) - 1
-        told = f"has shape {found[first].shape}, expected {shapes[first]}" if first in found else "is missing"
-        raise ValueError(f"{origin}: the weights are of another config: {first} {told} (and {more} more)")
-    return {p: emo.fresh(p, shape, key) if p in fresh else found[p] for p, shape in shapes.items()}, fresh
+    folder = _locate(name)
+    if folder is None:
+        from emo_jax.weights.runs import load_run
+
+        return load_run(name)
+    if diffusers_folder.is_diffusers_folder(folder):
+        return diffusers_folder.load(folder)
+    try:
+        flat = load_file(folder / _TENSORS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _TENSORS} is damaged ({error}); copy it again") from error
+    return _load_config(folder), flat
 
 
-def load_model(name_or_directory, image_size=None):
-    """(networks, params) of weights such as `load_weights` reads, in the precision that the networks compute in.
+def read_config(name: Name) -> ConfigDict:
+    """Reads the config of weights without their numbers. Raises ValueError as `read_flat` does."""
+    folder = _locate(name)
+    if folder is None:
+        from emo_jax.weights.runs import load_run_config
+
+        return load_run_config(name)
+    return (
+        diffusers_folder.load_config(folder) if diffusers_folder.is_diffusers_folder(folder) else _load_config(folder)
+    )
+
+
+def _locate(name: Name) -> pathlib.Path | None:
+    """Returns the folder of weights, downloaded if it is on the hub; None for a training run."""
+    text = os.fspath(name)
+    folder = BUNDLED.get(text, pathlib.Path(text))
+    if "://" in text or (folder / "checkpoints").is_dir():  # A bucket holds runs only.
+        return None
+    if text in BUNDLED and not (folder / _TENSORS).is_file():
+        raise ValueError(
+            f"preset {text!r} has no weights in this installation; OUTPUT={folder} make tiny-weights trains them, or "
+            "give a folder of weights"
+        )
+    if not folder.exists() and hub.is_hub_id(text):
+        folder = hub.download_model(text)
+    if diffusers_folder.is_diffusers_folder(folder) or all((folder / file).is_file() for file in (_CONFIG, _TENSORS)):
+        return folder
+    raise ValueError(
+        f"{text!r} is neither a preset ({', '.join(BUNDLED)}), nor a folder with {_CONFIG} and {_TENSORS} or "
+        f"{diffusers_folder.INDEX}, nor a run of emo train"
+    )
+
+
+def _load_config(folder: pathlib.Path) -> ConfigDict:
+    try:
+        return config_lib.from_json((folder / _CONFIG).read_text())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / _CONFIG} is damaged ({error}); copy it again") from error
+
+
+def adopt(emo: EMO, flat: Flat, trained: Collection[str], key: jax.Array, origin: str) -> tuple[Flat, list[str]]:
+    """Fills a model with the params that fit, and initialises the others.
 
     Args:
-        image_size: (height, width) of the frames in place of the config's, with a warning if it is another one.
+        emo: the networks.
+        flat: the params to take over.
+        trained: names of parts (`models.parts.PARTS`) that `flat` must hold completely.
+        key: the key of the initialised params.
+        origin: where `flat` comes from, for messages.
+
+    Returns:
+        (params {path: array}, paths of the initialised ones).
 
     Raises:
-        ValueError: no such weights, of another version's config, a size that the networks cannot halve, or a size other
-            than the trained one for a preset.
+        ValueError: a parameter of the `trained` parts is missing or has another shape.
+    """
+    shapes = _shapes(emo)
+    fresh = [path for path, shape in shapes.items() if path not in flat or flat[path].shape != shape]
+    needed = [path for path in fresh if part_of(path) in trained]
+    # The mode of reference-attention, whose parameters belong to the Backbone, may differ between stages.
+    needed = [path for path in needed if not re.search(r"/(attn2|norm2|norm_reference)/", path)]
+    if needed:
+        path, more = needed[0], len(needed) - 1
+        reason = f"has shape {flat[path].shape}; expected {shapes[path]}" if path in flat else "is missing"
+        raise ValueError(f"{origin}: the weights are of another config: {path} {reason} (and {more} more)")
+    return {p: emo.fresh(p, shape, key) if p in fresh else flat[p] for p, shape in shapes.items()}, fresh
+
+
+def load_model(name: Name, image_size: tuple[int, int] | None = None) -> tuple[EMO, dict[str, Any]]:
+    """Loads networks and their params, in the precision that the networks compute in.
+
+    Args:
+        name: see `read_flat`.
+        image_size: (height, width) of the frames in place of the config's. Prints a warning if they differ.
+
+    Returns:
+        (networks, params tree).
+
+    Raises:
+        ValueError: see `read_flat`; also the config of another version, a size that the networks cannot halve, or a
+            preset with a size other than the trained one.
     """
     from emo_jax.models.emo import build
 
-    config, flat = read_flat(name_or_directory)
+    config, flat = read_flat(name)
     if image_size is not None:
-        _check_size(name_or_directory, tuple(image_size), tuple(config.clip.image_size))
+        _check_size(name, tuple(image_size), tuple(config.clip.image_size))
         config.clip.image_size = tuple(image_size)
     try:
         emo = build(config)
     except (KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{name_or_directory}: its config is not one of this version ({error})") from error
-    for path, array in flat.items():  # one by one: at full size the two precisions together may not fit
+        raise ValueError(f"{name}: its config does not fit this version of emo_jax ({error})") from error
+    for path, array in flat.items():  # One at a time: at full size, two copies of all may not fit in memory.
         flat[path] = jnp.asarray(array, config.model.dtype if array.ndim else jnp.float32)
-    return emo, nest(emo, flat, name_or_directory)
+    return emo, nest(emo, flat, str(name))
 
 
-def _check_size(name: object, size: tuple[int, int], trained: tuple[int, int]) -> None:
-    """Refuses a size other than the trained one for bundled weights, and warns about it for others."""
+def _check_size(name: object, size: tuple[int, ...], trained: tuple[int, ...]) -> None:
+    """Raises for a preset, and warns for other weights, if the size of the frames is not the trained one."""
     if size == trained:
         return
     wanted, usual = (f"{width}x{height}" for height, width in (size, trained))
@@ -146,22 +198,29 @@ def _check_size(name: object, size: tuple[int, int], trained: tuple[int, int]) -
     print(f"warning: size is {wanted}, but {name} was trained at {usual}; faces may be distorted", file=sys.stderr)
 
 
-def nest(emo, flat, origin, only=None):
-    """The params tree of flat weights, checked against the networks.
+def nest(emo: EMO, flat: Flat, origin: object, only: re.Pattern[str] | None = None) -> dict[str, Any]:
+    """Returns flat params as a tree, checked against the networks.
 
     Args:
-        only: compiled pattern of the paths that are wanted; None: all.
+        emo: the networks.
+        flat: the params.
+        origin: where they come from, for messages.
+        only: pattern of the paths to take; None: all.
 
     Raises:
-        ValueError: a missing, unknown or differently shaped parameter: the weights are of another config.
+        ValueError: a parameter is missing, unknown or of another shape.
     """
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    shapes = _shapes(emo)
     if only is not None:
         shapes, flat = ({p: a for p, a in tree.items() if only.match(p)} for tree in (shapes, flat))
     wrong = [f"{p} is missing" for p in shapes if p not in flat]
     wrong += [f"{p} is unknown" for p in flat if p not in shapes]
     common = {p: (flat[p].shape, shape) for p, shape in shapes.items() if p in flat}
-    wrong += [f"{p} has shape {found}, expected {shape}" for p, (found, shape) in common.items() if found != shape]
+    wrong += [f"{p} has shape {shape}; expected {want}" for p, (shape, want) in common.items() if shape != want]
     if wrong:
         raise ValueError(f"{origin}: the weights are of another config: {wrong[0]} (and {len(wrong) - 1} more)")
     return unflatten_dict(flat, sep="/")
+
+
+def _shapes(emo: EMO) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}

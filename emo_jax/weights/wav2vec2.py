@@ -1,24 +1,29 @@
-"""wav2vec 2.0 weights between transformers' folders and ours: a strict, mechanical renaming, exact both ways."""
+"""Conversion of wav2vec 2.0 between transformers' folders and our params: strict, and exact in both directions."""
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from emo_jax.weights.files import find_weights, read_tensors
 
 UNUSED = (
-    (r"masked_spec_embed$", "stands for masked steps in training"),
-    (r"(quantizer|project_q|project_hid)\.", "a head of pretraining"),
-    (r"lm_head\.", "a head for letters (CTC)"),
-    (r"(classifier|projector)\.", "a head that classifies"),
-    (r"adapter\.", "lies behind the last hidden state"),
+    (r"masked_spec_embed$", "replaces masked steps in training"),
+    (r"(quantizer|project_q|project_hid)\.", "head of pretraining"),
+    (r"lm_head\.", "head for letters (CTC)"),
+    (r"(classifier|projector)\.", "classification head"),
+    (r"adapter\.", "comes after the last hidden state"),
 )
 """Tensors of transformers' checkpoints that no hidden state depends on, and why."""
 
@@ -26,46 +31,80 @@ _FIXED = {"hidden_act": "gelu", "feat_extract_activation": "gelu", "model_type":
 _WEIGHT_NORM = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 
 
-def load_wav2vec2(directory):
-    """The wav2vec 2.0 of a folder in transformers' format: config.json and model.safetensors, or pytorch_model.bin.
+def load_wav2vec2(
+    directory: str | os.PathLike,
+) -> tuple[Wav2Vec2Config, dict[str, np.ndarray], dict[str, str]]:
+    """Reads the wav2vec 2.0 of a folder in transformers' format: config.json and model.safetensors or a .bin.
 
     Returns:
-        (config, {path: array in the file's precision}, {name: reason} of the tensors that are not used).
+        (config, {path: array} in the file's type, {name: reason} of the tensors that are not used).
 
     Raises:
-        ValueError: missing or damaged files, another architecture, or weights that are not those of config.json.
+        ValueError: missing or damaged files, another architecture, or tensors that do not fit config.json.
     """
-    directory = pathlib.Path(directory)
-    fields = _json(directory / "config.json")
-    if (directory / "preprocessor_config.json").is_file():
-        fields["do_normalize"] = _json(directory / "preprocessor_config.json").get("do_normalize", True)
+    folder = pathlib.Path(directory)
+    fields = _read_json(folder / "config.json")
+    if (folder / "preprocessor_config.json").is_file():
+        extractor = _transformers().Wav2Vec2FeatureExtractor
+        fields["do_normalize"] = extractor.from_dict(_read_json(folder / "preprocessor_config.json")).do_normalize
     try:
-        config = from_json(fields)
-        return config, *from_transformers(config, read_tensors(find_weights(directory)))
+        config = from_transformers_config(fields)
+        return config, *from_transformers(config, read_tensors(find_weights(folder)))
     except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from error
+        raise ValueError(f"{folder}: {error}") from error
 
 
-def from_json(fields):
-    """The Wav2Vec2Config of a transformers config, as a dict; what is missing there is base's.
+def save_wav2vec2(folder: pathlib.Path, config: ConfigDict, params: dict[str, Any], dtype: type) -> None:
+    """Writes a wav2vec 2.0 in transformers' format, with the config of its feature extractor.
+
+    Args:
+        folder: the folder to write.
+        config: the fields `model.audio.wav2vec2`.
+        params: flat params {path: array}.
+        dtype: the type of the stored numbers.
+    """
+    transformers, fields = _transformers(), config.to_dict()
+    normalize = fields.pop("do_normalize")
+    transformers.Wav2Vec2Config(**fields, architectures=["Wav2Vec2Model"]).save_pretrained(folder)
+    transformers.Wav2Vec2FeatureExtractor(sampling_rate=16000, do_normalize=normalize).save_pretrained(folder)
+    tensors = to_transformers({path: np.asarray(array, dtype) for path, array in params.items()})
+    save_file(tensors, folder / "model.safetensors")
+
+
+def from_transformers_config(fields: dict[str, Any]) -> Wav2Vec2Config:
+    """Returns the config for the fields of a transformers config; missing fields have transformers' defaults.
 
     Raises:
-        ValueError: an architecture that is not here.
+        ValueError: an architecture that is not implemented here.
     """
     for name, known in _FIXED.items():
         if fields.get(name, known) != known:
-            raise ValueError(f"{name} is {fields[name]!r} in config.json; this version knows {known!r} alone")
+            raise ValueError(f"{name} is {fields[name]!r} in config.json; expected {known!r}")
+    try:
+        all_fields = _transformers().Wav2Vec2Config.from_dict(fields).to_dict()
+    except Exception as error:  # transformers raises ValueError, TypeError and errors of huggingface_hub
+        raise ValueError(f"config.json: {' '.join(str(error).split())[:300]}") from error
     names = {field.name for field in dataclasses.fields(Wav2Vec2Config)} - {"dtype"}
-    return Wav2Vec2Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in names})
+    values = {name: value for name, value in (all_fields | fields).items() if name in names}
+    return Wav2Vec2Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def from_transformers(config, tensors):
-    """Our flat params {path: array} of a state dict {name: array}, and {name: reason} of what is not used.
+def from_transformers(
+    config: Wav2Vec2Config, tensors: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Converts a state dict to flat params.
 
-    Names may begin with `wav2vec2.`, and weight norm be spelt weight_g or parametrizations.weight.original0.
+    Names may begin with `wav2vec2.`, and weight norm may be spelt weight_g or parametrizations.weight.original0.
+
+    Args:
+        config: the config of the networks.
+        tensors: the state dict {name: array}.
+
+    Returns:
+        ({path: array}, {name: reason} of the tensors that are not used).
 
     Raises:
-        ValueError: a tensor that nothing takes, a parameter that nothing fills, or one of another shape.
+        ValueError: an unknown tensor, a missing one, or one of another shape.
     """
     shapes, flat, unused = _shapes(config), {}, {}
     for name, array in tensors.items():
@@ -73,55 +112,65 @@ def from_transformers(config, tensors):
         if reason is not None:
             unused[name] = reason
             continue
-        path, value = _ours(name, np.asarray(array))
+        path, value = _to_path(name, np.asarray(array))
         if path not in shapes:
             raise ValueError(f"tensor {name} has no place in this wav2vec 2.0 (another architecture or size?)")
         if value.shape != shapes[path]:
-            raise ValueError(f"tensor {name} has shape {np.shape(array)}, but {path} is {shapes[path]}")
+            raise ValueError(f"tensor {name} has shape {np.shape(array)}, but {path} has shape {shapes[path]}")
         if path in flat:
-            raise ValueError(f"tensor {name} is there twice, under two spellings")
+            raise ValueError(f"tensor {name} exists twice, under two names")
         flat[path] = value
     missing = sorted(set(shapes) - set(flat))
     if missing:
-        raise ValueError(f"no tensor fills {missing[0]} (and {len(missing) - 1} more)")
+        raise ValueError(f"no tensor for {missing[0]} (and {len(missing) - 1} more)")
     return flat, unused
 
 
-def to_transformers(flat, prefix="", parametrized=True):
-    """The state dict {name: array} of flat params: the inverse of `from_transformers`, bit for bit.
+def to_transformers(flat: dict[str, Any], prefix: str = "", parametrized: bool = True) -> dict[str, np.ndarray]:
+    """Converts flat params to a state dict: the inverse of `from_transformers`, bit for bit.
 
     Args:
-        prefix: "wav2vec2." for the checkpoints of heads. parametrized: torch's newer spelling of weight norm.
+        flat: the params {path: array}.
+        prefix: "wav2vec2." for the checkpoints of models with a head.
+        parametrized: whether to use torch's newer names of weight norm.
     """
-    return {prefix + name: array for name, array in (_theirs(path, a, parametrized) for path, a in flat.items())}
+    return {prefix + name: array for name, array in (_to_name(path, a, parametrized) for path, a in flat.items())}
 
 
-def _ours(name, array):
+def _to_path(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     name = name.removeprefix("wav2vec2.")
-    for theirs, ours in _WEIGHT_NORM.items():
-        name = name.replace(theirs, ours)
+    for newer, older in _WEIGHT_NORM.items():
+        name = name.replace(newer, older)
     *module, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
     if leaf == "weight":
         leaf = "scale" if array.ndim == 1 else "kernel"
     return "/".join([*module, leaf]), array.T  # (out, in, k) -> (k, in, out), (out, in) -> (in, out)
 
 
-def _theirs(path, array, parametrized):
+def _to_name(path: str, array: Any, parametrized: bool) -> tuple[str, np.ndarray]:
     *module, leaf = re.sub(r"_(\d+)(?=/)", r".\1", path).split("/")
-    spellings = {ours: theirs for theirs, ours in _WEIGHT_NORM.items()} if parametrized else {}
-    leaf = {"scale": "weight", "kernel": "weight", **spellings}.get(leaf, leaf)
+    weight_norm = {older: newer for newer, older in _WEIGHT_NORM.items()} if parametrized else {}
+    leaf = {"scale": "weight", "kernel": "weight", **weight_norm}.get(leaf, leaf)
     return ".".join([*module, leaf]), np.ascontiguousarray(np.asarray(array).T)
 
 
-def _shapes(config):
+def _shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
     abstract = jax.eval_shape(Wav2Vec2(config).init, jax.random.key(0), jnp.zeros((1, config.field)))["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
 
 
-def _json(path):
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"{path.parent} has no {path.name}; expected a folder in transformers' format") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _transformers() -> ModuleType:
+    """Imports transformers, which takes seconds, without its note that torch is missing."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers

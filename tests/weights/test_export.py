@@ -66,7 +66,7 @@ def test_bad_exports(run, tmp_path, capsys):
         assert cli.main(["export", "--workdir", folder, "--output", str(tmp_path / output)]) == 2
         assert told in capsys.readouterr().err
     assert cli.main(["export", "--workdir", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
-    assert "holds no checkpoints" in capsys.readouterr().err
+    assert "neither a preset" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
@@ -74,6 +74,6 @@ def test_what_half_precision_cannot_hold_is_refused(run, tmp_path, monkeypatch):
 
     for value in (1e6, np.nan):
         monkeypatch.setattr(runs, "load_run", lambda folder, v=value: (small_config(), {"a": np.float32([v])}))
-        with pytest.raises(ValueError, match="a holds .* float16 cannot hold"):
+        with pytest.raises(ValueError, match="a holds .* float16"):
             export(run[0], tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
