@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,12 +18,36 @@ import numpy as np
 from absl import logging
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from emo_jax import schema
 from emo_jax.data import transforms
+from emo_jax.data.records import INDEX_SCHEMA
 
 LATENTS_FILE = "latents.json"
 DTYPE = np.float16
 _FIELDS = ("boxes", "speed", "audio", "windows")
 _INDEX = ("frames", "fps", "sound")
+_SIZE = schema.integer(1, 1 << 15)
+_LAYOUT = schema.fields(
+    dict(
+        image_size=schema.array(_SIZE, 2),
+        latent_shape=schema.array(_SIZE, 3),
+        crop_scale=schema.array(schema.number(0, 1), 2),
+        windows=_SIZE,
+        mirrored=schema.boolean(),
+    ),
+    dict(
+        layers=schema.array(schema.integer(0, 1000)), features=schema.integer(0, 1 << 20), reach=schema.integer(0, 1000)
+    ),
+)
+_SCHEMA = schema.fields(
+    dict(
+        split=schema.text(),
+        layout=_LAYOUT,
+        files=schema.array(schema.text()),
+        records=INDEX_SCHEMA,
+        weights=schema.anything(),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +135,7 @@ class LatentSource:
           ValueError: if it was encoded from another split, or files are missing or incomplete.
         """
         self.directory, self.split = os.fspath(directory), split
-        metadata = json.loads(pathlib.Path(directory, LATENTS_FILE).read_text())
+        metadata = schema.read_json(pathlib.Path(directory, LATENTS_FILE), _SCHEMA)
         if metadata["split"] != split:
             raise ValueError(f"{directory} has no split {split!r}; it has: {metadata['split']}")
         self.layout, self.weights = Layout.from_json(metadata["layout"]), metadata["weights"]

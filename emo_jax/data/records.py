@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core.utils import shard_utils, tqdm_utils
 
+from emo_jax import schema
 from emo_jax.files import write_text
 from emo_jax.media.mp4 import count_frames
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
@@ -28,6 +30,26 @@ from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 INDEX_FILE = "index.json"
 MIN_SPEED_CONFIDENCE = 0.5
 """Minimum confidence of a head rotation speed that is used."""
+INDEX_SCHEMA = schema.columns(
+    dict(frames=schema.integer(1, 1 << 31), fps=schema.number(1e-3, 1000), sound=schema.boolean()),
+    dict(reliable_speed=schema.boolean()),
+)
+"""The rows of records in `index.json` and `latents.json`."""
+_INFO_FILE = "dataset_info.json"
+_SPLIT_SCHEMA = schema.fields(
+    dict(name=schema.text(), shardLengths=schema.array(schema.integer_text(0, 10**9))),
+    dict(numBytes=schema.integer_text(0, 10**18), filepathTemplate=schema.text()),
+    extra=True,
+)
+_INFO_SCHEMA = schema.fields(
+    dict(
+        name=schema.text(),
+        version=schema.text(r"\d+\.\d+\.\d+", "a version such as 1.0.0"),
+        splits=schema.array(_SPLIT_SCHEMA),
+    ),
+    dict(description=schema.text("(?s:.*)"), fileFormat=schema.text(), moduleName=schema.text()),
+    extra=True,
+)
 _INDEX = ("frames", "fps", "sound")
 _BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
 _FIELDS_SINCE_1_1 = ("speed_confidence", "span", "analyzer", "flags", "landmarks")  # absent in records of version 1.0.0
@@ -244,6 +266,7 @@ class RecordSource:
         """Opens a split; see `open_records`."""
         self.directory, self.split = str(directory), split
         self._open()
+        self._check_files()
 
     def _open(self) -> None:
         path = pathlib.Path(self.directory)
@@ -251,18 +274,24 @@ class RecordSource:
             raise ValueError(
                 f"{path} is not a directory: write records first (`emo prepare`), or change data.directory"
             )
+        if (path / _INFO_FILE).is_file():
+            schema.read_json(path / _INFO_FILE, _INFO_SCHEMA)
         try:
             builder = tfds.builder_from_directory(path)
             features: Any = builder.info.features
         except Exception as error:
             raise ValueError(
-                f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
+                _feature_error(path)
+                or f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
             ) from error
         missing = sorted(set(record_features()) - set(_FIELDS_SINCE_1_1) - set(features or {}))
         if missing:
             raise ValueError(
                 f"{path} holds another kind of dataset: the fields {', '.join(missing)} are missing; see `emo prepare`"
             )
+        for name, expected in record_features().items():
+            if name in features and repr(features[name]) != repr(expected):
+                raise ValueError(f"{path}/features.json: {name} is {features[name]!r}; expected {expected!r}")
         file_format = getattr(builder.info.file_format, "value", None)
         if file_format != "array_record":
             raise ValueError(f"{path} is stored as {file_format}, expected array_record; see `emo prepare`")
@@ -274,6 +303,21 @@ class RecordSource:
             raise ValueError(f"{path} has no split {self.split!r}; it has: {known}") from error
         lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
         self._parts = [(part.splitname, slice(part.from_, part.to), lengths[part.splitname]) for part in parts]
+
+    def _check_files(self) -> None:
+        """Compares the number of records in the files with that in `dataset_info.json`."""
+        splits = self._source.dataset_info.splits
+        for name in {name for name, _, _ in self._parts}:
+            files = [os.fspath(file) for file in splits[name].filepaths]
+            missing = [file for file in files if not os.path.exists(file)]
+            if missing:
+                raise ValueError(f"{missing[0]} is missing: copy it again, or prepare the records again")
+            count, expected = len(ArrayRecordDataSource(files)), splits[name].num_examples
+            if count != expected:
+                raise ValueError(
+                    f"{self.directory}, split {name}: the files contain {count} records, but {_INFO_FILE} says "
+                    f"{expected}; copy or make them again"
+                )
 
     def __getstate__(self) -> dict[str, str]:
         return {"directory": self.directory, "split": self.split}
@@ -317,7 +361,7 @@ class RecordSource:
     @functools.cached_property
     def _index(self) -> dict[str, np.ndarray]:
         path = pathlib.Path(self.directory) / INDEX_FILE
-        stored = json.loads(path.read_text()) if path.exists() else {}
+        stored = schema.read_json(path, schema.mapping(INDEX_SCHEMA)) if path.exists() else {}
         if all(name in stored and len(stored[name]["frames"]) == length for name, _, length in self._parts):
             parts = [(stored[name], rows) for name, rows, _ in self._parts]
             common = [name for name in parts[0][0] if all(name in part for part, _ in parts)]
@@ -353,6 +397,21 @@ def open_record(source: Any, position: int) -> Iterator[dict[str, Any]]:
             f"{source.directory}, split {source.split}, record {position}{name}: {' '.join(str(error).split())}; "
             "remove it or prepare it again"
         ) from error
+
+
+def _feature_error(path: pathlib.Path) -> str | None:
+    """Returns an error message that names the first field of a damaged `features.json`, if there is one."""
+    from google.protobuf import json_format
+
+    file = path / "features.json"
+    if not file.is_file():
+        return None
+    try:
+        stored = schema.read_json(file, schema.anything())
+    except ValueError as error:
+        return str(error)
+    field = schema.first_difference(stored, json_format.MessageToDict(record_features().to_proto()))
+    return field and f"{file}: {field}; copy it again, or prepare the records again"
 
 
 def _default_fields() -> dict[str, Any]:

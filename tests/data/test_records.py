@@ -1,8 +1,10 @@
 """Writing, reading and indexing of records."""
 
 import dataclasses
+import json
 import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -145,3 +147,37 @@ def test_invalid_directories_raise(tmp_path, record_dir, make_record):
             call()
         assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["empty"]
+
+
+@pytest.mark.parametrize("file, field, value, name", [
+    ("index.json", ("train", "frames", 0), 1.5, r"train.frames\[0\] is 1.5"),
+    ("index.json", ("train", "frames"), 40, "train.frames"),
+    ("index.json", ("train", "fps", 1), -25, r"train.fps\[1\]"),
+    ("dataset_info.json", ("splits", 0, "shardLengths", 0), "-3", r"splits\[0\].shardLengths\[0\]"),
+    ("dataset_info.json", ("splits", 0, "shardLengths", 0), 3, r"splits\[0\].shardLengths\[0\]"),
+    ("dataset_info.json", ("splits", 0, "shardLengths", 0), str(10**30), r"splits\[0\].shardLengths\[0\]"),
+    ("dataset_info.json", ("splits", 0, "shardLengths", 0), "7", "dataset_info.json"),
+    ("dataset_info.json", ("splits",), {}, "splits"),
+    ("dataset_info.json", ("version",), [], "version"),
+    ("features.json", ("featuresDict", "features", "audio", "tensor", "dtype"), "int8", "audio"),
+    ("features.json", ("featuresDict", "features", "boxes", "tensor", "shape"), 4, "boxes"),
+    ("features.json", ("featuresDict",), None, "featuresDict"),
+])  # fmt: skip
+def test_damaged_json_error_names_the_field(record_dir, tmp_path, file, field, value, name):
+    shutil.copytree(record_dir, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / file).read_text())
+    parent = content
+    for key in field[:-1]:
+        parent = parent[key]
+    parent[field[-1]] = value
+    (tmp_path / "out" / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=name) as caught:
+        records.open_records(tmp_path / "out", "train").index()
+    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_shard_is_named(record_dir, tmp_path):
+    shutil.copytree(record_dir, tmp_path / "out")
+    (tmp_path / "out" / "emo_records-train.array_record-00001-of-00002").unlink()
+    with pytest.raises(ValueError, match="00001-of-00002 is missing"):
+        records.open_records(tmp_path / "out", "train")

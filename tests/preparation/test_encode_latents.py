@@ -361,3 +361,22 @@ def test_missing_files_raise(encoded, tmp_path):
     (tmp_path / "latents.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="entries"):
         latents.LatentSource(tmp_path, "train")
+
+
+@pytest.mark.parametrize("field, value, name", [
+    (("layout", "image_size"), [64], "layout.image_size"),
+    (("layout", "windows"), 10**30, "layout.windows"),
+    (("layout", "mirrored"), 1, "layout.mirrored"),
+    (("records", "frames", 0), 30.0, r"records.frames\[0\]"),
+    (("files",), "latents", "files"),
+    (("split",), None, "split"),
+])  # fmt: skip
+def test_damaged_json_error_names_the_field(encoded, tmp_path, field, value, name):
+    metadata = json.loads((encoded / "latents.json").read_text())
+    parent = metadata
+    for key in field[:-1]:
+        parent = parent[key]
+    parent[field[-1]] = value
+    (tmp_path / "latents.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=f"latents.json: {name}"):
+        latents.LatentSource(tmp_path, "train")
