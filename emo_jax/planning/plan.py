@@ -34,7 +34,7 @@ from emo_jax.planning.compile_stats import EFFORT, SLICES_EFFORT, compile_stats
 from emo_jax.planning.composed import Part, compose, parts_of_step
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import roofline
-from emo_jax.planning.topologies import Device, find_devices
+from emo_jax.planning.topologies import Device, describe_devices, find_devices
 from emo_jax.progress import meanwhile
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
@@ -91,7 +91,7 @@ def run_plan(
         raise ValueError(f"--composed needs the step of a stage with UNets; leave it out for {what}")
     # Locations of traces would put the path of this checkout into a kernel's text, and so into its cache key.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    devices = find_devices(topology, slices)
+    devices = find_devices(topology, slices) if compile else describe_devices(topology, slices)
     result, counted = count_program(config, devices, topology, program)
     print("\n".join(counted_lines(result)), flush=True)
     if compile and result["fits"] is None:

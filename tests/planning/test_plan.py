@@ -1,7 +1,9 @@
 """`emo plan`: memory and collectives from the compiler, times from the data sheets."""
 
+import functools
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,6 +20,7 @@ from emo_jax.planning import compile_stats, plan
 from emo_jax.planning.plan import PROGRAMS, SPREAD, Program, _bytes, _denoise, _memory, compile_program, count_program
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import collectives, roofline
+from emo_jax.planning.topologies import describe_devices
 from tests.distributed.layouts import smallest_config
 from tests.planning.test_tpu_compiler import on_tpu
 from tests.runs import python_path
@@ -215,7 +218,10 @@ def test_composed_peak_close_to_the_memory_is_no_verdict(monkeypatch, memory, fi
 def test_no_compile_counts_from_shapes(monkeypatch, capsys, tmp_path):
     (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))
     command = ["plan", f"--config={tmp_path}/small.py:video", "--topology=cpu:1", "--no-compile"]
+    program = plan.PROGRAMS["step"]
     monkeypatch.setattr(plan, "compile_stats", None)
+    monkeypatch.setitem(plan.PROGRAMS, "step", functools.cache(lambda config, devices: program(config, list(devices))))
+    monkeypatch.setattr(plan, "describe_devices", lambda *given: tuple(describe_devices(*given)))
     found = {}
     for memory in (10**12, 10**6):
         monkeypatch.setattr(plan, "_memory", lambda device, memory=memory: memory)
@@ -226,8 +232,42 @@ def test_no_compile_counts_from_shapes(monkeypatch, capsys, tmp_path):
     assert written["activations"] > 0 and "peak" not in written and written["fits"] is False
 
 
+@pytest.mark.parametrize("topology, slices, kind, hosts, last", [
+    ("v5e:4x4", 1, "TPU v5 lite", 4, (3, 3, 0)),
+    ("v5p:2x2x2", 1, "TPU v5", 2, (1, 1, 1)),
+    ("v6e:2x4", 2, "TPU v6 lite", 4, (1, 3, 0)),
+    ("gpu:8", 1, "gpu", 1, (0, 0, 0)),
+    ("cpu:3", 1, "cpu", 1, (0, 0, 0)),
+])  # fmt: skip
+def test_described_devices(topology, slices, kind, hosts, last):
+    devices = describe_devices(topology, slices)
+    assert len(devices) == len(set(devices)) == slices * math.prod(map(int, topology.split(":")[1].split("x")))
+    assert {device.device_kind for device in devices} == {kind} and devices[-1].coords == last
+    assert {device.process_index for device in devices} == set(range(hosts))
+    assert len({device.slice_index for device in devices}) == slices
+
+
+@pytest.mark.parametrize("topology, slices", [("v5e:2x4", 1), ("v5e:2x4", 2), ("gpu:8", 1), ("cpu:8", 1)])
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_no_compile_needs_neither_devices_nor_their_compiler(topology, slices, monkeypatch, tmp_path):
+    """The tracing, which does not depend on the devices, is replaced; the mesh and the placement are not."""
+    (tmp_path / "small.py").write_text(SMALL)
+    for name in ("step_activations", "step_flops", "computed_flops"):
+        monkeypatch.setattr(plan, name, lambda *_: 10**9)
+    command = ["plan", f"--config={tmp_path}/small.py:vae", f"--topology={topology}", "--no-compile"]
+    if slices > 1:
+        command += [f"--slices={slices}", f"--config.train.mesh.dcn_data={slices}"]
+        command += ["--config.train.mesh.data=4", "--config.train.batch_size=16"]
+    assert cli.main([*command, f"--output={tmp_path}/plan.json"]) == 0
+    written = json.loads((tmp_path / "plan.json").read_text())
+    sizes = written["bytes"]["trained"]
+    assert written["chips"] == 8 * slices and written["slices"] == slices
+    assert 0.5 < sizes["held"] / sizes["whole"] < 0.7  # fsdp 2 splits all but biases and scales
+
+
 @pytest.mark.parametrize("topology, value", [
     ("v9:2x2", "v9:2x2"),
+    ("v5e:2x2x2", "v5e:2x2x2"),
     ("v5e:big", "v5e:big"),
     ("cpu:x", "cpu:x"),
     ("cpu:64", "cpu:64"),
