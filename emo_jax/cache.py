@@ -36,10 +36,12 @@ def keep_programs() -> None:
 
 
 @contextlib.contextmanager
-def watch_compilation(notify: Callable[[], None], after: float = 2.0) -> Iterator[None]:
-    """Calls `notify` in the block as soon as XLA has compiled one program for `after` seconds.
+def watch_compilation(notify: Callable[[], None], after: float = 1.0) -> Iterator[None]:
+    """Calls `notify` in the block, once, when XLA compiles a program for longer than a read from the cache would take.
 
-    It is called once. A program that is read from the cache takes less time.
+    Args:
+        notify: called from another thread.
+        after: shortest time in seconds before the call.
     """
     import jax
 
@@ -60,7 +62,8 @@ def watch_compilation(notify: Callable[[], None], after: float = 2.0) -> Iterato
         if event in (_LOWERED, _COMPILED):
             stop()
         if event == _LOWERED:  # the compilation follows
-            timer = threading.Timer(after, fire)
+            # A read takes up to twice as long as lowering, on busy machines too; a compilation takes 30 times as long.
+            timer = threading.Timer(max(after, 4 * seconds), fire)
             timer.daemon = True
             timer.start()
 
