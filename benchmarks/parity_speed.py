@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from emo_jax.models.attention import Conditions
+from emo_jax.models.conditions import Conditions
 from emo_jax.models.unet import UNet, UNetConfig
 
 TOKENS, WIDTH = 77, 768

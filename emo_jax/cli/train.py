@@ -52,26 +52,26 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         state = train(config, args.workdir, args.profile)
     except ValueError:
-        processes.leave(2)
+        processes.exit_at_end(2)
         raise
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        processes.leave(1, blameless=True)
+        processes.exit_at_end(1, wait_for_report=True)
         reason = " ".join(str(error).split())[:300]
         raise OSError(
             f"{processes.name()} cannot continue, perhaps because another process has ended, which JAX reports within "
             f"{processes.HEARTBEAT + 10} s; see its log, and start all of them again ({reason})"
         ) from error
     except FloatingPointError:
-        processes.leave(DIVERGED)
+        processes.exit_at_end(DIVERGED)
         raise
     except Exception:  # The other processes may still be running and must not wait for this one.
-        processes.leave(1)
+        processes.exit_at_end(1)
         raise
     if int(state.step) >= config.train.steps:
         return 0
-    if processes.first():
+    if processes.is_main():
         saved = f"step {int(state.step)} is saved" if state.step else "before the first step"
         print(f"emo train: terminated; {saved}", file=sys.stderr, flush=True)
     return TERMINATED

@@ -61,7 +61,7 @@ def first_carry(batch: int, n: int, latent_shape: tuple[int, ...], dtype: Any = 
 
 def scan_clips(
     make_clip: Callable, carry: Carry, per_clip: Any
-) -> tuple[Carry, Float[Array, "K batch f height width channels"]]:
+) -> tuple[Carry, Float[AnyArray, "K batch f height width channels"]]:
     """Generates the K clips of one segment.
 
     Args:

@@ -1,0 +1,1 @@
+"""Mesh, placement of parameters and activations, and runs of several processes."""

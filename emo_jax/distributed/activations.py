@@ -1,8 +1,13 @@
-"""Mesh, placement of parameters and batches, and of activations at a few named places: one table of rules for each."""
+"""Placement of activations on the mesh, by one table of rules for a few named places in the networks."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jaxtyping import Array, Float
 
+from emo_jax.arrays import AnyArray
 from emo_jax.distributed.parameters import splits_parameters
 
 PLACES = {
@@ -10,24 +15,28 @@ PLACES = {
     "temporal": (2,),
     "shared": (),
 }
-"""Which axis of an activation (B, F, H, W, C) the frame axis splits, the first that it divides, at each named place.
+"""For each named place, the axes of an activation (batch, frames, height, width, channels) that the mesh axis `frame`
+may split; the first axis whose size it divides is split.
 
-spatial: a layer that works frame by frame; frames, or rows where frames do not divide (ReferenceNet's few).
-temporal: a layer that works place by place; rows. shared: what all frames look at; whole.
+spatial: layers that work frame by frame; they split frames, or rows if the frames do not divide (ReferenceNet's few).
+temporal: layers that work place by place; they split rows. shared: what all frames attend to; it is not split.
 """
 
 
-def constrain(x, place):
-    """x (B, F, H, W, C) split over the mesh as PLACES says; without a mesh, or of another rank, as it is."""
+def constrain(x: Float[AnyArray, "batch ..."], place: str) -> Float[AnyArray, "batch ..."]:
+    """Constrains the sharding of an activation (batch, frames, height, width, channels) by a row of PLACES.
+
+    Returns the activation unchanged if there is no mesh, or if it has another rank.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or x.ndim != 5:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(mesh, x.shape, place))
 
 
-def activation_spec(mesh, shape, place):
-    """The PartitionSpec at a place of an activation (B, F, H, W, C); of another rank, split by samples alone."""
-    axes = [_samples(mesh, shape[0])] + [None] * (len(shape) - 1)
+def activation_spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], place: str) -> PartitionSpec:
+    """Returns the PartitionSpec of an activation at a place; if its rank is not 5, only samples are split."""
+    axes: list[Any] = [_sample_axes(mesh, shape[0])] + [None] * (len(shape) - 1)
     if len(shape) == 5:
         split = next((axis for axis in PLACES[place] if shape[axis] % mesh.shape["frame"] == 0), None)
         if split is not None:
@@ -35,54 +44,59 @@ def activation_spec(mesh, shape, place):
     return PartitionSpec(*axes)
 
 
-def gathered_rows(x):
-    """x (B, ..., C), a vector for each sample or frame, whole over fsdp; without a mesh as it is.
+def gathered_rows(x: Float[AnyArray, "batch ..."]) -> Float[AnyArray, "batch ..."]:
+    """Gathers one vector per sample or frame over the mesh axis `fsdp`; unchanged if parameters are not split.
 
-    A layer between two of these makes each device's part of its kernel's gradient there, and nothing is summed over
-    fsdp, for which a device computes it of all these rows. Of so few XLA for TPU would sum the whole gradient.
+    A layer between two of these calls computes the gradient of each device's part of its kernel on that device, from
+    the rows of all devices, and sums nothing over `fsdp`. With so few rows, XLA for TPU would sum the full gradient.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not splits_parameters():
         return x
     samples = "data" if x.shape[0] % mesh.shape["data"] == 0 else None
-    kept = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(samples, *kept))
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(samples, *rest))
 
 
-def per_device(attention, query, key, value):
-    """attention(query, key, value), each device on its own samples, frames (or places, or queries) and heads.
+def per_device(
+    attention: Callable,
+    query: Float[AnyArray, "batch *frames queries heads features"],
+    key: Float[AnyArray, "batch *frames keys heads features"],
+    value: Float[AnyArray, "batch *frames keys heads features"],
+) -> Float[Array, "batch *frames queries heads features"]:
+    """Computes attention(query, key, value) on each device for the samples, frames and heads that it holds.
 
-    The compiler cannot look into kernels and loops, and would gather what they are given. Arguments as the attention's:
-    (B, F, S, heads, D), or (B, S, heads, D) where the frames are part of S.
+    The compiler cannot partition kernels and loops, and would gather their arguments on every device. If arrays have
+    no axis of frames, the mesh axis `frame` splits the queries.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or query.ndim not in (4, 5):
         return attention(query, key, value)
-    samples = _samples(mesh, query.shape[0])
+    samples = _sample_axes(mesh, query.shape[0])
     heads = "tensor" if query.shape[-2] % mesh.shape["tensor"] == 0 else None
     split = next((i for i in range(1, query.ndim - 2) if query.shape[i] % mesh.shape["frame"] == 0), None)
     q_axes = [samples, *("frame" if i == split else None for i in range(1, query.ndim - 2)), heads, None]
-    shared = split == query.ndim - 3  # queries are split; each sees all keys
-    k_axes = [None if shared and axis == "frame" else axis for axis in q_axes]
+    splits_queries = split == query.ndim - 3  # each query still needs all keys
+    k_axes = [None if splits_queries and axis == "frame" else axis for axis in q_axes]
     q_spec, k_spec = PartitionSpec(*q_axes), PartitionSpec(*k_axes)
     mapped = jax.shard_map(attention, in_specs=(q_spec, k_spec, k_spec), out_specs=q_spec, check_vma=False)
     return mapped(query, key, value)
 
 
-def per_frame(function, x, *params):
-    """function(x, *params) of x (B, F, H, W, C) that folds B and F into one axis, each device on its own frames.
+def per_frame(function: Callable, x: AnyArray, *params: AnyArray) -> Array:
+    """Computes function(x, *params) on each device for the frames that it holds.
 
-    Were the whole of B and F folded, no device would hold a part of it: the compiler would gather all frames.
+    For functions of (batch, frames, height, width, channels) that fold batch and frames into one axis: folded before
+    they are split, no device would hold a contiguous part, and the compiler would gather all frames.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["frame"] == 1 or x.ndim != 5 or x.shape[1] % mesh.shape["frame"]:
         return function(x, *params)
-    frames, whole = PartitionSpec(None, "frame"), PartitionSpec()
-    mapped = jax.shard_map(
-        function, in_specs=(frames, *(whole for _ in params)), out_specs=frames, axis_names={"frame"}, check_vma=False
-    )
+    frames, replicated = PartitionSpec(None, "frame"), PartitionSpec()
+    in_specs = (frames, *(replicated for _ in params))
+    mapped = jax.shard_map(function, in_specs=in_specs, out_specs=frames, axis_names={"frame"}, check_vma=False)
     return mapped(x, *params)
 
 
-def _samples(mesh, size):
+def _sample_axes(mesh: Mesh | AbstractMesh, size: int) -> tuple[str, str] | None:
     return ("data", "fsdp") if size % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None

@@ -9,10 +9,10 @@ class Chip:
 
     Attributes:
         flops: peak bf16 FLOP/s, dense.
-        memory: bytes of device memory; None where the table does not say.
+        memory: bytes of device memory, or None if unknown.
         bandwidth: bytes/s of device memory.
         links: bytes/s to other chips of the same slice or host, one way, all links together.
-        network: a chip's share of the network between TPU slices, bytes/s; None where no data sheet gives it.
+        network: a chip's share of the network between TPU slices, bytes/s, or None if no data sheet gives it.
     """
 
     flops: float

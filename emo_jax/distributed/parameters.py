@@ -2,12 +2,15 @@
 
 import functools
 import math
+from typing import Any, Literal
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
+from jaxtyping import Array
 
+from emo_jax.arrays import AnyArray
 from emo_jax.ops.attention import LANES, platform
 
 SMALL = 2**10
@@ -17,17 +20,24 @@ GATHERED = "gathered"
 """Checkpoint name of gathered parameters: remat policies gather them again in the backward pass."""
 
 
-def splits_parameters():
+def splits_parameters() -> bool:
     """Returns whether the code being traced is traced for a mesh with an fsdp axis larger than 1."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.shape["fsdp"] > 1
 
 
-def partition_spec(shape, over_tensor, over_fsdp, fsdp, tensor, name="the parameter"):
+def partition_spec(
+    shape: tuple[int, ...],
+    over_tensor: Literal["output", "input"] | None,
+    over_fsdp: Literal["largest", "input"] | None,
+    fsdp: int,
+    tensor: int,
+    name: str = "the parameter",
+) -> PartitionSpec:
     """Returns the PartitionSpec of a parameter.
 
     Args:
-        shape: its shape.
+        shape: shape of the parameter.
         over_tensor: "output", "input" or None; see `models.parts.Layer.tensor`.
         over_fsdp: "largest", "input" or None; see `models.parts.Layer.fsdp`.
         fsdp: size of the mesh axis `fsdp`.
@@ -37,13 +47,13 @@ def partition_spec(shape, over_tensor, over_fsdp, fsdp, tensor, name="the parame
     Raises:
         ValueError: the tensor axis does not divide the axis that it must split.
     """
-    axes = [None] * len(shape)
+    axes: list[str | None] = [None] * len(shape)
     if over_tensor and tensor > 1 and len(shape) > 1:
         axis = len(shape) - (1 if over_tensor == "output" else 2)
         if shape[axis] % tensor:
             raise ValueError(
-                f"train.mesh.tensor is {tensor}, which does not divide the {over_tensor} axis of {name} {tuple(shape)} "
-                f"(models.parts.LAYERS); choose a divisor of {shape[axis]}"
+                f"train.mesh.tensor is {tensor}; expected a divisor of {shape[axis]}, the {over_tensor} axis of {name} "
+                f"{tuple(shape)} (models.parts.LAYERS)"
             )
         axes[axis] = "tensor"
     free = [i for i, size in enumerate(shape) if size % fsdp == 0 and axes[i] is None]
@@ -56,21 +66,23 @@ def partition_spec(shape, over_tensor, over_fsdp, fsdp, tensor, name="the parame
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def gather(a, split, whole, dtype):
-    """Returns a parameter cast to `dtype` and gathered from PartitionSpec `split` to `whole`.
+def gather(a: AnyArray, split: PartitionSpec, gathered: PartitionSpec, dtype: Any) -> Array:
+    """Returns a parameter cast to `dtype` and gathered from PartitionSpec `split` to `gathered`.
 
-    The gradient is scattered back to `split` in the parameter's own precision.
+    The gradient is scattered back to `split` in the precision of the parameter.
     """
     # Without the barrier XLA moves the cast behind the gather, and the parameter travels in float32.
     cast = jax.lax.optimization_barrier(jax.lax.with_sharding_constraint(a.astype(dtype), split))
-    return checkpoint_name(jax.lax.with_sharding_constraint(cast, whole), GATHERED)
+    return checkpoint_name(jax.lax.with_sharding_constraint(cast, gathered), GATHERED)
 
 
-def _forward(a, split, whole, dtype):
-    return gather(a, split, whole, dtype), jax.numpy.zeros((), a.dtype)
+def _forward(a: AnyArray, split: PartitionSpec, gathered: PartitionSpec, dtype: Any) -> tuple[Array, Array]:
+    return gather(a, split, gathered, dtype), jax.numpy.zeros((), a.dtype)
 
 
-def _backward(split, whole, dtype, like, gradient):
+def _backward(
+    split: PartitionSpec, gathered: PartitionSpec, dtype: Any, like: AnyArray, gradient: AnyArray
+) -> tuple[Array]:
     axis = split.index("fsdp")
     share = gradient.shape[axis] // jax.sharding.get_abstract_mesh().shape["fsdp"]
     if platform() == "tpu" and gradient.ndim > 1 and share % LANES:

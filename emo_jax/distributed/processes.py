@@ -1,4 +1,4 @@
-"""Several processes, one run: how they find each other, agree, and learn that they are to end."""
+"""Runs of several processes: joining, agreeing on values, and ending together."""
 
 import atexit
 import contextlib
@@ -8,6 +8,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +17,11 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 HEARTBEAT = 30
-"""Seconds without a sign of life after which a process counts as dead, and the others end."""
-_COMPILING = 3600
-"""Seconds that the processes may be apart when they have compiled the step."""
-_APART = 86400
-"""Seconds that they may be apart at the end of work that each does by itself."""
+"""Seconds without a heartbeat after which a process counts as dead, and the others end."""
+_COMPILE_TIMEOUT = 3600
+"""Seconds that processes wait for each other after compiling the step."""
+_BARRIER_TIMEOUT = 86400
+"""Seconds that processes wait for each other after work that each does independently."""
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
@@ -27,45 +29,50 @@ _VARIABLES = {
 }
 
 
-def start(coordinator=None, processes=None, process=None):
-    """Joins the processes of this run; to be called once, before anything touches a device.
+def start(
+    coordinator: str | None = None, processes: int | str | None = None, process: int | str | None = None
+) -> None:
+    """Joins the processes of this run. Call it once, before any device is used.
 
-    Where all three are None and their environment variables are not set, JAX asks the cluster (TPU pods, SLURM, GKE,
-    Open MPI); where there is none, or in a program that has used JAX before, the process is alone.
+    Each argument defaults to its environment variable. If none is given, JAX detects the cluster (TPU pods, SLURM, GKE,
+    Open MPI); without a cluster, or in a program that has used JAX before, this process runs alone.
 
     Args:
-        coordinator: HOST:PORT of process 0. processes: how many there are. process: which one this is, from 0.
-            Each falls back to JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID.
+        coordinator: HOST:PORT of process 0 (JAX_COORDINATOR_ADDRESS).
+        processes: number of processes (JAX_NUM_PROCESSES).
+        process: index of this process, from 0 (JAX_PROCESS_ID).
 
     Raises:
-        ValueError: some of the three are given and others not, or they do not fit together.
+        ValueError: only some of the three are given, they do not fit together, or the others cannot be reached.
     """
     given = _given(coordinator, processes, process)
     if jax.distributed.is_initialized():
         return
     if given is None and os.environ.get("SLURM_NTASKS") == "1":
-        return  # JAX would take one of its GPUs and leave the others
-    options = dict(heartbeat_timeout_seconds=HEARTBEAT)
-    if given is not None:  # JAX is not to ask the cluster too, which would give each process one GPU
+        return  # JAX would use only one of its GPUs
+    options: dict[str, Any] = dict(heartbeat_timeout_seconds=HEARTBEAT)
+    if given is not None:  # with cluster detection, JAX would give each process one GPU
         options |= given | dict(cluster_detection_method="deactivate")
     try:
         jax.distributed.initialize(**options)
     except ValueError as error:
         if given is not None or "coordinator_address" not in str(error):
             raise
-    except RuntimeError as error:  # nobody there, a port in use
+    except RuntimeError as error:  # no answer, or a port in use
         if given is None and "must be called before" in str(error):
             return
         where = given["coordinator_address"] if given else "the cluster's coordinator"
         raise ValueError(
-            f"cannot join the other processes at {where} ({' '.join(str(error).split())[:200]}); is process 0 up, "
-            "and its port free and reachable?"
+            f"cannot join the other processes at {where} ({' '.join(str(error).split())[:200]}); expected process 0 to "
+            "run there, with its port free and reachable"
         ) from error
 
 
-def _given(coordinator, processes, process):
-    """The arguments of jax.distributed.initialize, or None where nothing is given."""
-    values = dict(coordinator=coordinator, processes=processes, process=process)
+def _given(
+    coordinator: str | None, processes: int | str | None, process: int | str | None
+) -> dict[str, Any] | None:
+    """Returns arguments of jax.distributed.initialize, or None if nothing is given."""
+    values: dict[str, Any] = dict(coordinator=coordinator, processes=processes, process=process)
     for name, variable in _VARIABLES.items():
         if values[name] is None and os.environ.get(variable):
             values[name] = os.environ[variable]
@@ -73,7 +80,7 @@ def _given(coordinator, processes, process):
         return None
     missing = [f"--{name} (or {_VARIABLES[name]})" for name, value in values.items() if value is None]
     if missing:
-        raise ValueError(f"{' and '.join(missing)} missing; give coordinator, processes and process, or none of them")
+        raise ValueError(f"{' and '.join(missing)} missing; expected coordinator, processes and process, or none")
     count, index = (_integer(name, values[name]) for name in ("processes", "process"))
     if not 0 <= index < count:
         raise ValueError(f"--process is {index} of {count} processes; expected 0 to {count - 1}")
@@ -83,139 +90,155 @@ def _given(coordinator, processes, process):
     return dict(coordinator_address=values["coordinator"], num_processes=count, process_id=index)
 
 
-def _integer(name, value):
+def _integer(name: str, value: int | str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise ValueError(f"--{name} (or {_VARIABLES[name]}) is {value!r}; expected a whole number") from None
+        raise ValueError(f"--{name} (or {_VARIABLES[name]}) is {value!r}; expected an integer") from None
 
 
-def check_devices():
-    """Raises ValueError where JAX has no devices of the platform that JAX_PLATFORMS asks for."""
+def check_devices() -> None:
+    """Checks that JAX finds devices of the platform in JAX_PLATFORMS.
+
+    Raises:
+        ValueError: it finds none.
+    """
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        told = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or "its plugin is missing"
+        platforms = jax.config.values["jax_platforms"] or "not set"
         raise ValueError(
-            f"JAX finds no devices (JAX_PLATFORMS is {jax.config.jax_platforms or 'not set'}): install its part for "
-            f"them, as by pip install -c constraints.txt -e '.[cuda]' or '.[tpu]' ({told or 'it is missing'})"
+            f"JAX finds no devices (JAX_PLATFORMS is {platforms}; {reason}); expected an installed plugin for them: "
+            "pip install -c constraints.txt -e '.[cuda]' or '.[tpu]'"
         ) from error
 
 
-def first():
-    """Whether this is process 0, which alone prints and writes what all have in common."""
+def is_main() -> bool:
+    """Returns whether this is process 0, the only one that prints and writes what all processes have in common."""
     return jax.process_index() == 0
 
 
-def name():
-    """What this process is called in messages: 'process 1 of 4 on HOST'."""
+def name() -> str:
+    """Returns the name of this process in messages: 'process 1 of 4 on HOST'."""
     return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
 
 
-def worst(number):
-    """The largest of all processes' numbers, which all must give at the same place of the program."""
+def max_over_processes(number: int) -> int:
+    """Returns the largest of all processes' numbers; all processes must call it at the same place of the program."""
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
-def wait(what):
-    """Until all processes are at this place, which bears the name `what`; for up to a day."""
+def barrier(name: str) -> None:
+    """Blocks until all processes have reached the barrier of this name, for up to a day."""
     if jax.process_count() > 1:
-        multihost.sync_global_processes(what, timeout=_APART)
+        multihost.sync_global_processes(name, timeout=_BARRIER_TIMEOUT)
 
 
-def leave(status, blameless=False):
-    """Has this process end with `status`, once it is at its end, without waiting for others, as JAX would for minutes.
+def exit_at_end(status: int, wait_for_report: bool = False) -> None:
+    """Makes this process exit with a status at its end, without JAX's shutdown, which waits minutes for the others.
 
-    They wait for this one, in the middle of a step; when it is gone they are told that it is dead.
+    The others, blocked in a step, learn from the missing heartbeats that this process is dead.
 
     Args:
-        blameless: it ends because another is gone: it lives on until JAX has said which, and has ended it with 134.
-            Were it gone too, JAX would name both.
+        status: exit status.
+        wait_for_report: whether this process ends because another has died. It then stays alive until JAX has reported
+            the dead process and ended this one with status 134; if both were gone, JAX would name both.
     """
 
-    def end():
+    def exit_now() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        if blameless:
+        if wait_for_report:
             time.sleep(2 * HEARTBEAT)
         os._exit(status)
 
     if jax.process_count() > 1:
-        atexit.register(end)  # what is registered last runs first
+        atexit.register(exit_now)  # functions run in reverse order of registration, so before JAX's
 
 
-def fetch(tree):
-    """A tree of arrays as numpy on process 0, None elsewhere; all processes take part, one leaf at a time."""
+def fetch(tree: Any) -> Any:
+    """Returns a tree of arrays as NumPy arrays on process 0 and None elsewhere; all processes must take part.
+
+    Leaves are gathered one at a time.
+    """
     if jax.process_count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    whole = []
+    gathered = []
     for leaf in leaves:
         leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        whole.append(leaf if first() else None)
-    return jax.tree.unflatten(structure, whole) if first() else None
+        gathered.append(leaf if is_main() else None)
+    return jax.tree.unflatten(structure, gathered) if is_main() else None
 
 
-def together(jitted):
-    """The jitted function, compiled on all processes before any runs it.
+def compile_together(jitted: Any) -> Callable:
+    """Returns the jitted function, which all processes compile before any of them runs it.
 
-    One that is minutes ahead would give up waiting for the others, as gloo does on CPUs after 30 s.
+    A process that is minutes ahead would stop waiting for the others, as gloo does on CPUs after 30 s.
     """
     if jax.process_count() == 1:
         return jitted
     compiled = None
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         nonlocal compiled
         if compiled is None:
             compiled = jitted.lower(*arguments).compile()
-            multihost.sync_global_processes("compiled", timeout=_COMPILING)
+            multihost.sync_global_processes("compiled", timeout=_COMPILE_TIMEOUT)
         return compiled(*arguments)
 
     return call
 
 
-class Told(BaseException):
-    """A SIGTERM came while the process waited for its data."""
+class Terminated(BaseException):
+    """Raised when SIGTERM arrives while the process waits for its data."""
 
 
-class Ending:
-    """While it listens, a SIGTERM does not end the process: `told(step)` becomes true, for all at the same step.
+class Termination:
+    """Turns SIGTERM into a flag: while it listens, the signal does not end the process, but sets `requested`.
 
-    Of several processes, JAX's preemption service passes on what any of them was told.
+    With several processes, JAX's preemption service forwards the signal of any of them, so that all see it at the same
+    step.
     """
 
-    def __init__(self):
-        self._told, self._waits, self._before = False, False, None
+    def __init__(self) -> None:
+        self._requested, self._interrupts, self._previous_handler = False, False, None
 
-    def listen(self):
-        """Takes the signal from here to `close`; does nothing outside of the main thread, which alone gets it."""
-        alone = jax.process_count() == 1  # else the signal is JAX's
-        if alone and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+    def listen(self) -> None:
+        """Handles the signal until `close`; without effect outside of the main thread, the only one that gets it."""
+        is_alone = jax.process_count() == 1  # otherwise JAX handles the signal
+        if is_alone and threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
 
-    def close(self):
-        """Gives the signal back."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+    def close(self) -> None:
+        """Restores the previous handler."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+            self._previous_handler = None
 
-    def _tell(self, number, frame):
-        self._told = True
-        if self._waits:
-            raise Told
+    def _handle(self, number: int, frame: Any) -> None:
+        self._requested = True
+        if self._interrupts:
+            raise Terminated
 
     @contextlib.contextmanager
-    def waiting(self):
-        """Within it the signal raises Told, as what is waited for may never come; only where the process is alone."""
-        self._waits = True
+    def interrupting(self) -> Iterator[None]:
+        """Within this context the signal raises Terminated, for waits that may never end.
+
+        Only a process that runs alone is interrupted.
+
+        Raises:
+            Terminated: at once, if the signal has arrived since `requested` was last called.
+        """
+        self._interrupts = True
         try:
-            if self._told:  # since it was last asked, as while a sample video was made
-                raise Told
+            if self._requested:
+                raise Terminated
             yield
         finally:
-            self._waits = False
+            self._interrupts = False
 
-    def told(self, step):
-        """Whether to save and end after this step; to be asked after every step."""
-        return self._told or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))
+    def requested(self, step: int) -> bool:
+        """Returns whether to save and end after this step; call it after every step."""
+        return self._requested or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))

@@ -1,5 +1,6 @@
 """The pipeline: generation with one set of weights."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, overload
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import UInt8
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm.auto import tqdm
 
 from emo_jax.cache import keep_programs
@@ -78,7 +79,8 @@ class EmoPipeline:
         """
         keep_programs()
         emo, params = load_model(name_or_dir, None if size is None else check_size(size))
-        fields = emo.config.sampling
+        config = ConfigDict(emo.config)  # a copy: that of the networks is frozen
+        fields = config.sampling
         unknown = sorted(set(sampling) - set(fields))
         if unknown:
             raise ValueError(f"sampling has no field {unknown[0]!r}; expected one of {', '.join(fields)}")
@@ -86,9 +88,9 @@ class EmoPipeline:
             fields.update(sampling)
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
-        check_sampling(fields, emo.config.diffusion.train_steps)
+        check_sampling(fields, config.diffusion.train_steps)
         _check_params(params, name_or_dir)
-        return cls(emo, params)
+        return cls(dataclasses.replace(emo, config=FrozenConfigDict(config)), params)
 
     @property
     def fps(self) -> float:

@@ -20,9 +20,9 @@ from emo_jax.diffusion.schedule import make_schedule, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
 from emo_jax.media.timing import cut, frame_count, window_bounds
-from emo_jax.models.attention import Conditions
 from emo_jax.models.audio_encoder import Recording
-from emo_jax.models.emo import EMO, mask_features, switch
+from emo_jax.models.conditions import Conditions, mask_conditions
+from emo_jax.models.emo import EMO
 
 Array: TypeAlias = jax.Array | np.ndarray
 Params: TypeAlias = Mapping[str, Any]
@@ -184,16 +184,14 @@ class VideoSampler:
             )
         return np.float32(reference), np.float32(audio)
 
-    def _prepare_fn(self, params: Params, references: Array, masks: Array) -> tuple[Any, Any]:
-        """Computes what is constant over the video: the reference features and the Face Locator's map."""
-        features = None
-        if self.emo.config.model.reference_attention != "off":
-            latents = self.emo.encode(params, references)[:, None]
-            features = self.emo.reference_features(params, latents)
-        location = self.emo.location(params, masks)
-        if "locator" in self.off and location is not None:
-            location = jnp.zeros_like(location)
-        return features, location
+    def _prepare_fn(self, params: Params, references: Array, masks: Array) -> Conditions:
+        """Computes the conditions that are constant over the video: reference features and the Face Locator's map."""
+        uses_reference = self.emo.config.model.reference_attention != "off"
+        reference = self.emo.encode(params, references)[:, None] if uses_reference else None
+        conditions = self.emo.conditions(params, reference=reference, mask=masks)
+        if "locator" in self.off and conditions.location is not None:
+            conditions = conditions.replace(location=jnp.zeros_like(conditions.location))
+        return conditions
 
     def _segment_fn(self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales) -> tuple[Any, Any]:
         """Samples K clips; returns the carry and latents (K, B, f, h, w, c)."""
@@ -209,19 +207,20 @@ class VideoSampler:
 
     def _clip(self, params: Params, constants: Any, scales: Scales, carry: Any, inputs: Any) -> Any:
         """Samples one clip; returns latents (B, f, h, w, c)."""
-        (features, location), (motion, has_motion), (audio_features, speed, key) = constants, carry, inputs
+        (motion, has_motion), (audio_features, speed, key) = carry, inputs
         emo, batch = self.emo, motion.shape[0]
         if "motion" in self.off:
             has_motion = jnp.zeros_like(has_motion)
-        conditions = Conditions(
-            reference=features,
-            motion=mask_features(emo.reference_features(params, motion), has_motion) if motion.shape[1] else None,
-            audio=emo.audio_tokens(params, audio_features),
-            speed=None if "speed" in self.off else emo.speed_features(params, speed),
-            location=location,
+        conditions = emo.conditions(
+            params,
+            motion=motion,
+            has_motion=has_motion,
+            audio=audio_features,
+            speed=None if "speed" in self.off else speed,
+            base=constants,
         )
         present = [jnp.full(batch, name not in self.off) for name in ("reference", "audio")]
-        conditions = switch(conditions, *present)
+        conditions = mask_conditions(conditions, *present)
         noise_key, solver_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, (batch, emo.config.clip.frames, *emo.latent_shape))
         guided = guided_denoiser(emo, params, conditions, self.mode, scales)
@@ -263,7 +262,7 @@ def guided_denoiser(emo: EMO, params: Params, conditions: Conditions, mode: str,
     tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
 
     def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
-        return emo.denoise(params, x, t, switch(tiled, reference_on, audio_on))
+        return emo.denoise(params, x, t, mask_conditions(tiled, reference_on, audio_on))
 
     return guide(denoise, mode, *scales)
 

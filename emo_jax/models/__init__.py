@@ -1,1 +1,1 @@
-"""The networks of EMO (Section 3.2), one code for every size."""
+"""The networks of EMO (Section 3.2), built from one config at any size."""

@@ -1,26 +1,33 @@
 """Audio features A^f of each video frame: log-mel spectra, or wav2vec 2.0's hidden states as in the paper."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
 
+from emo_jax.arrays import AnyArray
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_count, window_bounds
+from emo_jax.models.wav2vec2 import Wav2Vec2Config
 
-SECONDS, OVERLAP = 16.0, 2.0
-"""Length of the windows in which a Recording is heard, about that of wav2vec 2.0's training examples, and how much of
-it only gives context on either side: more than the 1.28 s that the position convolution reaches."""
-
-KEPT = 8
-"""Windows that a Recording keeps: 1.6 minutes of sound, 240 MB of twelve hidden states of 768 numbers."""
+WINDOW_SECONDS = 16.0
+"""Length of a `Recording`'s windows, about that of wav2vec 2.0's training examples."""
+OVERLAP_SECONDS = 2.0
+"""Context on either side of a window: more than the 1.28 s of the positional convolution."""
+CACHED_WINDOWS = 8
+"""Windows that a `Recording` caches: 1.6 minutes of sound, 240 MB of twelve hidden states of 768 numbers."""
 
 _WINDOW = 2 * AUDIO_MARGIN
 
 
 @functools.cache
-def _mel_filters(bands, low=60.0, high=7600.0):
-    """Triangular filters on the mel scale (O'Shaughnessy 1987): (_WINDOW // 2 + 1, bands)."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([low, high]) / 700)), bands + 2)
+def _mel_filters(bands: int, low: float = 60.0, high: float = 7600.0) -> Float[np.ndarray, "bins {bands}"]:
+    """Computes triangular filters on the mel scale (O'Shaughnessy 1987), for _WINDOW // 2 + 1 frequency bins."""
+    first, last = 2595 * np.log10(1 + np.array([low, high]) / 700)
+    mel = np.linspace(first, last, bands + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     frequency = np.fft.rfftfreq(_WINDOW, 1 / SAMPLE_RATE)[:, None]
     rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
@@ -28,46 +35,57 @@ def _mel_filters(bands, low=60.0, high=7600.0):
     return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
-def mel_features(audio, frames, fps, *, bands, steps):
-    """Log-mel features of each video frame.
+def mel_features(
+    audio: Float[AnyArray, "batch samples"], frames: int, fps: float, *, bands: int, steps: int
+) -> Float[Array, "batch {frames} {steps} {bands}"]:
+    """Computes log-mel features of each video frame.
 
     Args:
-        audio: (B, W) waveform at 16 kHz in [-1, 1], which starts AUDIO_MARGIN samples before the first frame and
-            ends at least AUDIO_MARGIN samples behind the last (data.audio.window_bounds).
-        frames: how many video frames it spans; fps: their rate.
-        bands: mel bands; steps: spectra per frame, evenly spaced over it.
+        audio: waveforms at 16 kHz in [-1, 1] that start AUDIO_MARGIN samples before the first frame and end at least
+            AUDIO_MARGIN samples after the last (`media.timing.window_bounds`).
+        frames: number of video frames.
+        fps: video frame rate.
+        bands: mel bands.
+        steps: spectra per frame, evenly spaced over it.
 
     Returns:
-        (B, frames, steps, bands) float32, log power with a floor at -80 dB, scaled to about [-1, 1].
+        Log power with a floor at -80 dB, scaled to about [-1, 1], float32.
     """
     centres = (np.arange(frames * steps) + 0.5) * SAMPLE_RATE / (fps * steps)
-    starts = np.round(centres).astype(np.int32)  # of a window centred there, given the margin
-    cut = audio[:, starts[:, None] + np.arange(_WINDOW)]
-    spectrum = jnp.fft.rfft(cut * np.hanning(_WINDOW).astype(np.float32))
+    starts = np.round(centres).astype(np.int32)  # the margin centres each window
+    windows = audio[:, starts[:, None] + np.arange(_WINDOW)]
+    spectrum = jnp.fft.rfft(windows * np.hanning(_WINDOW).astype(np.float32))
     power = (jnp.abs(spectrum) ** 2) @ _mel_filters(bands) / _WINDOW
     decibels = 10 * jnp.log10(power + 1e-8)
-    return (decibels.reshape(audio.shape[0], frames, steps, bands) + 35) / 35
+    return (rearrange(decibels, "batch (frames steps) bands -> batch frames steps bands", steps=steps) + 35) / 35
 
 
-def standardise(audio):
-    """Waveforms (B, samples), numpy or jax, at mean 0 and variance 1 each, as by transformers' feature extractor."""
+def standardise(audio: Float[AnyArray, "batch samples"]) -> Float[AnyArray, "batch samples"]:
+    """Scales each waveform to mean 0 and variance 1, as transformers' feature extractor does."""
     mean, variance = audio.mean(-1, keepdims=True), audio.var(-1, keepdims=True)
     return (audio - mean) / (variance + 1e-7) ** 0.5
 
 
-def frame_positions(first, frames, fps, start, config):
-    """Where the centres of video frames lie on the time axis of wav2vec 2.0's outputs: (frames,), fractional.
+def frame_positions(
+    first: int, frames: int, fps: float, start: int, config: Wav2Vec2Config
+) -> Float[np.ndarray, " {frames}"]:
+    """Computes the fractional positions of video frames' centres on the time axis of wav2vec 2.0's outputs.
 
     Args:
-        first: the first frame's number. start: the sample of the recording with which the network's input begins.
-        config: Wav2Vec2Config; its output j stands for the middle of the samples that it sees.
+        first: index of the first frame.
+        frames: number of frames.
+        fps: video frame rate.
+        start: sample of the recording at which the network's input begins.
+        config: sizes; output j is at the middle of its receptive field.
     """
     centres = (np.arange(first, first + frames) + 0.5) * float(SAMPLE_RATE / exact_fps(fps))
     return (centres - start - config.field / 2) / config.stride
 
 
-def interpolate(states, positions):
-    """States (B, T, ...) at fractional positions (n,) along T, in between linear, held at the ends: (B, n, ...)."""
+def interpolate(
+    states: Float[AnyArray, "batch time *size"], positions: Float[np.ndarray, " frames"]
+) -> Float[AnyArray, "batch frames *size"]:
+    """Interpolates states linearly at fractional positions on the time axis; the ends are held."""
     last = states.shape[1] - 1
     positions = np.clip(positions, 0, last)
     below = positions.astype(np.int32)
@@ -75,11 +93,19 @@ def interpolate(states, positions):
     return states[:, below] * (1 - share) + states[:, np.minimum(below + 1, last)] * share
 
 
-def sketch(audio, size, stride, block=1 << 16):
-    """2 * size stand-ins (2 * size, size) with the mean and covariance of all frames of `size` samples of a recording.
+def moment_frames(
+    audio: Float[np.ndarray, " samples"], size: int, stride: int, block: int = 1 << 16
+) -> Float[np.ndarray, "2*{size} {size}"]:
+    """Computes a few frames with the mean and covariance of all frames of a recording.
 
-    What is linear in a frame has the same mean and variance over the stand-ins as over all the frames, one every
-    `stride` samples of audio (samples,): this is how windows share the group norm of the whole.
+    A linear function has the same mean and variance over them as over all frames of `size` samples, one every `stride`
+    samples. Windows of a recording thereby share the group norm's statistics of the full recording.
+
+    Args:
+        audio: the recording.
+        size: samples per frame.
+        stride: samples between frames.
+        block: frames that are summed at once.
     """
     frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::stride]
     total, products = np.zeros(size), np.zeros((size, size))
@@ -93,48 +119,65 @@ def sketch(audio, size, stride, block=1 << 16):
 
 
 class Recording:
-    """wav2vec 2.0's features of whole recordings, window by window: beside the sound, memory does not grow with it.
+    """wav2vec 2.0's features of recordings of any length, computed in windows, so that memory stays bounded.
 
-    A window of SECONDS is heard when it is first asked for, and kept; the OVERLAP at its ends is its neighbours'.
-    Sound is standardised, and group norm measured, over the recording. Up to KEPT windows are heard once whatever is
-    asked for, longer recordings once for each time that one goes through them.
+    A window is computed when its features are first requested, and cached. The features in the overlap at its ends are
+    taken from its neighbours. The waveform is standardised, and group norm's statistics are taken, over the recording.
 
     Args:
-        listen: (audio (B, W), lengths (B,), sketch (B, n, k)) -> hidden states (B, T, L, D); W is always the same.
-        audio: float32 (B, samples) at 16 kHz. fps: of the video frames; `reach` more of them are silent at either end.
-        config: Wav2Vec2Config.
+        hidden_states: (audio (batch, samples), lengths (batch,), moment_frames (batch, count, kernel)) -> hidden states
+            (batch, time, layers, size); the number of samples is always the same.
+        audio: waveforms at 16 kHz.
+        fps: video frame rate.
+        reach: silent frames that are added at either end.
+        config: sizes of the network.
+        seconds: length of a window.
+        overlap: context at either end of a window, in seconds.
     """
 
-    def __init__(self, listen, audio, fps, reach, config, seconds=SECONDS, overlap=OVERLAP):
-        self.audio, self._listen, self._fps, self._config = audio.copy(), listen, fps, config
+    def __init__(
+        self,
+        hidden_states: Callable[..., Any],
+        audio: Float[np.ndarray, "batch samples"],
+        fps: float,
+        reach: int,
+        config: Wav2Vec2Config,
+        seconds: float = WINDOW_SECONDS,
+        overlap: float = OVERLAP_SECONDS,
+    ):
+        self.audio, self._hidden_states, self._fps, self._config = audio.copy(), hidden_states, fps, config
         self._start, length = window_bounds(-reach, frame_count(audio.shape[1], fps) + 2 * reach, fps)
-        audio = standardise(audio) if config.do_normalize else audio
-        self.heard = np.stack([cut(a, self._start, length) for a in audio])
-        self._sketch = np.stack([sketch(a, config.conv_kernel[0], config.conv_stride[0]) for a in self.heard])
+        standard: Any = standardise(audio) if config.do_normalize else audio
+        self.waveform = np.stack([cut(a, self._start, length) for a in standard])
+        self._moment_frames = np.stack(
+            [moment_frames(a, config.conv_kernel[0], config.conv_stride[0]) for a in self.waveform]
+        )
         self._size, self._overlap = (round(s * SAMPLE_RATE / config.stride) for s in (seconds, overlap))
         self._count = config.length(length)
-        self._window = functools.lru_cache(KEPT)(self._hear)
+        self._window = functools.lru_cache(CACHED_WINDOWS)(self._compute_window)
 
-    def __call__(self, first, frames):
-        """Features (B, frames, L, D) of the frames from `first` on; held further than `reach` beyond the ends."""
+    def __call__(self, first: int, frames: int) -> Float[np.ndarray, "batch {frames} *size"]:
+        """Returns the features of the frames from `first` on; beyond `reach` frames outside, the ends are held."""
         positions = frame_positions(first, frames, self._fps, self._start, self._config)
         positions = np.clip(positions, 0, self._count - 1)
         low, high = int(positions[0]), min(int(positions[-1]) + 2, self._count)
-        return interpolate(np.stack([self._output(j) for j in range(low, high)], axis=1), positions - low)
+        states: Any = np.stack([self._output(j) for j in range(low, high)], axis=1)
+        return np.asarray(interpolate(states, positions - low))
 
-    def _output(self, j):
+    def _output(self, j: int) -> np.ndarray:
+        """Returns output j of the recording, from the window in whose middle it is."""
         hop = self._size - 2 * self._overlap
         last = max(0, -(-(self._count - self._size) // hop))
         window = min(max(j - self._overlap, 0) // hop, last)
         return self._window(window)[:, j - self._first(window)]
 
-    def _first(self, window):
-        """The first output of a window; the last ends where the recording does."""
+    def _first(self, window: int) -> int:
+        """Returns the first output of a window; the last window ends with the recording."""
         return max(0, min(window * (self._size - 2 * self._overlap), self._count - self._size))
 
-    def _hear(self, window):
+    def _compute_window(self, window: int) -> np.ndarray:
         samples = self._config.stride * (self._size - 1) + self._config.field
         start = self._first(window) * self._config.stride
-        sound = np.stack([cut(a, start, samples) for a in self.heard])
-        lengths = np.full(len(sound), min(samples, self.heard.shape[1]), np.int32)
-        return np.asarray(self._listen(sound, lengths, self._sketch))
+        audio = np.stack([cut(a, start, samples) for a in self.waveform])
+        lengths = np.full(len(audio), min(samples, self.waveform.shape[1]), np.int32)
+        return np.asarray(self._hidden_states(audio, lengths, self._moment_frames))

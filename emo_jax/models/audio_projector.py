@@ -1,18 +1,25 @@
-"""From audio features to the tokens that audio-attention reads (Section 3.2, Audio Layers)."""
+"""Projection of audio features to the tokens of audio-attention (Section 3.2, Audio Layers)."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
 
+from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import gathered_rows
-from emo_jax.models.speed_encoder import gather_window
+from emo_jax.models.layers import Dense, LayerNorm, gather_window
 
 
 class AudioProjector(nn.Module):
-    """A_gen^f = concat{A^(f-m) ... A^(f+m)} -> MLP -> tokens.
+    """A_gen^f = concat{A^(f-m) ... A^(f+m)}, projected by an MLP to tokens.
 
-    Maps features (B, f + 2m, L, D), L hidden states of D numbers for each frame, to (B, f, tokens, features).
+    Attributes:
+        tokens: number of tokens per frame.
+        features: size of a token.
+        hidden: size of the hidden layers.
+        window: m, the number of neighbouring frames on either side.
     """
 
     tokens: int
@@ -22,11 +29,14 @@ class AudioProjector(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features):
-        flat = features.reshape(*features.shape[:2], -1).astype(self.dtype)
+    def __call__(
+        self, features: Float[AnyArray, "batch window_frames layers size"]
+    ) -> Float[Array, "batch frames {self.tokens} {self.features}"]:
+        """Projects the features of the frames, `layers` hidden states of `size` numbers each."""
+        flat = rearrange(features, "batch frames layers size -> batch frames (layers size)").astype(self.dtype)
         h = gather_window(gathered_rows(flat), self.window)
-        h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="proj1")(h))
-        h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="proj2")(h))
-        h = gathered_rows(nn.Dense(self.tokens * self.features, dtype=self.dtype, name="proj3")(h))
-        h = h.reshape(*h.shape[:2], self.tokens, self.features)
-        return nn.LayerNorm(1e-5, dtype=self.dtype, name="norm")(h)
+        h = nn.relu(Dense(self.hidden, dtype=self.dtype, name="proj1")(h))
+        h = nn.relu(Dense(self.hidden, dtype=self.dtype, name="proj2")(h))
+        h = gathered_rows(Dense(self.tokens * self.features, dtype=self.dtype, name="proj3")(h))
+        h = rearrange(h, "batch frames (tokens features) -> batch frames tokens features", tokens=self.tokens)
+        return LayerNorm(1e-5, dtype=self.dtype, name="norm")(h)

@@ -1,38 +1,60 @@
-"""EMO: all its networks, built from one config, as pure functions of one params tree (Section 3)."""
+"""EMO: all networks of a config, as pure functions of one params tree (Section 3)."""
 
 import dataclasses
+import functools
 import math
-import re
-import zlib
+from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from emo_jax.arrays import AnyArray
 from emo_jax.media.timing import AUDIO_MARGIN, window_bounds
 from emo_jax.models import audio_encoder
-from emo_jax.models.attention import Conditions
 from emo_jax.models.audio_projector import AudioProjector
+from emo_jax.models.checks import check_audio_layers, check_model
+from emo_jax.models.conditions import Conditions, Features, mask_features
 from emo_jax.models.face_locator import FaceLocator
-from emo_jax.models.placement import gathered
+from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, Declaration, declarations
+from emo_jax.models.placement import part_variables
 from emo_jax.models.reference_net import features as reference_net_features
 from emo_jax.models.reference_net import reference_net
 from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
-from emo_jax.models.vae import VAE, VAEConfig, cosine_basis
+from emo_jax.models.vae import VAE, VAEConfig
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+
+Params = Mapping[str, Any]
+"""{part: nested params of its network}."""
+Latents = Float[AnyArray, "batch frames height width channels"]
+
+_LARGE = 256 * 256  # pixels of a frame above which frames are encoded one at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class EMO:
-    """The networks that a config describes; a part that the config switches off is None and has no parameters.
+    """The networks of a config; a part that the config switches off is None and has no parameters.
 
-    The params tree has a branch for each part: vae, backbone, reference_net, face_locator, audio_encoder,
-    audio_projector, speed_encoder. Log-mel spectra need no audio_encoder. Frames lie on axis 1:
-    (B, frames, height, width, channels).
+    The params tree has one branch per part: vae, backbone, reference_net, face_locator, audio_encoder (none for log-mel
+    spectra), audio_projector, speed_encoder.
+
+    Attributes:
+        config: the full config, frozen.
+        vae: images to latents and back.
+        backbone: the denoising network.
+        reference_net: features of the reference image and the motion frames.
+        face_locator: encodes the mask of face boxes.
+        audio_encoder: wav2vec 2.0.
+        audio_projector: audio features to audio tokens.
+        speed_encoder: head rotation speeds to speed features.
     """
 
-    config: object
+    config: ConfigDict
     vae: VAE
     backbone: UNet
     reference_net: UNet | None
@@ -43,121 +65,206 @@ class EMO:
 
     # -- images and latents
 
-    def encode(self, params, images):
-        """Latents of unit variance (..., h, w, c) of images (..., H, W, 3): uint8, or floats in [-1, 1].
+    def encode(
+        self, params: Params, images: Num[AnyArray, "*lead height width 3"]
+    ) -> Float[Array, "*lead latent_height latent_width channels"]:
+        """Encodes images, uint8 or floats in [-1, 1], to latents of about unit variance.
 
-        Large frames of clips (B, N, H, W, 3) are encoded one after the other: together they take more memory than all
-        the rest of a training step.
+        Large frames of clips (batch, frames, height, width, 3) are encoded one frame at a time: together they would
+        take more memory than the rest of a training step.
         """
-        variables = whole(params["vae"])
+        vae: Any = self.vae
+        variables = part_variables(params["vae"])
 
-        def encode(images):
-            return self.vae.apply(variables, to_float(images), method="encode")
+        def encode(images: AnyArray) -> Array:
+            return vae.apply(variables, to_float(images), method="encode")
 
         if images.ndim < 5 or math.prod(images.shape[-3:-1]) < _LARGE:
             return encode(images)
         return jnp.moveaxis(jax.lax.map(encode, jnp.moveaxis(images, 1, 0)), 0, 1)
 
-    def decode(self, params, latents):
-        """Images uint8 (..., H, W, 3) of latents (..., h, w, c)."""
-        return to_uint8(self.vae.apply(whole(params["vae"]), latents, method="decode"))
+    def decode(
+        self, params: Params, latents: Float[AnyArray, "*lead latent_height latent_width channels"]
+    ) -> UInt8[Array, "*lead height width 3"]:
+        """Decodes latents to images."""
+        vae: Any = self.vae
+        return to_uint8(vae.apply(part_variables(params["vae"]), latents, method="decode"))
 
     @property
-    def latent_shape(self):
-        """(h, w, c) of one frame."""
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a frame's latents."""
         height, width = self.config.clip.image_size
         factor = self.vae.config.factor
         return height // factor, width // factor, self.vae.config.latent_channels
 
     # -- conditions
 
-    def reference_features(self, params, latents):
-        """ReferenceNet's features {layer: (B, N, h, w, C)} of N images' latents (B, N, h, w, c), or None."""
-        if self.reference_net is None or latents is None or latents.shape[1] == 0:
-            return None
-        return reference_net_features(self.reference_net, self._whole(params, "reference_net"), latents)
+    def conditions(
+        self,
+        params: Params,
+        *,
+        reference: Float[AnyArray, "batch 1 height width channels"] | None = None,
+        motion: Float[AnyArray, "batch n height width channels"] | None = None,
+        has_motion: Bool[AnyArray, " batch"] | None = None,
+        audio: Float[AnyArray, "batch window_frames layers size"] | None = None,
+        speed: Float[AnyArray, "batch window_frames"] | None = None,
+        mask: Num[AnyArray, "batch mask_height mask_width 1"] | None = None,
+        temporal: bool = True,
+        base: Conditions | None = None,
+    ) -> Conditions:
+        """Encodes the inputs of the Backbone; training, sampling and planning all build `Conditions` here.
 
-    def audio_features(self, params, sound, frames):
-        """A^f of each frame (B, frames, L, D) of sound: waveform (B, W), a window of data.audio.window_bounds.
+        A condition is None if its input is None or if the config switches its part off.
 
-        What W is longer than such a window is context, half of it on either side. wav2vec 2.0 hears the whole waveform,
-        standardised by itself; log-mel spectra leave the context out. Features of a Recording pass through.
+        Args:
+            params: the params tree.
+            reference: latents of the reference image.
+            motion: latents of the n motion frames; n may be 0.
+            has_motion: whether a sample has motion frames; the features of the others are zeros. Default: all have.
+            audio: audio features of the frames and of `clip.audio_window` neighbours on either side.
+            speed: head rotation speeds of the same frames in degrees per frame.
+            mask: union of the clip's face boxes, in {0, 1}.
+            temporal: whether temporal modules run.
+            base: conditions encoded before, of which those without an input here are kept, such as the reference of all
+                clips of a video.
         """
-        audio, fps = self.config.model.audio, self.config.clip.fps
-        if sound.ndim == 4:
-            return sound
-        context = (sound.shape[1] - window_bounds(0, frames, fps)[1]) // 2
+        use_reference = reference is not None and self.config.model.reference_attention != "off"
+        use_motion = motion is not None and motion.shape[1] > 0
+        latents: list[Any] = [a for a, used in ((reference, use_reference), (motion, use_motion)) if used]
+        features = self.reference_features(params, jnp.concatenate(latents, axis=1)) if latents else None
+        encoded: dict[str, Any] = {}
+        if use_reference:
+            encoded["reference"] = _images(features, slice(0, 1))
+        if use_motion:
+            motion_features = _images(features, slice(int(use_reference), None))
+            encoded["motion"] = motion_features if has_motion is None else mask_features(motion_features, has_motion)
+        if audio is not None:
+            encoded["audio"] = self.audio_tokens(params, audio)
+        if speed is not None:
+            encoded["speed"] = self.speed_features(params, speed)
+        if mask is not None:
+            encoded["location"] = self.location(params, mask)
+        return dataclasses.replace(base or Conditions(temporal=temporal), **encoded)
+
+    def reference_features(self, params: Params, latents: Latents) -> Features | None:
+        """Computes ReferenceNet's features of images from their latents, or None without a ReferenceNet."""
+        if self.reference_net is None or latents.shape[1] == 0:
+            return None
+        variables = part_variables(params["reference_net"], self.config.model.dtype)
+        return reference_net_features(self.reference_net, variables, latents)
+
+    def audio_features(
+        self, params: Params, audio: Float[AnyArray, "batch ..."], frames: int
+    ) -> Float[AnyArray, "batch {frames} layers size"]:
+        """Computes the audio features A^f of each frame.
+
+        Args:
+            params: the params tree.
+            audio: waveforms (batch, samples), windows of `media.timing.window_bounds` with additional context, half of
+                it on either side. wav2vec 2.0 reads the complete waveform, standardised; log-mel spectra ignore the
+                context. Features of a `Recording` (batch, frames, layers, size) are returned unchanged.
+            frames: number of frames.
+        """
+        fields, fps = self.config.model.audio, self.config.clip.fps
+        if audio.ndim == 4:
+            return audio
+        context = (audio.shape[1] - window_bounds(0, frames, fps)[1]) // 2
         if self.audio_encoder is None:
-            return audio_encoder.mel_features(sound[:, context:], frames, fps, bands=audio.bands, steps=audio.steps)
+            return audio_encoder.mel_features(audio[:, context:], frames, fps, bands=fields.bands, steps=fields.steps)
         config = self.audio_encoder.config
-        states = self.hidden_states(params, audio_encoder.standardise(sound) if config.do_normalize else sound)
+        states = self.hidden_states(params, audio_encoder.standardise(audio) if config.do_normalize else audio)
         positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN - context, config)
         return audio_encoder.interpolate(states, positions)
 
-    def hidden_states(self, params, audio, lengths=None, sketch=None):
-        """wav2vec 2.0's hidden states of the config's layers, (B, T, L, D) float32; arguments as models.wav2vec2."""
-        states, _ = self.audio_encoder.apply(self._whole(params, "audio_encoder"), audio, lengths, sketch)
+    def hidden_states(
+        self,
+        params: Params,
+        audio: Float[AnyArray, "batch samples"],
+        lengths: Int[AnyArray, " batch"] | None = None,
+        moment_frames: Float[AnyArray, "batch count kernel"] | None = None,
+    ) -> Float[Array, "batch time layers size"]:
+        """Computes the hidden states of wav2vec 2.0 that `model.audio.layers` selects; see `models.wav2vec2`."""
+        states, _ = self._apply("audio_encoder", params, audio, lengths, moment_frames)
         return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
-    def audio_tokens(self, params, features):
-        """Tokens (B, f, tokens, D) of features (B, f + 2m, L, D), or None where audio-attention is off."""
-        if self.audio_projector is None or features is None:
-            return None
-        return self.audio_projector.apply(self._whole(params, "audio_projector"), features)
+    def audio_tokens(
+        self, params: Params, features: Float[AnyArray, "batch window_frames layers size"]
+    ) -> Float[Array, "batch frames tokens features"] | None:
+        """Projects audio features to audio tokens, or returns None without audio-attention."""
+        return self._apply("audio_projector", params, features)
 
-    def speed_features(self, params, speed):
-        """Speed features (B, f, D) of head rotation speeds (B, f + 2m) in degrees per frame, or None."""
-        if self.speed_encoder is None or speed is None:
-            return None
-        return self.speed_encoder.apply(self._whole(params, "speed_encoder"), speed)
+    def speed_features(
+        self, params: Params, speed: Float[AnyArray, "batch window_frames"]
+    ) -> Float[Array, "batch frames features"] | None:
+        """Encodes head rotation speeds in degrees per frame, or returns None without speed layers."""
+        return self._apply("speed_encoder", params, speed)
 
-    def location(self, params, mask):
-        """The Face Locator's map (B, 1, h, w, C) of a mask (B, H, W, 1) in {0, 1}, or None."""
-        if self.face_locator is None or mask is None:
-            return None
-        return self.face_locator.apply(self._whole(params, "face_locator"), mask)
+    def location(
+        self, params: Params, mask: Num[AnyArray, "batch height width 1"]
+    ) -> Float[Array, "batch 1 latent_height latent_width channels"] | None:
+        """Computes the Face Locator's map of a mask in {0, 1}, or returns None without a Face Locator."""
+        return self._apply("face_locator", params, mask)
 
     # -- the denoising network
 
-    def denoise(self, params, latents, timesteps, conditions):
-        """The Backbone's prediction (B, f, h, w, c) for noisy latents (B, f, h, w, c) at timesteps (B,)."""
-        variables = whole(params["backbone"], self.config.model.dtype, as_they_are=("conv_out",))
-        return self.backbone.apply(variables, latents, timesteps, conditions)[0]
+    def denoise(
+        self, params: Params, latents: Latents, timesteps: Num[AnyArray, " batch"], conditions: Conditions
+    ) -> Latents:
+        """Computes the Backbone's prediction for noisy latents."""
+        backbone: Any = self.backbone
+        variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out",))
+        return backbone.apply(variables, latents, timesteps, conditions)[0]
 
-    def _whole(self, params, name):
-        return whole(params[name], self.config.model.dtype)
+    def _apply(self, part: str, params: Params, *inputs: Any) -> Any:
+        """Runs the network of a part; returns None if the config switches it off."""
+        module = getattr(self, part)
+        return None if module is None else module.apply(part_variables(params[part], self.config.model.dtype), *inputs)
 
-    def init(self, key):
-        """Fresh params of every part, float32 numpy arrays.
+    # -- parameters
 
-        Kernels are normal with variance 1 / fan-in (LeCun et al. 1998), but reference-attention's keys are twice its
-        queries. What EMO adds to a trained network starts silent: a new temporal module, audio-attention, speed layer
-        or locator changes nothing until it is trained (unless model.init.added is 'fresh'). The key of a parameter
-        depends on its path alone, so that switching a part off leaves the others' values alone.
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Draws new params of all parts, float32 NumPy arrays, by the initialisers that the modules declare.
+
+        Kernels are normal with variance 1 / fan-in. What EMO adds to trained networks starts at zero: a new temporal
+        module, audio-attention, speed layer or Face Locator changes nothing until it is trained (unless
+        model.init.added is 'fresh'). A parameter depends on the key and its path only: switching a part off keeps the
+        others' values.
         """
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: self.fresh("/".join(p.key for p in path), leaf.shape, key), self.abstract_params()
+            lambda path, a: self.init_param("/".join(p.key for p in path), a.shape, key), self.abstract_params()
         )
 
-    def fresh(self, path, shape, key):
-        """One parameter of `init`, by its path such as 'vae/scaling_factor'."""
-        if self.config.model.init.added == "zero" and _ADDED.search(path):
-            return np.zeros(shape, np.float32)
-        return _fresh(path, shape, np.asarray(jax.random.key_data(key)).tolist())
+    def init_param(self, path: str, shape: tuple[int, ...], key: Key[Array, ""]) -> np.ndarray:
+        """Draws one parameter of `init`, by its path such as 'vae/scaling_factor'."""
+        declaration: Any = self._declarations
+        for name in path.split("/"):
+            declaration = declaration[name]
+        return declaration.initializer.draw(path, shape, np.asarray(jax.random.key_data(key)).tolist())
 
-    def abstract_params(self):
-        """Shapes and dtypes of the params tree, without computing any."""
-        return jax.eval_shape(self._trace, jax.random.key(0))
+    def abstract_params(self) -> dict[str, Any]:
+        """Returns the shapes and dtypes of the params tree, without computing it."""
+        return nn.meta.unbox(self._declarations)
 
-    def _trace(self, key):
+    @functools.cached_property
+    def _declarations(self) -> dict[str, Any]:
+        """Params tree of `Declaration`s that hold shapes and dtypes."""
+        with declarations():
+            declared = jax.eval_shape(self._trace, jax.random.key(0))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(declared, is_leaf=lambda a: isinstance(a, Declaration)):
+            if not isinstance(leaf, Declaration):
+                raise TypeError(f"parameter {jax.tree_util.keystr(path)} declares no models.initializers.Initializer")
+        return declared
+
+    def _trace(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Runs `Module.init` of all parts on the smallest inputs."""
         factor = self.vae.config.factor
         side = 2 ** (self.backbone.config.levels - 1)
-        model, m = self.config.model, self.config.clip.audio_window
+        window_frames = 1 + 2 * self.config.clip.audio_window
         latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
-        heard = jnp.zeros((1, 1 + 2 * m, *_features_shape(model.audio)))
-        speed = jnp.zeros((1, 1 + 2 * m))
+        audio = jnp.zeros((1, window_frames, *_features_shape(self.config.model.audio)))
+        speed = jnp.zeros((1, window_frames))
 
-        def trace(name, *inputs):
+        def trace(name: str, *inputs: Any) -> dict[str, Any]:
             module = getattr(self, name)
             return {} if module is None else {name: module.init(key, *inputs)["params"]}
 
@@ -166,91 +273,42 @@ class EMO:
         params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
         if self.audio_encoder is not None:
             params |= trace("audio_encoder", jnp.zeros((1, self.audio_encoder.config.field)))
-        params |= trace("audio_projector", heard) | trace("speed_encoder", speed)
-        conditions = Conditions(
-            reference=self.reference_features(params, latents) if model.reference_attention != "off" else None,
-            audio=self.audio_tokens(params, heard),
-            speed=self.speed_features(params, speed),
-        )
+        params |= trace("audio_projector", audio) | trace("speed_encoder", speed)
+        conditions = self.conditions(nn.meta.unbox(params), reference=latents, audio=audio, speed=speed)
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
-def whole(params, dtype=None, as_they_are=()):
-    """The variables of a part as it runs: whole on every device where a mesh splits them; UNets' levels see to it.
-
-    Left to choose, XLA's partitioner splits what is computed in place of what it is computed with. They travel in the
-    networks' `dtype` (None: as they are), but for layers that compute in float32, named in `as_they_are`.
-    """
-    rest = {name: sub for name, sub in params.items() if not _LEVEL.match(name)}
-    rest = {name: gathered({name: sub}, None if name in as_they_are else dtype)[name] for name, sub in rest.items()}
-    return {"params": {**params, **rest}}
+def _images(features: Features | None, which: slice) -> Features | None:
+    return jax.tree.map(lambda a: a[:, which], features)
 
 
-_LARGE = 256 * 256  # pixels of a frame
-_LEVEL = re.compile(r"(down|up)_blocks_\d+$|mid_block$")
-_ADDED = re.compile(r"motion_modules_\d+/proj_out/|(audio|speed)_attn/to_out_0/|face_locator/conv_out/")
-_ZERO = re.compile(r"vae/(quant_conv|decoder/conv_out)/")
-_REFERENCE_KEY = re.compile(r"/attentions_\d+/transformer_blocks_0/attn2/to_k/")
-
-
-def _fresh(path, shape, seed):
-    if path.endswith("scaling_factor"):
-        return np.float32(0.18215)
-    if path.endswith(("/scale", "/weight_g")):
-        return np.ones(shape, np.float32)
-    if path == "vae/quant_conv/bias":  # posteriors start narrow
-        return np.repeat(np.float32([0, -5]), shape[0] // 2)
-    if path.endswith("/bias") or _ZERO.search(path):
-        return np.zeros(shape, np.float32)
-    if path.startswith("vae/shortcut"):
-        basis = cosine_basis(math.isqrt(max(shape) // 3), min(shape))
-        return basis if path.startswith("vae/shortcut_in") else basis.T / (basis**2).sum(0)[:, None]
-    gain, fan_in = 1, math.prod(shape[:-1])
-    if _REFERENCE_KEY.search(path):  # like looks at like, from the start: left to chance, some layers never look at all
-        path, gain = path.replace("to_k", "to_q"), 2
-    # numpy: compiling a jax.random draw for each of a hundred shapes would take half a minute
-    rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
-    return gain * rng.standard_normal(shape, np.float32) / np.float32(math.sqrt(fan_in))
-
-
-def switch(conditions, reference_on, audio_on):
-    """Zeroes the reference features and audio tokens of samples whose flag (B,) is False.
-
-    This is the null condition, the same in training (condition dropout) and in guidance.
-    """
-    return conditions.replace(
-        reference=mask_features(conditions.reference, reference_on),
-        audio=None if conditions.audio is None else conditions.audio * audio_on[:, None, None, None],
-    )
-
-
-def mask_features(features, on):
-    """Zero maps in place of the features {layer: (B, N, h, w, C)} of samples whose flag (B,) is False."""
-    return jax.tree.map(lambda a: a * on[:, None, None, None, None].astype(a.dtype), features)
-
-
-def to_float(images):
-    """uint8 images to floats in [-1, 1]; floats pass through."""
+def to_float(images: Num[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
+    """Converts uint8 images to floats in [-1, 1]; floats are returned unchanged."""
     return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
 
 
-def to_uint8(images):
-    """Float images in [-1, 1] to uint8, rounded and clipped."""
+def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[Array, "*shape"]:
+    """Converts float images in [-1, 1] to uint8, rounded and clipped."""
     return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 
 
-def build(config) -> EMO:
-    """The networks of a config (`model` and `clip`).
+def build(config: ConfigDict) -> EMO:
+    """Builds the networks of a config.
+
+    Args:
+        config: the full config; networks depend on `model` and `clip`. `EMO.config` is a frozen copy: changing a field
+            afterwards raises.
 
     Raises:
-        ValueError: sizes or modes that do not fit together, with the field to change.
+        ValueError: sizes or modes that do not fit together; the message names the field to change.
     """
+    config = FrozenConfigDict(config)
     model, clip = config.model, config.clip
-    if model.dtype not in _DTYPES:
-        raise ValueError(f"model.dtype is {model.dtype!r}; expected one of {', '.join(_DTYPES)}")
+    vae_fields = {k: _hashable(v) for k, v in model.vae.items()}
+    check_model(model, clip, VAEConfig(**vae_fields).factor)
     dtype = jnp.dtype(model.dtype)
-    vae = VAE(VAEConfig(dtype=dtype, **{k: _hashable(v) for k, v in model.vae.items()}))
-    _check(model, clip, vae.config)
+    vae = VAE(VAEConfig(dtype=dtype, **vae_fields))
+    added_init = ZEROS if model.init.added == "zero" else FAN_IN_NORMAL
     unet = UNetConfig(
         channels=tuple(model.unet.channels),
         attention=tuple(model.unet.attention),
@@ -263,90 +321,37 @@ def build(config) -> EMO:
         audio=model.audio_attention,
         temporal=model.temporal_modules,
         speed=model.speed_layers,
-        remat={True: "blocks", False: "none"}.get(model.unet.remat, model.unet.remat),  # as older weights have it
+        remat=str({True: "blocks", False: "none"}.get(model.unet.remat, model.unet.remat)),  # older weights: booleans
         dtype=dtype,
+        added_init=added_init,
     )
     width, m = unet.channels[0], clip.audio_window
-    sees = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)
+    has_references = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)
     audio, speed = model.audio, model.speed
-    listens = model.audio_attention and audio.encoder == "wav2vec2"
+    has_encoder = model.audio_attention and audio.encoder == "wav2vec2"
     return EMO(
         config,
         vae,
         UNet(unet),
-        reference_net(unet) if sees else None,
-        FaceLocator(tuple(model.locator_channels), width, dtype) if model.face_locator else None,
-        Wav2Vec2(_wav2vec2(audio, dtype)) if listens else None,
+        reference_net(unet) if has_references else None,
+        FaceLocator(tuple(model.locator_channels), width, dtype, added_init) if model.face_locator else None,
+        Wav2Vec2(_wav2vec2_config(audio, dtype)) if has_encoder else None,
         AudioProjector(audio.tokens, audio.features, audio.hidden, m, dtype) if model.audio_attention else None,
         SpeedEncoder(speed.features, m, tuple(speed.centres), tuple(speed.radii), dtype) if unet.speed else None,
     )
 
 
-def _wav2vec2(audio, dtype):
-    config = Wav2Vec2Config(dtype=dtype, **{k: _hashable(v) for k, v in audio.wav2vec2.items()})
-    if not audio.layers or any(not 0 <= layer <= config.num_hidden_layers for layer in audio.layers):
-        raise ValueError(
-            f"model.audio.layers is {tuple(audio.layers)}; expected some of 0, the encoder's input, to "
-            f"model.audio.wav2vec2.num_hidden_layers, {config.num_hidden_layers}"
-        )
-    return config
+def _wav2vec2_config(audio: ConfigDict, dtype: Any) -> Wav2Vec2Config:
+    check_audio_layers(audio)
+    return Wav2Vec2Config(dtype=dtype, **{k: _hashable(v) for k, v in audio.wav2vec2.items()})
 
 
-def _features_shape(audio):
-    """(L, D) of the audio features of a frame."""
+def _features_shape(audio: ConfigDict) -> tuple[int, int]:
+    """Returns the shape (layers, size) of a frame's audio features."""
     if audio.encoder == "mel":
         return audio.steps, audio.bands
     return len(audio.layers), audio.wav2vec2.hidden_size
 
 
-_DTYPES = ("float32", "bfloat16", "float16")
-
-
-def _hashable(value):
-    return tuple(value) if isinstance(value, (list, tuple)) else value
-
-
-def _check(model, clip, vae):
-    if model.reference_attention not in ("cross", "concat", "off"):
-        raise ValueError(
-            f"model.reference_attention is {model.reference_attention!r}; expected 'cross', 'concat' or 'off'"
-        )
-    if model.speed_layers and not model.temporal_modules:
-        raise ValueError("model.speed_layers is on but model.temporal_modules is off; speed layers live inside them")
-    if model.audio.encoder not in ("mel", "wav2vec2"):
-        raise ValueError(f"model.audio.encoder is {model.audio.encoder!r}; expected 'mel' or 'wav2vec2'")
-    for field, known in (("reference", ("self", "fresh")), ("added", ("zero", "fresh"))):
-        if model.init[field] not in known:
-            raise ValueError(f"model.init.{field} is {model.init[field]!r}; expected {' or '.join(map(repr, known))}")
-    if model.unet.remat not in ("none", "blocks", "dots", True, False):
-        raise ValueError(f"model.unet.remat is {model.unet.remat!r}; expected 'none', 'blocks' or 'dots'")
-    _check_sizes(model.unet, model.vae)
-    if not 0 <= clip.motion_frames <= clip.frames:
-        raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")
-    multiple = vae.factor * 2 ** (len(model.unet.channels) - 1)
-    for name, size in zip(("height", "width"), clip.image_size, strict=True):
-        if size % multiple:
-            raise ValueError(f"clip.image_size has {name} {size}; expected a multiple of {multiple}")
-    if model.face_locator and 2 ** len(model.locator_channels) != vae.factor:
-        raise ValueError(
-            f"model.locator_channels has {len(model.locator_channels)} entries, one per halving; "
-            f"the VAE's factor {vae.factor} needs {vae.factor.bit_length() - 1}"
-        )
-    if len(model.speed.centres) != len(model.speed.radii):
-        raise ValueError("model.speed.centres and model.speed.radii differ in length; one radius per bucket")
-
-
-def _check_sizes(unet, vae):
-    for name, entries, levels in (
-        ("model.unet.attention", unet.attention, unet.channels),
-        ("model.vae.decoder_channels", vae.decoder_channels, vae.channels),
-    ):
-        if len(entries) != len(levels):
-            raise ValueError(f"{name} has {len(entries)} entries; expected one per level, {len(levels)}")
-    for name, divisor, widths in (
-        ("model.unet.heads", unet.heads, unet.channels),
-        ("model.unet.groups", unet.groups, unet.channels),
-        ("model.vae.groups", vae.groups, (*vae.channels, *vae.decoder_channels)),
-    ):
-        if divisor < 1 or any(width % divisor for width in widths):
-            raise ValueError(f"{name} is {divisor}; expected a divisor of every width, {', '.join(map(str, widths))}")
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value

@@ -1,19 +1,34 @@
-"""Blocks shared by the UNets and the VAE; names follow diffusers' paths."""
+"""Layers shared by the UNets and the VAE; names follow diffusers' paths."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Num
 
+from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import gathered_rows, per_frame
+from emo_jax.models.initializers import FAN_IN_NORMAL, ONES, ZEROS, Initializer
 from emo_jax.ops.conv import convolve
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""(before, after) along height and width."""
+
+
+Dense = functools.partial(nn.Dense, kernel_init=FAN_IN_NORMAL, bias_init=ZEROS)
+"""`flax.linen.Dense` with the initialisers of `models.initializers`."""
+
+LayerNorm = functools.partial(nn.LayerNorm, scale_init=ONES, bias_init=ZEROS)
+"""`flax.linen.LayerNorm` with the initialisers of `models.initializers`."""
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) of (..., H, W, C) over H, W and the channels of a group.
+    """Group normalisation (Wu & He 2018) over height, width and the channels of a group.
 
-    Written as per-channel sums and one affine map, which XLA turns into a single pass over the input.
+    It is written as per-channel sums and one affine map, which XLA turns into a single pass over the input.
     """
 
     groups: int = 32
@@ -21,42 +36,58 @@ class GroupNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[AnyArray, "*lead height width channels"]
+    ) -> Float[Array, "*lead height width channels"]:
+        """Normalises each map; the statistics are computed in float32."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = self.param("scale", ONES, (channels,))
+        bias = self.param("bias", ZEROS, (channels,))
         y = x.astype(jnp.float32)
         mean, square = (a.mean(axis=(-3, -2)) for a in (y, y * y))
-        mean, square = (self._over_group(a) for a in (mean, square))
+        mean, square = (self._group_mean(a) for a in (mean, square))
         factor = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon) * scale
         offset = bias - mean * factor
         return (y * factor[..., None, None, :] + offset[..., None, None, :]).astype(self.dtype)
 
-    def _over_group(self, a):
+    def _group_mean(self, a: Array) -> Array:
         grouped = a.reshape(*a.shape[:-1], self.groups, -1)
         mean = grouped.mean(axis=-1, keepdims=True)
         return jnp.broadcast_to(mean, grouped.shape).reshape(a.shape)
 
 
 class Conv(nn.Module):
-    """A square convolution over (..., H, W, C), with the parameters of flax.linen.Conv.
+    """A square convolution with the parameters of `flax.linen.Conv`, which would fold samples and frames into one axis.
 
-    That one would fold samples and frames into one axis before the mesh can split them.
+    Folded before the mesh splits them, samples and frames would be gathered on every device.
+
+    Attributes:
+        features: output channels.
+        kernel: side of the kernel.
+        stride: along height and width.
+        padding: (before, after) along height and width.
+        kernel_init: initialiser of the kernel.
+        bias_init: initialiser of the bias.
     """
 
     features: int
     kernel: int
     stride: int
-    padding: tuple
+    padding: Padding
     dtype: Any = jnp.float32
+    kernel_init: Initializer = FAN_IN_NORMAL
+    bias_init: Initializer = ZEROS
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[AnyArray, "*lead height width channels"]
+    ) -> Float[Array, "*lead out_height out_width {self.features}"]:
+        """Convolves each map."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", self.kernel_init, shape)
+        bias = self.param("bias", self.bias_init, (self.features,))
 
-        def apply(x, kernel):
+        def apply(x: AnyArray, kernel: AnyArray) -> Array:
             flat = x.reshape(-1, *x.shape[-3:])
             y = convolve(flat, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
             return y.reshape(*x.shape[:-3], *y.shape[1:])
@@ -64,16 +95,28 @@ class Conv(nn.Module):
         return per_frame(apply, x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
-def conv(features, kernel=3, stride=1, padding=None, *, dtype=jnp.float32, name=None):
-    """A Conv whose padding, where none is given, keeps H and W."""
-    padding = ((kernel // 2, kernel // 2),) * 2 if padding is None else padding
-    return Conv(features, kernel, stride, padding, dtype, name=name)
+def conv(
+    features: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: Padding | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+    **inits: Any,
+) -> Conv:
+    """Returns a `Conv`; its default padding keeps height and width at stride 1."""
+    same = (kernel // 2, kernel // 2)
+    return Conv(features, kernel, stride, padding or (same, same), dtype, name=name, **inits)
 
 
 class ResnetBlock(nn.Module):
-    """Residual block of SD's UNet and VAE: (norm, SiLU, conv) twice, with the timestep added in between.
+    """Residual block of SD's UNet and VAE: norm, SiLU and convolution twice, with the timestep added in between.
 
-    Maps x (..., H, W, C) and the optional embedding temb, broadcastable to (..., E), to (..., H, W, features).
+    Attributes:
+        features: output channels.
+        groups: groups of GroupNorm.
+        epsilon: of GroupNorm.
     """
 
     features: int
@@ -82,11 +125,19 @@ class ResnetBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, temb=None):
+    def __call__(
+        self, x: Float[AnyArray, "*lead height width channels"], temb: Float[AnyArray, "*time embedding"] | None = None
+    ) -> Float[AnyArray, "*lead height width {self.features}"]:
+        """Computes the block.
+
+        Args:
+            x: input maps.
+            temb: timestep embedding, whose leading axes broadcast to those of x.
+        """
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         h = conv(self.features, dtype=self.dtype, name="conv1")(h)
         if temb is not None:
-            shift = nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(gathered_rows(nn.silu(temb)))
+            shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(gathered_rows(nn.silu(temb)))
             h = h + gathered_rows(shift)[..., None, None, :]
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(h))
         h = conv(self.features, dtype=self.dtype, name="conv2")(h)
@@ -96,73 +147,106 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves H and W. `asymmetric` pads below and to the right only, as SD's VAE does."""
+    """Halves height and width by a strided convolution.
+
+    Attributes:
+        features: output channels.
+        asymmetric: whether to pad at the bottom and right only, as SD's VAE does.
+    """
 
     features: int
     asymmetric: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[AnyArray, "*lead height width channels"]
+    ) -> Float[Array, "*lead out_height out_width {self.features}"]:
+        """Downsamples each map."""
         padding = ((0, 1), (0, 1)) if self.asymmetric else None
         return conv(self.features, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
-    """Doubles H and W by nearest neighbour, then convolves."""
+    """Doubles height and width by nearest-neighbour interpolation, followed by a convolution.
+
+    Attributes:
+        features: output channels.
+    """
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(
+        self, x: Float[AnyArray, "*lead height width channels"]
+    ) -> Float[Array, "*lead out_height out_width {self.features}"]:
+        """Upsamples each map."""
         x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
         return conv(self.features, dtype=self.dtype, name="conv")(x)
 
 
-def fold(x, p):
-    """Squares of p x p pixels into channels: (..., H, W, C) -> (..., H / p, W / p, p * p * C)."""
-    *lead, height, width, channels = x.shape
-    x = x.reshape(*lead, height // p, p, width // p, p, channels)
-    return jnp.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, p * p * channels)
+def fold(x: Float[AnyArray, "*lead height width channels"], p: int) -> Float[AnyArray, "*lead rows columns features"]:
+    """Folds squares of p x p pixels into channels: (..., H, W, C) -> (..., H / p, W / p, p * p * C)."""
+    return rearrange(x, "... (rows p) (columns q) channels -> ... rows columns (p q channels)", p=p, q=p)
 
 
-def unfold(x, p):
-    """The inverse of `fold`: (..., h, w, p * p * C) -> (..., h * p, w * p, C)."""
-    *lead, height, width, _ = x.shape
-    x = jnp.moveaxis(x.reshape(*lead, height, width, p, p, -1), -3, -4)
-    return x.reshape(*lead, height * p, width * p, x.shape[-1])
+def unfold(x: Float[AnyArray, "*lead rows columns features"], p: int) -> Float[AnyArray, "*lead height width channels"]:
+    """Inverts `fold`: (..., h, w, p * p * C) -> (..., h * p, w * p, C)."""
+    return rearrange(x, "... rows columns (p q channels) -> ... (rows p) (columns q) channels", p=p, q=p)
 
 
-def sinusoid(positions, features, max_period=10_000.0):
-    """Sinusoidal embedding in SD's order, cosines first: (...,) -> (..., features), float32."""
+def gather_window(x: Float[AnyArray, "batch window_frames size"], m: int) -> Float[Array, "batch frames features"]:
+    """Concatenates each frame with m neighbours on either side, as in A_gen and S^f.
+
+    Args:
+        x: (batch, frames + 2 m, size).
+        m: number of neighbours on either side.
+
+    Returns:
+        (batch, frames, (2 m + 1) * size).
+    """
+    frames = x.shape[1] - 2 * m
+    return jnp.concatenate([x[:, i : i + frames] for i in range(2 * m + 1)], axis=-1)
+
+
+def sinusoid(
+    positions: Num[AnyArray, "*lead"], features: int, max_period: float = 10_000.0
+) -> Float[Array, "*lead {features}"]:
+    """Computes sinusoidal embeddings in SD's order, cosines first."""
     half = features // 2
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def grid_positions(height, width, features):
-    """Places of a grid for attention, rows before columns: (height * width, features), of mean square 1.
+def grid_positions(height: int, width: int, features: int) -> Float[Array, "{height}*{width} {features}"]:
+    """Computes positional encodings of the places of a map, row by row, with mean square 1.
 
-    Half of the features tell the row, half the column, as sinusoids of periods from 4 to 128 places.
+    The first half of the features encodes the row and the second half the column, as sinusoids with periods from 4 to
+    128 places.
     """
     rates = 2 * jnp.pi / jnp.geomspace(4, 128, features // 4)
     rows, columns = (jnp.arange(n)[:, None] * rates for n in (height, width))
     rows, columns = (jnp.concatenate([jnp.sin(a), jnp.cos(a)], axis=-1) for a in (rows, columns))
     shape = (height, width, features // 2)
     grid = [jnp.broadcast_to(rows[:, None], shape), jnp.broadcast_to(columns[None], shape)]
-    return 2**0.5 * jnp.concatenate(grid, axis=-1).reshape(height * width, features)
+    return 2**0.5 * rearrange(jnp.concatenate(grid, axis=-1), "rows columns d -> (rows columns) d")
 
 
 class TimestepEmbedding(nn.Module):
-    """Timesteps (...,) to embeddings (..., 4 * features) by a two-layer network on the sinusoid."""
+    """Embeds timesteps by a two-layer network on their sinusoidal embedding.
+
+    Attributes:
+        features: size of the sinusoidal embedding; the result has 4 * features.
+    """
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, timesteps):
+    def __call__(self, timesteps: Num[AnyArray, "*lead"]) -> Float[AnyArray, "*lead embedding"]:
+        """Embeds timesteps."""
         h = gathered_rows(sinusoid(timesteps, self.features).astype(self.dtype))
-        h = nn.Dense(4 * self.features, dtype=self.dtype, name="linear_1")(h)
-        return gathered_rows(nn.Dense(4 * self.features, dtype=self.dtype, name="linear_2")(nn.silu(h)))
+        h = Dense(4 * self.features, dtype=self.dtype, name="linear_1")(h)
+        return gathered_rows(Dense(4 * self.features, dtype=self.dtype, name="linear_2")(nn.silu(h)))

@@ -1,23 +1,27 @@
-"""ReferenceNet: SD's UNet without temporal, audio or speed layers, run for its features alone (Section 3.2)."""
+"""ReferenceNet: SD's UNet without temporal, audio or speed layers, run for its features only (Section 3.2)."""
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from emo_jax.arrays import AnyArray
+from emo_jax.models.conditions import Features
 from emo_jax.models.unet import UNet, UNetConfig
 
 
-def reference_net(config: UNetConfig) -> UNet:
-    """The ReferenceNet beside a Backbone of the given config.
+def reference_net(backbone: UNetConfig) -> UNet:
+    """Returns the ReferenceNet of a Backbone.
 
-    It ends at the last feature that the Backbone uses: what lies behind is neither computed nor stored.
+    It ends at the last feature that the Backbone uses: the layers behind it are neither computed nor stored.
     """
     return UNet(
-        dataclasses.replace(config, reference="off", audio=False, temporal=False, speed=False, features_only=True)
+        dataclasses.replace(backbone, reference="off", audio=False, temporal=False, speed=False, features_only=True)
     )
 
 
-def features(net: UNet, variables, latents):
-    """Features {layer: (B, N, h, w, C)} of N images' clean latents (B, N, h, w, c), at timestep 0."""
-    timesteps = jnp.zeros(latents.shape[0], jnp.int32)
-    return net.apply(variables, latents, timesteps)[1]
+def features(net: UNet, variables: Any, latents: Float[AnyArray, "batch images height width channels"]) -> Features:
+    """Computes the features of images from their clean latents, at timestep 0."""
+    module: Any = net
+    return module.apply(variables, latents, jnp.zeros(latents.shape[0], jnp.int32))[1]

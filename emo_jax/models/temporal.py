@@ -4,67 +4,103 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
 
+from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention, FeedForward
-from emo_jax.models.layers import GroupNorm
+from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
+from emo_jax.models.layers import Dense, GroupNorm, LayerNorm
 
 
-def positions(length, features):
-    """AnimateDiff's sinusoidal frame positions, sines and cosines interleaved: (length, features)."""
+def frame_encodings(length: int, features: int) -> Float[Array, "{length} {features}"]:
+    """Computes AnimateDiff's sinusoidal encodings of frame positions, with sines and cosines interleaved."""
     rates = jnp.exp(jnp.arange(0, features, 2) * (-jnp.log(10_000.0) / features))
     angles = jnp.arange(length)[:, None] * rates
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(length, features)
 
 
 class TemporalBlock(nn.Module):
-    """Two self-attentions over frames, attention to the speed features, feed-forward, on x (B, S, F, C)."""
+    """Two self-attentions over frames, attention to the speed features, and a feed-forward network.
+
+    Attributes:
+        heads: number of heads.
+        speed: whether the block has a speed layer.
+        added_init: initialiser of the speed layer's output.
+    """
 
     heads: int
     speed: bool = False
     dtype: Any = jnp.float32
+    added_init: Initializer = FAN_IN_NORMAL
 
     @nn.compact
-    def __call__(self, x, speed=None):
-        where = positions(x.shape[-2], x.shape[-1]).astype(x.dtype)
-        x = x + self._attention("attn1")(self._norm("norm1")(x) + where)
-        x = x + self._attention("attn2")(self._norm("norm2")(x) + where)
+    def __call__(
+        self,
+        x: Float[AnyArray, "batch places frames channels"],
+        speed: Float[AnyArray, "batch speed_frames features"] | None = None,
+    ) -> Float[AnyArray, "batch places frames channels"]:
+        """Computes the block on the frames of each place; `speed` holds the speed features of the clip's frames."""
+        positions = frame_encodings(x.shape[-2], x.shape[-1]).astype(x.dtype)
+        x = x + self._attention("attn1")(self._norm("norm1")(x) + positions)
+        x = x + self._attention("attn2")(self._norm("norm2")(x) + positions)
         if self.speed and speed is not None:
             context = jnp.broadcast_to(speed[:, None], (*x.shape[:2], *speed.shape[1:]))
-            x = x + self._attention("speed_attn")(self._norm("norm_speed")(x) + where, context)
+            attention = self._attention("speed_attn", out_init=self.added_init)
+            x = x + attention(self._norm("norm_speed")(x) + positions, context)
         return x + FeedForward(self.dtype, name="ff")(self._norm("norm3")(x))
 
-    def _attention(self, name):
-        return Attention(self.heads, dtype=self.dtype, name=name)
+    def _attention(self, name: str, **inits: Any) -> Attention:
+        return Attention(self.heads, dtype=self.dtype, name=name, **inits)
 
-    def _norm(self, name):
-        return nn.LayerNorm(1e-5, dtype=self.dtype, name=name)
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return LayerNorm(1e-5, dtype=self.dtype, name=name)
 
 
 class MotionModule(nn.Module):
-    """Temporal module: x (B, f, H, W, C) -> (B, f, H, W, C), the identity when new (proj_out starts at zero).
+    """Temporal module; the identity if proj_out is zero, as in a new module of EMO.
 
-    The motion frames' features (B, n, H, W, C) are put before the clip along f and dropped behind it.
+    The motion frames' features are prepended to the clip along the frame axis, and dropped afterwards.
+
+    Attributes:
+        heads: number of heads.
+        groups: groups of GroupNorm.
+        speed: whether the module has a speed layer.
+        added_init: initialiser of proj_out and of the speed layer's output.
     """
 
     heads: int
     groups: int
     speed: bool = False
     dtype: Any = jnp.float32
+    added_init: Initializer = FAN_IN_NORMAL
 
     @nn.compact
-    def __call__(self, x, motion=None, speed=None):
+    def __call__(
+        self,
+        x: Float[AnyArray, "batch frames height width channels"],
+        motion: Float[AnyArray, "batch motion_frames height width channels"] | None = None,
+        speed: Float[AnyArray, "batch speed_frames features"] | None = None,
+    ) -> Float[AnyArray, "batch frames height width channels"]:
+        """Computes the module.
+
+        Args:
+            x: features of the clip's frames.
+            motion: features of the motion frames.
+            speed: speed features of the clip's frames, or of motion and clip frames.
+        """
         x = constrain(x, "spatial")
         h = constrain(x, "temporal")
         if motion is not None:
             h = jnp.concatenate([constrain(motion.astype(x.dtype), "temporal"), h], axis=1)
-        batch, frames, height, width, channels = h.shape
+        frames, channels = h.shape[1], h.shape[-1]
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(h)
-        h = h.reshape(batch, frames, -1, channels).swapaxes(1, 2)
-        h = nn.Dense(channels, dtype=self.dtype, name="proj_in")(h)
-        h = TemporalBlock(self.heads, self.speed, self.dtype, name="transformer_blocks_0")(h, speed)
+        h = rearrange(h, "batch frames height width channels -> batch frames (height width) channels").swapaxes(1, 2)
+        h = Dense(channels, dtype=self.dtype, name="proj_in")(h)
+        h = TemporalBlock(self.heads, self.speed, self.dtype, self.added_init, name="transformer_blocks_0")(h, speed)
         h = h[:, :, frames - x.shape[1] :]
-        h = nn.Dense(channels, dtype=self.dtype, name="proj_out")(h)
-        # both layouts are named: left to choose, XLA's partitioner gave proj_out a wrong gradient
+        h = Dense(channels, dtype=self.dtype, kernel_init=self.added_init, name="proj_out")(h)
+        # Both layouts are constrained: otherwise XLA's partitioner computed a wrong gradient of proj_out.
         h = constrain(h.swapaxes(1, 2).reshape(x.shape), "temporal")
         return constrain(x + constrain(h, "spatial"), "spatial")

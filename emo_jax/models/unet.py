@@ -1,4 +1,4 @@
-"""SD1.5's UNet: EMO's Backbone with every part on, ReferenceNet with every part off (Section 3.2)."""
+"""SD1.5's UNet: EMO's Backbone with all parts, ReferenceNet without them (Section 3.2)."""
 
 import dataclasses
 import functools
@@ -7,10 +7,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Num
 
+from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.distributed.parameters import GATHERED, splits_parameters
-from emo_jax.models.attention import Conditions, SpatialTransformer
+from emo_jax.models.attention import SpatialTransformer
+from emo_jax.models.conditions import Conditions, Features
+from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
 from emo_jax.models.placement import gathered
 from emo_jax.models.temporal import MotionModule
@@ -21,14 +25,21 @@ class UNetConfig:
     """Sizes and parts of one UNet.
 
     Attributes:
-        channels: width of each level, finest first; attention: which levels have spatial transformers.
-        layers: resnets per down level (up levels have one more). heads: of spatial and temporal attention.
-        groups: of GroupNorm. latent_channels: of input and output.
-        reference: 'cross', 'concat' or 'off'. audio, temporal, speed: which parts exist.
-        positions: whether cross-attention to the reference is told places.
-        features_only: end at the last feature and return features alone (ReferenceNet).
-        remat: what the backward pass recomputes, instead of keeping it: none | blocks (all inside a resnet, spatial
-            transformer, temporal module or resampling) | dots (the same, but for the results of matrix products).
+        channels: width of each level, finest first.
+        attention: which levels have spatial transformers.
+        layers: resnets per down level; up levels have one more.
+        heads: heads of spatial and temporal attention.
+        groups: groups of GroupNorm.
+        latent_channels: channels of input and output.
+        reference: reference-attention: 'cross', 'concat' or 'off'.
+        positions: whether reference-attention gets the positions of tokens in the map.
+        audio: whether spatial transformers have audio-attention.
+        temporal: whether layers have temporal modules.
+        speed: whether temporal modules have speed layers.
+        features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
+        remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
+            temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
+        added_init: initialiser of the outputs of audio-attention, temporal modules and speed layers.
     """
 
     channels: tuple[int, ...]
@@ -45,18 +56,25 @@ class UNetConfig:
     features_only: bool = False
     remat: str = "none"
     dtype: Any = jnp.float32
+    added_init: Initializer = FAN_IN_NORMAL
 
     @property
-    def levels(self):
+    def levels(self) -> int:
+        """Number of levels."""
         return len(self.channels)
 
 
 class Block(nn.Module):
-    """A level of the UNet: per layer a resnet, a spatial transformer, a temporal module; then a resampling.
+    """A level of the UNet: layers of a resnet, a spatial transformer and a temporal module, then a resampling layer.
 
-    Maps x (B, F, H, W, C), with the skips of its layers for an up level, to (x, outputs, features):
-    outputs are the skips for later, features {layer: (B, F, H, W, C)} what the layer's self-attention puts out
-    (its resnet, in a level without attention).
+    Attributes:
+        config: the UNet's config.
+        level: name of the level, the prefix of its layers' names.
+        features: width of the level.
+        layers: number of layers.
+        attention: whether layers have spatial transformers.
+        resample: 'down', 'up', 'mid' (a second resnet) or None.
+        is_last: whether this is the UNet's last level.
     """
 
     config: UNetConfig
@@ -68,7 +86,25 @@ class Block(nn.Module):
     is_last: bool = False
 
     @nn.compact
-    def __call__(self, x, temb, conditions, skips=None):
+    def __call__(
+        self,
+        x: Float[AnyArray, "batch frames height width channels"],
+        temb: Float[AnyArray, "batch 1 embedding"],
+        conditions: Conditions,
+        skips: list[Float[AnyArray, "batch frames height width _"]] | None = None,
+    ) -> tuple[Float[AnyArray, "batch frames _ _ _"], list[Float[AnyArray, "batch frames _ _ _"]], Features]:
+        """Returns (x, outputs, features).
+
+        Args:
+            x: input maps.
+            temb: timestep embedding.
+            conditions: conditions of the Backbone.
+            skips: for an up level, the skip connections of its layers.
+
+        Returns:
+            The result; the layers' outputs, which are the skip connections of the up levels; and {layer: the output of
+            its self-attention}, or of its resnet in a level without attention.
+        """
         outputs, features = [], {}
         for j in range(self.layers):
             if skips is not None:
@@ -87,59 +123,70 @@ class Block(nn.Module):
             x = self._resnet(1, x, temb)
         return x, outputs, features
 
-    def _part(self, module, *args, **fields):
+    def _part(self, module: type[nn.Module], *args: Any, **fields: Any) -> nn.Module:
         return part_of_level(module, self.config)(*args, **fields)
 
-    def _resnet(self, j, x, temb):
+    def _resnet(self, j: int, x: AnyArray, temb: AnyArray) -> AnyArray:
         c = self.config
         x = self._part(ResnetBlock, self.features, c.groups, 1e-5, c.dtype, name=f"resnets_{j}")(x, temb)
         return constrain(x, "spatial")
 
-    def _attend(self, j, x, conditions):
+    def _attend(self, j: int, x: AnyArray, conditions: Conditions) -> tuple[AnyArray, AnyArray]:
+        """Computes a layer's spatial transformer and temporal module; returns the result and the layer's feature."""
         c, layer = self.config, f"{self.level}.{j}"
         feature = x
         if self.attention:
-            ends_here = c.features_only and self.is_last and j == self.layers - 1
-            fields = c.heads, c.groups, c.reference, c.audio, ends_here, c.positions, c.dtype
+            feature_only = c.features_only and self.is_last and j == self.layers - 1
+            fields = c.heads, c.groups, c.reference, c.audio, feature_only, c.positions, c.dtype, c.added_init
             transformer = self._part(SpatialTransformer, *fields, name=f"attentions_{j}")
-            x, feature = transformer(x, _at(conditions.reference, layer), conditions.audio)
+            x, feature = transformer(x, _at_layer(conditions.reference, layer), conditions.audio)
             x = constrain(x, "spatial")
         if c.temporal and conditions.temporal:
-            module = self._part(MotionModule, c.heads, c.groups, c.speed, c.dtype, name=f"motion_modules_{j}")
-            x = module(x, _at(conditions.motion, layer), conditions.speed)
+            fields = c.heads, c.groups, c.speed, c.dtype, c.added_init
+            module = self._part(MotionModule, *fields, name=f"motion_modules_{j}")
+            x = module(x, _at_layer(conditions.motion, layer), conditions.speed)
         return x, feature
 
 
-def _at(features, layer):
+def _at_layer(features: Features | None, layer: str) -> AnyArray | None:
     return None if features is None else features[layer]
 
 
-def part_of_level(module, c):
-    """A module's class, with what UNetConfig.remat asks for and its parameters gathered where a mesh splits them."""
+def part_of_level(module: Any, config: UNetConfig) -> Any:
+    """Returns a module class with the rematerialisation of a config.
+
+    If a mesh splits parameters, the class gathers its parameters when it runs.
+    """
     policies = jax.checkpoint_policies
-    policy = {"blocks": None, "dots": policies.dots_with_no_batch_dims_saveable}.get(c.remat)
+    policy = {"blocks": None, "dots": policies.dots_with_no_batch_dims_saveable}.get(config.remat)
     if splits_parameters():
-        module = nn.map_variables(module, "params", functools.partial(_gathered, c.dtype))
-        if c.remat == "none":
+        module = nn.map_variables(module, "params", functools.partial(_gathered_variables, config.dtype))
+        if config.remat == "none":
             return nn.remat(module, policy=policies.save_anything_except_these_names(GATHERED))
-    return module if c.remat == "none" else nn.remat(module, policy=policy)
+    return module if config.remat == "none" else nn.remat(module, policy=policy)
 
 
-def _gathered(dtype, variables):
+def _gathered_variables(dtype: Any, variables: Any) -> dict[str, Any]:
     return {"params": gathered(variables["params"], dtype)}
 
 
 class UNet(nn.Module):
-    """The UNet on latents (B, F, h, w, c) at timesteps (B,).
+    """The UNet. Its parameters serve all heights and widths that are multiples of 2 ** (levels - 1).
 
-    Returns (prediction (B, F, h, w, c), features); with `features_only` the prediction is None.
-    Any h and w that are multiples of 2 ** (levels - 1) are served by the same parameters.
+    Attributes:
+        config: sizes and parts.
     """
 
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, latents, timesteps, conditions=Conditions()):  # noqa: B008 (an immutable default)
+    def __call__(
+        self,
+        latents: Float[AnyArray, "batch frames height width channels"],
+        timesteps: Num[AnyArray, " batch"],
+        conditions: Conditions = Conditions(),  # noqa: B008 (an immutable default)
+    ) -> tuple[Float[AnyArray, "batch frames height width channels"] | None, Features]:
+        """Returns the prediction and the features of all layers; with `features_only` the prediction is None."""
         c = self.config
         temb = TimestepEmbedding(c.channels[0], c.dtype, name="time_embedding")(timesteps)[:, None]
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
@@ -151,21 +198,21 @@ class UNet(nn.Module):
         for i, width in enumerate(c.channels):
             name = f"down_blocks_{i}"
             resample = "down" if i < c.levels - 1 else None
-            x, outputs, found = Block(c, name, width, c.layers, c.attention[i], resample, name=name)(
-                x, temb, conditions
-            )
-            skips, features = skips + outputs, features | found
+            level = Block(c, name, width, c.layers, c.attention[i], resample, name=name)
+            x, outputs, level_features = level(x, temb, conditions)
+            skips, features = skips + outputs, features | level_features
 
-        x, _, found = Block(c, "mid_block", c.channels[-1], 1, True, "mid", name="mid_block")(x, temb, conditions)
-        features |= found
+        level = Block(c, "mid_block", c.channels[-1], 1, True, "mid", name="mid_block")
+        x, _, level_features = level(x, temb, conditions)
+        features |= level_features
 
         for i, width in enumerate(reversed(c.channels)):
             name, is_last = f"up_blocks_{i}", i == c.levels - 1
-            taken = [skips.pop() for _ in range(c.layers + 1)]
+            level_skips = [skips.pop() for _ in range(c.layers + 1)]
             resample = None if is_last else "up"
             level = Block(c, name, width, c.layers + 1, c.attention[-1 - i], resample, is_last, name=name)
-            x, _, found = level(x, temb, conditions, taken)
-            features |= found
+            x, _, level_features = level(x, temb, conditions, level_skips)
+            features |= level_features
 
         if c.features_only:
             return None, features

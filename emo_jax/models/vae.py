@@ -1,15 +1,24 @@
 """The KL autoencoder of Stable Diffusion (Rombach et al. 2022), in diffusers' layout."""
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
+from jaxtyping import Float
 
+from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention
-from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
+from emo_jax.models.initializers import ZEROS, Computed, Constant
+from emo_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
+
+Images = Float[AnyArray, "*lead height width 3"]
+Latents = Float[AnyArray, "*lead latent_height latent_width latent_channels"]
+Maps = Float[AnyArray, "*lead height width channels"]
 
 _EPSILON = 1e-6
 
@@ -19,13 +28,16 @@ class VAEConfig:
     """Sizes of the VAE.
 
     Attributes:
-        channels: encoder widths, finest level first; decoder_channels: the decoder's (SD: the same).
-        layers: resnets per encoder level (the decoder has one more). groups: of GroupNorm.
-        latent_channels: of the latent. patch: side of the pixel squares folded into channels before the first
-            convolution and unfolded behind the last (SD: 1; the small model: 4, which makes it cheap on a CPU).
-        shortcut: a linear map beside encoder and decoder, from each square of factor x factor pixels to its latent
-            and back (SD: none). It starts as a cosine transform (`cosine_basis`), so that training starts at the
-            quality of a JPEG of few coefficients instead of at nothing.
+        channels: encoder widths, finest level first.
+        decoder_channels: decoder widths, finest level first (SD: the same).
+        layers: resnets per encoder level; decoder levels have one more.
+        groups: groups of GroupNorm.
+        latent_channels: channels of the latents.
+        patch: side of the pixel squares that are folded into channels before the first convolution and unfolded after
+            the last (SD: 1; the small model: 4, which makes it cheap on a CPU).
+        shortcut: whether a linear map in parallel with encoder and decoder maps each square of factor x factor pixels
+            to its latent and back (SD: no). It starts as a cosine transform (`cosine_basis`), so that training starts
+            at the quality of a JPEG with few coefficients.
     """
 
     channels: tuple[int, ...]
@@ -38,8 +50,8 @@ class VAEConfig:
     dtype: Any = jnp.float32
 
     @property
-    def factor(self):
-        """Pixels per latent, along each axis."""
+    def factor(self) -> int:
+        """Pixels per latent along each axis."""
         return self.patch * 2 ** (len(self.channels) - 1)
 
 
@@ -49,7 +61,7 @@ class _MidBlock(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Maps) -> Maps:
         x = ResnetBlock(self.features, self.groups, _EPSILON, self.dtype, name="resnets_0")(x)
         x = _SelfAttention(self.groups, self.dtype, name="attentions_0")(x)
         return ResnetBlock(self.features, self.groups, _EPSILON, self.dtype, name="resnets_1")(x)
@@ -60,9 +72,9 @@ class _SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Maps) -> Maps:
         h = GroupNorm(self.groups, _EPSILON, self.dtype, name="group_norm")(x)
-        h = h.reshape(*x.shape[:-3], -1, x.shape[-1])
+        h = rearrange(h, "... height width channels -> ... (height width) channels")
         h = Attention(1, bias=True, dtype=self.dtype, name="attn")(h)
         return x + h.reshape(x.shape)
 
@@ -75,7 +87,7 @@ class _Level(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Maps) -> Float[AnyArray, "*lead _ _ {self.features}"]:
         for j in range(self.layers):
             x = ResnetBlock(self.features, self.groups, _EPSILON, self.dtype, name=f"resnets_{j}")(x)
         if self.resample == "down":
@@ -86,12 +98,17 @@ class _Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images (..., H, W, 3) in [-1, 1] -> mean and log variance, concatenated: (..., h, w, 2c)."""
+    """Encodes images to the mean and log variance of their latents.
+
+    Attributes:
+        config: sizes.
+    """
 
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images: Images) -> Latents:
+        """Returns mean and log variance of images in [-1, 1], concatenated along channels."""
         c = self.config
         x = constrain(fold(images.astype(c.dtype), c.patch), "spatial")
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(x)
@@ -104,12 +121,17 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (..., h, w, c) -> images (..., H, W, 3), about [-1, 1]."""
+    """Decodes latents to images.
+
+    Attributes:
+        config: sizes.
+    """
 
     config: VAEConfig
 
     @nn.compact
-    def __call__(self, latents):
+    def __call__(self, latents: Latents) -> Images:
+        """Returns images with values of about [-1, 1]."""
         c = self.config
         widths = c.decoder_channels[::-1]
         x = conv(widths[0], dtype=c.dtype, name="conv_in")(constrain(latents.astype(c.dtype), "spatial"))
@@ -118,60 +140,69 @@ class Decoder(nn.Module):
             resample = "up" if i < len(widths) - 1 else None
             x = _Level(width, c.layers + 1, c.groups, resample, c.dtype, name=f"up_blocks_{i}")(x)
         x = nn.silu(GroupNorm(c.groups, _EPSILON, c.dtype, name="conv_norm_out")(x))
-        return unfold(conv(3 * c.patch**2, dtype=jnp.float32, name="conv_out")(x), c.patch)
+        # A new decoder is grey, or with a shortcut the cosine transform.
+        x = conv(3 * c.patch**2, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out")(x)
+        return unfold(x, c.patch)
 
 
 class VAE(nn.Module):
     """Encoder, decoder and the scale that brings latents to unit variance.
 
-    `scaling_factor` is a number that travels with the weights: 0.18215 for SD, measured at the end of the VAE's own
-    training here; no stage's optimizer touches it. One number for all channels: whitened ones would make the denoising
-    loss spend itself on detail that nobody sees.
+    `scaling_factor` is a parameter that no stage's optimizer updates: 0.18215 for SD, measured at the end of the VAE's
+    training here. It is one number for all channels: with whitened channels, the denoising loss would be spent on
+    invisible detail.
+
+    Attributes:
+        config: sizes.
     """
 
     config: VAEConfig
 
-    def setup(self):
+    def setup(self) -> None:
+        """Creates the submodules."""
         c = self.config
         self.encoder, self.decoder = Encoder(c), Decoder(c)
-        self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype)
+        self.quant_conv = conv(
+            2 * c.latent_channels, 1, dtype=c.dtype, kernel_init=ZEROS, bias_init=NARROW_POSTERIOR
+        )
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
-        self.scaling_factor = self.param("scaling_factor", nn.initializers.constant(0.18215), ())
+        self.scaling_factor = self.param("scaling_factor", Constant(0.18215), ())
         if c.shortcut:
-            self.shortcut_in = nn.Dense(c.latent_channels, dtype=c.dtype)
-            self.shortcut_out = nn.Dense(3 * c.factor**2, dtype=c.dtype)
+            self.shortcut_in = Dense(c.latent_channels, dtype=c.dtype, kernel_init=COSINE_TRANSFORM)
+            self.shortcut_out = Dense(3 * c.factor**2, dtype=c.dtype, kernel_init=INVERSE_COSINE_TRANSFORM)
 
-    def moments(self, images):
-        """Mean and log variance of q(z | x), each (..., h, w, c), unscaled, from images (..., H, W, 3)."""
+    def moments(self, images: Images) -> tuple[Latents, Latents]:
+        """Computes the mean and log variance of q(z | x), unscaled, from images in [-1, 1]."""
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         if self.config.shortcut:
             mean = mean + self.shortcut_in(fold(images, self.config.factor)).astype(jnp.float32)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def encode(self, images):
-        """The mean of q(z | x), scaled to about unit variance: (..., H, W, 3) -> (..., h, w, c)."""
+    def encode(self, images: Images) -> Latents:
+        """Encodes images in [-1, 1] to the mean of q(z | x), scaled to about unit variance."""
         return self.moments(images)[0] * self.scaling_factor
 
-    def decode(self, latents):
-        """Images (..., H, W, 3), about [-1, 1], from scaled latents (..., h, w, c)."""
+    def decode(self, latents: Latents) -> Images:
+        """Decodes scaled latents to images with values of about [-1, 1]."""
         return self.decode_unscaled(latents / self.scaling_factor)
 
-    def decode_unscaled(self, z):
-        """Images from z as q(z | x) has it."""
+    def decode_unscaled(self, z: Latents) -> Images:
+        """Decodes unscaled latents, as q(z | x) gives them."""
         images = self.decoder(self.post_quant_conv(z))
         if self.config.shortcut:
             images = images + unfold(self.shortcut_out(z).astype(jnp.float32), self.config.factor)
         return images
 
-    def __call__(self, images):
+    def __call__(self, images: Images) -> Images:
+        """Encodes and decodes images."""
         return self.decode(self.encode(images))
 
 
-def cosine_basis(factor, channels):
-    """Orthonormal transform of factor x factor RGB squares to `channels` numbers: (3 * factor ** 2, channels).
+def cosine_basis(factor: int, channels: int) -> Float[np.ndarray, "3*{factor}*{factor} {channels}"]:
+    """Computes an orthogonal transform of RGB squares of factor x factor pixels to `channels` numbers.
 
-    Products of a colour axis (luma, two chroma) and a two-dimensional cosine, lowest frequencies first; chroma gets
-    a quarter of luma's share, as in JPEG.
+    Its columns are products of a colour axis (luma, two chroma) and a two-dimensional cosine, lowest frequencies first;
+    chroma gets a quarter of luma's share, as in JPEG.
     """
     steps = (np.arange(factor) + 0.5) * np.pi / factor
     colours = np.linalg.qr(np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]).T)[0].T
@@ -187,3 +218,22 @@ def cosine_basis(factor, channels):
     ]
     basis = np.stack([b.ravel() / np.linalg.norm(b) for b in basis], axis=1)
     return (basis / np.sqrt(factor)).astype(np.float32)
+
+
+def _cosine_transform(shape: tuple[int, ...]) -> np.ndarray:
+    return cosine_basis(math.isqrt(shape[0] // 3), shape[1])
+
+
+def _inverse_cosine_transform(shape: tuple[int, ...]) -> np.ndarray:
+    basis = cosine_basis(math.isqrt(shape[1] // 3), shape[0])
+    return basis.T / (basis**2).sum(0)[:, None]
+
+
+def _narrow_posterior(shape: tuple[int, ...]) -> np.ndarray:
+    return np.repeat(np.array([0, -5], np.float32), shape[0] // 2)
+
+
+COSINE_TRANSFORM = Computed(_cosine_transform)
+INVERSE_COSINE_TRANSFORM = Computed(_inverse_cosine_transform)
+NARROW_POSTERIOR = Computed(_narrow_posterior)
+"""Bias of mean 0 and log variance -5, so that a new VAE's posteriors are narrow."""

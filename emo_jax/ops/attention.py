@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ _MAX_FUSED_WIDTH = 128  # widest head that cuDNN accepts on every card; SD's VAE
 _MIN_FUSED_LENGTH = 64  # for 12 queries cuDNN took 1.7 times XLA's time in float32 on an H100 (emo bench attention)
 _BLOCKS = (512, 256, 128)  # block lengths of the TPU kernel; the largest that divides the sequence is used
 _BLOCK_BYTES = 2**19  # of one head's block: with more, a v4's fast memory is too small for the backward pass
-_PLATFORM = contextvars.ContextVar("platform", default=None)
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
@@ -110,13 +111,13 @@ def _flash(query: AnyArray, key: AnyArray, value: AnyArray) -> Array:
     lead, (heads, width) = query.shape[:-3], query.shape[-2:]
     lengths, blocks = (query.shape[-3], key.shape[-3]), _tpu_blocks(query, key)
     if blocks is None:
-        raise ValueError(f"query and key have shapes {query.shape} and {key.shape}; expected lengths in whole blocks")
+        raise ValueError(f"query and key have shapes {query.shape} and {key.shape}; expected multiples of a block")
     q, k = blocks
     flat = (jnp.moveaxis(a.reshape(-1, *a.shape[-3:]), -2, -3) for a in (query * width**-0.5, key, value))
     sizes = splash.BlockSizes(q, k, k, q, k, k, q, k)
     mask = splash.MultiHeadMask([splash.FullMask(lengths)] * heads)
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1)
-    out = jax.vmap(kernel)(*flat)  # (lead, heads, queries, features)
+    out: Any = jax.vmap(kernel)(*flat)  # (lead, heads, queries, features)
     return jnp.moveaxis(out, -3, -2).reshape(*lead, *query.shape[-3:])
 
 

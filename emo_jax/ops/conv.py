@@ -33,7 +33,7 @@ def convolve(
     same = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1) and list(padding) == [(1, 1), (1, 1)]
     if platform() == "cpu" and same and math.prod(x.shape[:3]) <= _PLACES and x.shape[-1] >= _WIDTH:
         return _matmul_3x3(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    return jax.lax.conv_general_dilated(jnp.asarray(x), jnp.asarray(kernel), strides, padding, **options)
 
 
 def _matmul_3x3(x: AnyArray, kernel: AnyArray) -> Array:

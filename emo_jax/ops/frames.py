@@ -63,7 +63,8 @@ def attention_over_frames(
     heads = query.shape[-2]
     flat = (a.reshape(-1, count * a.shape[-3], heads * a.shape[-1]) for a in (query, key, value))
     lengths = query.shape[-3], key.shape[-3]
-    return _attention(*flat, heads, lengths).reshape(query.shape)
+    out: Any = _attention(*flat, heads, lengths)
+    return out.reshape(query.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

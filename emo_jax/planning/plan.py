@@ -26,7 +26,7 @@ from emo_jax.distributed.devices import chip_of
 from emo_jax.distributed.mesh import batch_sharding, check_mesh, make_mesh, replicated, traced_for_mesh
 from emo_jax.files import write_text
 from emo_jax.generation.sampler import guided_denoiser, mesh_for
-from emo_jax.models.attention import Conditions
+from emo_jax.models.conditions import Conditions
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
 from emo_jax.ops.attention import traced_for
@@ -223,7 +223,7 @@ def _step(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, dict[
 def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, dict[str, Any], dict[str, Any]]:
     """Returns the same of a guided denoising step of one clip, its passes and frames split over the devices."""
     emo = build(config)
-    f, n, m = config.clip.frames, config.clip.motion_frames, config.clip.audio_window
+    f, m = config.clip.frames, config.clip.audio_window
     scales = config.sampling.reference_scale, config.sampling.audio_scale
     mode = guidance_mode(*scales)
     mesh = mesh_for(mode, f, list(devices)) or make_mesh(devices=list(devices)[:1])
@@ -233,15 +233,14 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
 
     def known(params, batch):
         images = jnp.concatenate([batch["reference"][:, None], batch["motion"]], axis=1)
-        features = emo.reference_features(params, emo.encode(params, images))
-        heard = emo.audio_features(params, batch["audio"], f + 2 * m)
-        sees = config.model.reference_attention != "off"
-        return Conditions(
-            reference=jax.tree.map(lambda a: a[:, :1], features) if sees else None,
-            motion=jax.tree.map(lambda a: a[:, 1:], features) if n else None,
-            audio=emo.audio_tokens(params, heard),
-            speed=emo.speed_features(params, batch["speed"]),
-            location=emo.location(params, batch["mask"]),
+        latents = emo.encode(params, images)
+        return emo.conditions(
+            params,
+            reference=latents[:, :1],
+            motion=latents[:, 1:],
+            audio=emo.audio_features(params, batch["audio"], f + 2 * m),
+            speed=batch["speed"],
+            mask=batch["mask"],
         )
 
     def step(params: Any, x: jax.Array, t: jax.Array, conditions: Conditions) -> jax.Array:

@@ -130,10 +130,10 @@ def encode_records(
     plan = LatentBuild(pathlib.Path(output).absolute(), source, layout, shards, seed, encoder_digest(flat))
     if plan.begin():
         write_shards(plan, RecordEncoder(emo, params, batch))
-        processes.wait("latents")  # until all processes have written their shards
-        if processes.first():
+        processes.barrier("latents")  # until all processes have written their shards
+        if processes.is_main():
             publish_latents(plan, encoder_magnitudes(flat))
-    if processes.first():
+    if processes.is_main():
         size = sum(path.stat().st_size for path in plan.target.iterdir())
         print(f"{plan.target}: {len(source)} records, {size / 2**20:.1f} MiB")
 

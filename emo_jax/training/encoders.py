@@ -40,7 +40,7 @@ def check_encoders(sources: Sequence[object], emo: EMO, mesh: Mesh, flat: Mappin
         return {path: jnp.abs(a.astype(jnp.float32)).mean() for path, a in params.items()}
 
     encoders = {path: a for path, a in flat.items() if ENCODERS.match(path)}
-    current = processes.together(jax.jit(mean_magnitudes, out_shardings=replicated(mesh)))(encoders)
+    current = processes.compile_together(jax.jit(mean_magnitudes, out_shardings=replicated(mesh)))(encoders)
     for source in stored:
         for path, expected in source.weights.items():
             if path in current and abs(float(current[path]) - expected) > TOLERANCE * max(expected, 1e-6):

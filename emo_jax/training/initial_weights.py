@@ -48,5 +48,5 @@ def initial_params(config: ConfigDict, emo: EMO) -> dict[str, Any]:
 
 
 def _warn(text: str) -> None:
-    if processes.first():
+    if processes.is_main():
         print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -82,9 +82,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
     writer = MetricsWriter(workdir, first, steps, flops)
     samples, skips = SampleWriter(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
     step_fn = ProfiledStep(
-        processes.together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
+        processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
     )
-    rescale, ending = _latent_rescaling(config, emo, mesh), processes.Ending()
+    rescale, ending = _latent_rescaling(config, emo, mesh), processes.Termination()
 
     with contextlib.ExitStack() as cleanup:  # also after an error: a save in progress ends, and so do Grain's workers
         cleanup.callback(_close, iterator)
@@ -97,9 +97,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
         for step in range(first + 1, steps + 1):
             waiting_since = time.perf_counter()
             try:
-                with ending.waiting():
+                with ending.interrupting():
                     local_batch = next_batch(iterator, step, config.train.stall_seconds)
-            except processes.Told:
+            except processes.Terminated:
                 if step - 1 > first and checkpoints.latest != step - 1:
                     checkpoints.save(step - 1, rescale(state, batch), iterator, config)
                 break
@@ -111,7 +111,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
             checkpoints.check()
             writer.add(metrics, waited)
 
-            terminated = ending.told(step)
+            terminated = ending.requested(step)
             last = step == steps or terminated
             if step % config.train.log_every == 0 or last:
                 writer.write(step)
@@ -139,7 +139,7 @@ def _check(config: ConfigDict) -> None:
 
 def _step_flops(config: ConfigDict, emo: emo_lib.EMO, state: TrainState, layout: Layout | None) -> int | None:
     """Counts the FLOPs of a step on process 0, which reports them; returns None elsewhere or if no step is left."""
-    if not processes.first() or int(state.step) >= config.train.steps:
+    if not processes.is_main() or int(state.step) >= config.train.steps:
         return None
     spec = element_spec(clip_of(config, get_stage(config.train.stage)), config.train.batch_size, layout)
     return step_flops(emo, config, state, {name: jax.ShapeDtypeStruct(*array) for name, array in spec.items()})
@@ -168,7 +168,8 @@ def _latent_rescaling(
     def measure(params: Any, frames: jax.Array) -> jax.Array:
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
-    measure_together = processes.together(jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh)))
+    jitted = jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh))
+    measure_together = processes.compile_together(jitted)
 
     def rescale(state: TrainState, batch: Mapping[str, jax.Array]) -> TrainState:
         scale = measure_together(state.params(ema=True), batch["frames"])

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Key, Num, PyTree
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion import schedule as diffusion
-from emo_jax.models.attention import Conditions
-from emo_jax.models.emo import EMO, mask_features, switch, to_float, whole
+from emo_jax.models.conditions import Conditions, mask_conditions
+from emo_jax.models.emo import EMO, to_float
+from emo_jax.models.placement import part_variables
 from emo_jax.training.stages import Stage
 
 Batch = Mapping[str, Array | np.ndarray]
@@ -36,7 +37,7 @@ def vae_loss(
         The loss and the metrics l1, psnr, kl.
     """
     images = to_float(batch["frames"])
-    vae, variables = cast(Any, emo.vae), whole(params["vae"])  # `apply` returns what the method returns
+    vae, variables = cast(Any, emo.vae), part_variables(params["vae"])  # `apply` returns what the method returns
     mean, logvar = vae.apply(variables, images, method="moments")
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     error = vae.apply(variables, z, method="decode_unscaled") - images
@@ -120,25 +121,20 @@ def _inputs(
     known, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
     blur = config.motion_noise * jax.random.normal(keys["motion"], known.shape)
     known = known.at[:, 1:].add(blur[:, 1:])
-    sees = emo.config.model.reference_attention != "off"
-    features = emo.reference_features(params, known) if sees or n else None
-    heard = emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None
-    conditions = Conditions(
-        reference=_frames(features, slice(0, 1)) if sees else None,
-        motion=mask_features(_frames(features, slice(1, None)), batch["has_motion"]) if n else None,
-        audio=emo.audio_tokens(params, heard),
-        speed=emo.speed_features(params, batch["speed"]) if stage.speed else None,
-        location=emo.location(params, batch["mask"]),
+    conditions = emo.conditions(
+        params,
+        reference=known[:, :1],
+        motion=known[:, 1:],
+        has_motion=batch["has_motion"],
+        audio=emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None,
+        speed=batch["speed"] if stage.speed else None,
+        mask=batch["mask"],
         temporal=stage.video,
     )
     alone = (("reference", config.drop_reference), ("audio", config.drop_audio))
     keep = [jax.random.bernoulli(keys[name], 1 - rate, (size,)) for name, rate in alone]
     either = jax.random.bernoulli(jax.random.fold_in(keys["reference"], 1), 1 - config.drop_both, (size,))
-    return x0, switch(conditions, *(kept & either for kept in keep))
-
-
-def _frames(features, which):
-    return jax.tree.map(lambda a: a[:, which], features)
+    return x0, mask_conditions(conditions, *(kept & either for kept in keep))
 
 
 def _sum_and_count(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, "2"]:

@@ -61,7 +61,7 @@ class SampleWriter:
             except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 print(f"warning: no samples at step {step}: {reason}", file=sys.stderr, flush=True)
-        processes.wait(f"samples of step {step}")
+        processes.barrier(f"samples of step {step}")
 
     def _on_one_device(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the params tree on one device, in the precision that it is used in."""

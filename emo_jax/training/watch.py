@@ -33,7 +33,7 @@ class ProfiledStep:
 
     def __call__(self, state: Any, batch: Any) -> Any:
         """Runs one step."""
-        if self._calls in self._traced and not self._tracing and processes.first():
+        if self._calls in self._traced and not self._tracing and processes.is_main():
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._tracing = True

@@ -122,7 +122,7 @@ def _start(emo, flat, path, shape, key, scaling_factor):
         if flat[source].shape != shape:
             raise ValueError(f"{path} has shape {shape} but {source}, which it starts from, {flat[source].shape}")
         return flat[source], f"a copy of {source}"
-    value = emo.fresh(path, shape, key)
+    value = emo.init_param(path, shape, key)
     return value, "zero" if not np.any(value) else "one" if np.all(value == 1) else "random"
 
 

@@ -63,7 +63,7 @@ class Checkpoints:
 
     def _note_sizes(self):
         """Puts the sizes of a checkpoint's files beside them, before it counts as whole: later losses then show."""
-        for folder in self._manager.directory.iterdir() if processes.first() else ():
+        for folder in self._manager.directory.iterdir() if processes.is_main() else ():
             if ocp.utils.is_tmp_checkpoint(folder):  # by its name, or in a bucket by a file that is still missing
                 (folder / _SIZES).write_text(json.dumps(_sizes(folder)))
 
@@ -75,7 +75,7 @@ class Checkpoints:
                 state = self.restore(step, shapes, iterator)
             except Damaged as error:
                 damaged.append(step)
-                if processes.first():
+                if processes.is_main():
                     print(f"warning: {error}", file=sys.stderr, flush=True)
                 continue
             self._put_aside(damaged)
@@ -88,9 +88,9 @@ class Checkpoints:
         """Or else the steps that follow could not be saved under their numbers."""
         if not steps:
             return
-        for step in steps if processes.first() else ():
+        for step in steps if processes.is_main() else ():
             put_aside(self._manager.directory / str(step))
-        processes.worst(0)  # all wait for the first
+        processes.max_over_processes(0)  # all wait for the first
         self._manager.reload()
 
     def restore(self, step, shapes, iterator):
@@ -110,7 +110,7 @@ class Checkpoints:
         except ValueError as caught:
             error = caught
         kinds = (None, ValueError, Damaged)
-        worst = kinds[processes.worst(0 if error is None else 2 if isinstance(error, Damaged) else 1)]
+        worst = kinds[processes.max_over_processes(0 if error is None else 2 if isinstance(error, Damaged) else 1)]
         if worst is not None:
             raise error if isinstance(error, worst) else worst(f"{folder} cannot be read by another process")
         iterator.set_state(place)

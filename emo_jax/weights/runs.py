@@ -186,7 +186,7 @@ def _read_newest(workdir: str | os.PathLike, step: int | None, read: Callable[[e
         except Damaged as error:
             damaged.append(str(error))
             continue
-        if damaged and processes.first():
+        if damaged and processes.is_main():
             print(f"warning: {_first_of(damaged)}; step {found} is read", file=sys.stderr, flush=True)
         return result
     raise ValueError(f"no checkpoint can be read: {_first_of(damaged)}; copy one back, or give another run")

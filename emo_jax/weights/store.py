@@ -156,7 +156,7 @@ def adopt(emo: EMO, flat: Flat, trained: Collection[str], key: jax.Array, origin
         path, more = needed[0], len(needed) - 1
         reason = f"has shape {flat[path].shape}; expected {shapes[path]}" if path in flat else "is missing"
         raise ValueError(f"{origin}: the weights are of another config: {path} {reason} (and {more} more)")
-    return {p: emo.fresh(p, shape, key) if p in fresh else flat[p] for p, shape in shapes.items()}, fresh
+    return {p: emo.init_param(p, shape, key) if p in fresh else flat[p] for p, shape in shapes.items()}, fresh
 
 
 def load_model(name: Name, image_size: tuple[int, int] | None = None) -> tuple[EMO, dict[str, Any]]:

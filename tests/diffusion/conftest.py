@@ -1,3 +1,5 @@
+"""The schedule fixture."""
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -18,5 +20,5 @@ SD15 = dict(
 
 @pytest.fixture(scope="session")
 def schedule():
-    """Makes Stable Diffusion 1.5's schedule with some fields changed."""
+    """Function that builds Stable Diffusion 1.5's schedule with some fields changed."""
     return lambda **changes: make_schedule(ConfigDict(SD15 | changes))

@@ -1,3 +1,5 @@
+"""Clips and segments: carry, keys and counts."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ B, F, LATENT = 2, 3, (2, 2, 1)
 
 
 def make_clip(carry, inputs):
-    """New frames depend on everything: noise, the audio, the motion frames and has_motion."""
+    """Returns frames that depend on the noise, the audio, the motion frames and has_motion."""
     motion, has_motion = carry
     audio, key = inputs
     past = motion.sum(axis=1, keepdims=True) + 10 * has_motion.reshape(B, 1, 1, 1, 1)
@@ -17,7 +19,7 @@ def make_clip(carry, inputs):
 
 
 def video(clips, K, n):
-    """`clips` clips in segments of K; counts the traces."""
+    """Generates clips in segments of K; also counts the traces."""
     traces = 0
 
     @jax.jit
@@ -35,28 +37,30 @@ def video(clips, K, n):
 
 @pytest.mark.parametrize("n", [0, 2])
 def test_segment_size_does_not_change_the_video(n):
-    whole, carry, _ = video(6, 6, n)
-    assert whole.shape == (6, B, F, *LATENT)
+    full, carry, _ = video(6, 6, n)
+    assert full.shape == (6, B, F, *LATENT)
     for K in (1, 3):
         parts, _, traces = video(6, K, n)
-        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(parts, full, rtol=1e-5, atol=1e-5)
         assert traces == 1
 
 
 @pytest.mark.parametrize("n", [0, 2])
-def test_the_carry_is_the_last_frames(n):
+def test_the_carry_holds_the_last_frames(n):
     latents, (motion, has_motion), _ = video(2, 2, n)
     np.testing.assert_array_equal(motion, latents[-1][:, F - n :])
     assert has_motion.all() and not first_carry(B, n, LATENT)[1].any()
 
 
-def test_clips_see_the_motion_frames_but_the_first_sees_zeros():
-    seen = lambda carry, _: jnp.full((B, F, *LATENT), 1.0) + carry[0].sum() + 100 * carry[1].all()  # noqa: E731
-    _, latents = scan_clips(seen, first_carry(B, 1, LATENT), jnp.arange(2))
+def test_clips_get_the_motion_frames_and_the_first_gets_zeros():
+    def depends_on_carry(carry, _):
+        return jnp.full((B, F, *LATENT), 1.0) + carry[0].sum() + 100 * carry[1].all()
+
+    _, latents = scan_clips(depends_on_carry, first_carry(B, 1, LATENT), jnp.arange(2))
     assert (latents[0] == 1).all() and (latents[1] == 1 + B * np.prod(LATENT) + 100).all()
 
 
-def test_clip_keys_are_the_absolute_ones_and_differ():
+def test_clip_keys_depend_on_the_absolute_index_and_differ():
     data = jax.random.key_data(clip_keys(jax.random.key(0), 0, 5))
     assert len(np.unique(data, axis=0)) == 5
     np.testing.assert_array_equal(jax.random.key_data(clip_keys(jax.random.key(0), 3, 2)), data[3:])
@@ -67,7 +71,7 @@ def test_segments_cover_every_frame(frames, expected):
     assert segments(frames, 12, 2) == expected
 
 
-def test_bad_input():
+def test_bad_input_raises():
     with pytest.raises(ValueError, match="motion_frames"):
         scan_clips(make_clip, first_carry(B, F + 1, LATENT), (jnp.zeros(1), clip_keys(jax.random.key(0), 0, 1)))
     with pytest.raises(ValueError, match="at least 1"):

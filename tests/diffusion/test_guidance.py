@@ -1,3 +1,5 @@
+"""Guidance: modes, equations, and one batched call per step."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ X, T = jnp.arange(6.0).reshape(2, 3), jnp.array([5, 9])
 
 
 def denoise(x, t, reference_on, audio_on):
-    """Differs in every argument; reference and audio interact."""
+    """Depends on every argument; reference and audio interact."""
     r, a = reference_on[:, None].astype(float), audio_on[:, None].astype(float)
     return x + t[:, None] + 10 * r + 3 * a * x + 7 * r * a
 
@@ -27,7 +29,7 @@ def test_scales_of_one_are_the_conditional_pass(mode):
     np.testing.assert_allclose(run(mode, 1.0, 1.0), one_pass(True, True), rtol=1e-6)
 
 
-def test_each_mode_is_its_equation():
+def test_each_mode_follows_its_equation():
     off, reference, both = one_pass(False, False), one_pass(True, False), one_pass(True, True)
     np.testing.assert_allclose(run("joint", 3.5, 3.5), off + 3.5 * (both - off), rtol=1e-5)
     np.testing.assert_allclose(run("audio", 1.0, 4.0), reference + 4 * (both - reference), rtol=1e-5)
@@ -44,7 +46,7 @@ def test_each_mode_is_its_equation():
         ((2.0, 1.0), "separate"),
     ],
 )
-def test_the_cheapest_mode_is_exact(scales, mode):
+def test_guidance_mode_is_exact(scales, mode):
     assert guidance_mode(*scales) == mode
     np.testing.assert_allclose(run(mode, *scales), run("separate", *scales), rtol=1e-5)
 
@@ -61,7 +63,7 @@ def test_one_batched_call_and_one_trace_for_every_scale():
     assert calls == [((6, 3), (6,), (6,), jnp.bool_)]
 
 
-def test_bad_input():
+def test_bad_input_raises():
     with pytest.raises(ValueError, match="both"):
         guide(denoise, "both", 1.0, 1.0)
     with pytest.raises(ValueError, match="separate"):

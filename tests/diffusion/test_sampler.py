@@ -1,4 +1,4 @@
-"""Solvers and sampler on Gaussian data N(MEAN, STD^2), where the best prediction and the exact solution are known."""
+"""Solvers and sampler on Gaussian data N(MEAN, STD^2), whose optimal prediction and exact solution are known."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def denoiser(s, kind):
 
 
 def error(s, name, ts, kind="v"):
-    """Largest distance from the exact solution of the probability-flow ODE."""
+    """Returns the largest distance from the exact solution of the probability-flow ODE."""
     x_T = jnp.linspace(-2, 2, 8).reshape(2, 4)
     x = sample(denoiser(s, kind), s, make_solver(name, s), x_T, ts, jax.random.key(0))
     alpha, sigma = s.alphas[ts[0]], s.sigmas[ts[0]]
@@ -33,7 +33,7 @@ def error(s, name, ts, kind="v"):
 
 
 def even_in_lambda(s, steps):
-    """The timesteps for which the order of DPM-Solver++ shows: the others end with a long step of first order."""
+    """Returns timesteps that reveal the order of DPM-Solver++; other spacings end with a long first-order step."""
     lambdas = np.asarray(s.lambdas[:-1])
     inner = [np.abs(lambdas - value).argmin() for value in np.linspace(lambdas[998], lambdas[0], steps)[1:]]
     return np.array([999, *inner], np.int32)
@@ -41,7 +41,7 @@ def even_in_lambda(s, steps):
 
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
-def test_error_falls_with_steps(schedule, name, zero):
+def test_error_decreases_with_steps(schedule, name, zero):
     s = schedule(zero_terminal_snr=zero, prediction="v")
     errors = [error(s, name, timesteps(s, steps, "trailing")) for steps in (10, 40)]
     assert 0 < 2 * errors[1] < errors[0] < 0.5
@@ -68,14 +68,14 @@ def test_few_steps_are_finite(schedule, name, steps, zero):
     assert np.isfinite(error(s, name, timesteps(s, steps, "trailing")))
 
 
-def test_dpm_solver_follows_algorithm_2_of_its_paper(schedule):
+def test_dpm_solver_follows_algorithm_2(schedule):
     s, ts = schedule(), [901, 601, 301, 101]
     x, x0_last, h_last = np.array([[0.3, -1.2]]), None, None
     solver = make_solver("dpm++2m", s)
     got = jnp.asarray(x, jnp.float32)
     state = solver.init(got)
     for t, t_next in zip(ts, ts[1:], strict=False):
-        x0 = np.sin(x * 3 + t)  # any smooth function will do
+        x0 = np.sin(x * 3 + t)  # any smooth function
         h = float(s.lambdas[t_next] - s.lambdas[t])
         d = x0 if h_last is None else (1 + h / (2 * h_last)) * x0 - h / (2 * h_last) * x0_last
         x = float(s.sigmas[t_next] / s.sigmas[t]) * x - float(s.alphas[t_next]) * np.expm1(-h) * d
@@ -91,11 +91,11 @@ def test_stochastic_ddim_draws_from_the_data_distribution(schedule):
     run = jax.jit(lambda key: sample(denoiser(s, "eps"), s, solver, x_T, ts, key))
     a, b = run(jax.random.key(2)), run(jax.random.key(3))
     assert abs(a.mean() - MEAN) < 0.03 and abs(a.std() - STD) < 0.03
-    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1  # the noise decides, not x_T
+    assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.1  # determined by the noise, not by x_T
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_ddim_may_end_at_timestep_0(schedule, eta):
+def test_ddim_without_alpha_to_one_ends_at_timestep_0(schedule, eta):
     s, x = schedule(), jnp.ones((1, 2))
     x0, eps = jnp.zeros((1, 2)), jnp.ones((1, 2))
     end, _ = ddim(s, eta, alpha_to_one=False).step((), x, x0, eps, 0, -1, jax.random.key(0))
@@ -104,7 +104,7 @@ def test_ddim_may_end_at_timestep_0(schedule, eta):
     np.testing.assert_array_equal(end, x0)
 
 
-def test_one_trace_serves_every_seed_and_input_dtype_stays_float32(schedule):
+def test_one_trace_serves_every_seed_and_the_result_is_float32(schedule):
     s, traces = schedule(), 0
 
     @jax.jit
@@ -119,7 +119,7 @@ def test_one_trace_serves_every_seed_and_input_dtype_stays_float32(schedule):
 
 
 @pytest.mark.parametrize("arguments", [("euler",), ("dpm++2m", 0.5), ("ddim", 2.0)])
-def test_unknown_solver_or_option(schedule, arguments):
+def test_unknown_solver_or_option_raises(schedule, arguments):
     name, *rest = arguments
     with pytest.raises(ValueError, match="expected"):
         make_solver(name, schedule(), *rest)

@@ -13,7 +13,7 @@ from emo_jax.diffusion.schedule import (
 )
 
 
-def test_golden_numbers_of_stable_diffusion(schedule):
+def test_alphas_of_stable_diffusion(schedule):
     sd15 = schedule()
     assert sd15.alphas_cumprod.shape == (1000,) and sd15.train_steps == 1000
     np.testing.assert_allclose(sd15.alphas_cumprod[jnp.array([0, 999])], [0.99915, 0.004660], rtol=2e-4)
@@ -22,7 +22,7 @@ def test_golden_numbers_of_stable_diffusion(schedule):
     assert sd15.alphas[-1] == 1 and sd15.sigmas[-1] == 0  # t = -1 is clean data
 
 
-def test_zero_terminal_snr_moves_the_end_and_keeps_the_start(schedule):
+def test_zero_terminal_snr_changes_the_end_and_keeps_the_start(schedule):
     zero = schedule(zero_terminal_snr=True, prediction="v")
     assert zero.alphas_cumprod[999] == 0 and zero.sigmas[999] == 1
     np.testing.assert_allclose(zero.alphas[0], schedule().alphas[0], rtol=1e-6)
@@ -40,7 +40,7 @@ def test_convert_inverts_target(schedule, kind, zero):
     np.testing.assert_allclose(got_eps, noise, atol=2e-5)
 
 
-def test_add_noise_uses_each_samples_own_timestep(schedule):
+def test_add_noise_uses_the_timestep_of_each_sample(schedule):
     s = schedule(zero_terminal_snr=True, prediction="v")
     x0, noise = jnp.ones((2, 3, 4)), jnp.full((2, 3, 4), 5.0)
     x_t = add_noise(s, x0, noise, jnp.array([999, -1]))
@@ -49,7 +49,7 @@ def test_add_noise_uses_each_samples_own_timestep(schedule):
 
 
 def test_min_snr_weights_agree_between_parametrizations(schedule):
-    """Weight times loss is the same number, whichever of eps, v, x0 the loss is measured in."""
+    """The weighted loss is equal for losses of eps, v and x0."""
     s, t = schedule(), jnp.array([0, 50, 400, 999])
     snr = s.alphas_cumprod[t] / (1 - s.alphas_cumprod[t])
     np.testing.assert_allclose(loss_weight(s, t, "x0", 5.0), np.minimum(snr, 5), rtol=1e-3)
@@ -76,7 +76,7 @@ def test_the_terminal_step_is_trained_at_zero_snr(schedule, kind):
         ("trailing", 1000, np.arange(999, -1, -1)),
     ],
 )
-def test_timesteps_are_those_of_diffusers(schedule, spacing, steps, expected):
+def test_timesteps_equal_those_of_diffusers(schedule, spacing, steps, expected):
     ts = timesteps(schedule(), steps, spacing)
     assert ts.dtype == np.int32
     np.testing.assert_array_equal(ts, expected)
@@ -87,7 +87,7 @@ def test_noise_offset_is_shared_by_frames_and_pixels(schedule):
     plain, offset = draw_noise(schedule(), key, shape), draw_noise(schedule(noise_offset=0.5), key, shape)
     difference = np.asarray(offset - plain)
     np.testing.assert_allclose(difference, np.broadcast_to(difference[:, :1, :1, :1], shape), atol=1e-6)
-    assert len(np.unique(difference[:, 0, 0, 0].round(4))) == 4  # one for each sample and channel
+    assert len(np.unique(difference[:, 0, 0, 0].round(4))) == 4  # one per sample and channel
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_noise_offset_is_shared_by_frames_and_pixels(schedule):
         {"noise_offset": -0.1},
     ],
 )
-def test_bad_config_is_one_line_that_names_the_field(schedule, change):
+def test_bad_config_raises_with_the_field(schedule, change):
     with pytest.raises(ValueError, match=next(iter(change))) as error:
         schedule(**change)
     assert "\n" not in str(error.value)
 
 
-def test_bad_input(schedule):
+def test_bad_input_raises(schedule):
     zero, t, x = schedule(zero_terminal_snr=True, prediction="v"), jnp.array([1]), jnp.ones((1, 2))
     for call in (
         lambda: convert(zero, x, x, t, "eps"),

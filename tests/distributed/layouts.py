@@ -1,4 +1,4 @@
-"""What one device gives against what eight give in each layout; run in a process of eight CPU devices."""
+"""Comparisons of eight devices, in each layout, with one device; run in a process with eight CPU devices."""
 
 import json
 import os
@@ -27,7 +27,7 @@ LAYOUTS = {
 
 
 def report(call):
-    """What `call`, such as "steps('vae', ['data 8'])", returns where there are eight devices."""
+    """Returns the result of a call, such as "steps('vae', ['data 8'])", in a process with eight devices."""
     code = f"import json; from tests.distributed import layouts; print('REPORT', json.dumps(layouts.{call}))"
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -38,7 +38,7 @@ def report(call):
 
 
 def smallest_config(stage):
-    """`training_config` with a UNet of one level and a VAE of two: these programs are compiled for each layout."""
+    """Returns `training_config` with a UNet of one level and a VAE of two, which are compiled for each layout."""
     from tests.steps import training_config
 
     config = training_config(stage)
@@ -50,7 +50,7 @@ def smallest_config(stage):
 
 
 def steps(stage, names):
-    """{layout: how far two training steps are from two on one device, and what the compiled step moves}."""
+    """Returns {layout: distances of two training steps from those on one device, and bytes of the collectives}."""
 
     from emo_jax.models.emo import build
     from emo_jax.training.stages import get_stage
@@ -69,37 +69,37 @@ def steps(stage, names):
         step = make_step(emo, config, mesh, state).lower(state, batches[0]).compile(compiler_options=FAST)
         losses = []
         for batch in batches:
-            state, told = step(state, batch)
-            losses.append([float(told["loss"]), float(told["grad_norm"])])
+            state, result = step(state, batch)
+            losses.append([float(result["loss"]), float(result["grad_norm"])])
         return state, losses, step
 
-    alone, losses, _ = run(make_mesh(devices=jax.devices()[:1]))
-    alone, found = jax.device_get(alone), {}
+    reference, losses, _ = run(make_mesh(devices=jax.devices()[:1]))
+    reference, results = jax.device_get(reference), {}
     for name in names:
         mesh = make_mesh(**LAYOUTS[name], clips=get_stage(stage).video)
         check_mesh(mesh, config)
-        state, told, step = run(mesh)
+        state, layout_losses, step = run(mesh)
         least = SMALL if mesh.shape["fsdp"] > 1 else 1
-        found[name] = dict(
-            losses=float(np.abs(np.array(told) / np.array(losses) - 1).max()),
+        results[name] = dict(
+            losses=float(np.abs(np.array(layout_losses) / np.array(losses) - 1).max()),
             share=_share(state.trained, least), optimizer_share=_share(state.opt_state, least),
         )  # fmt: skip
         after = jax.device_get(state)
-        found[name] |= {
-            "gradients": _distance(_moments(after), _moments(alone)),
-            "parameters": _distance(after.trained, alone.trained, start.trained),
-            "average": _distance(after.ema, alone.ema, start.ema),
-            "frozen": _distance(after.frozen, alone.frozen),
+        results[name] |= {
+            "gradients": _distance(_moments(after), _moments(reference)),
+            "parameters": _distance(after.trained, reference.trained, start.trained),
+            "average": _distance(after.ema, reference.ema, start.ema),
+            "frozen": _distance(after.frozen, reference.frozen),
         }
         parameters = state.trained | state.frozen
-        found[name] |= moved(step.as_text()) | dict(bytes=sum(a.nbytes for a in parameters.values()))
-        found[name]["largest"] = max(a.nbytes for a in parameters.values())
-    return found
+        results[name] |= collectives(step.as_text()) | dict(bytes=sum(a.nbytes for a in parameters.values()))
+        results[name]["largest"] = max(a.nbytes for a in parameters.values())
+    return results
 
 
 def level(names):
-    """The same of the gradients of one level of the UNet, with all its parts."""
-    from emo_jax.models.attention import Conditions
+    """As `steps`, for the gradients of one level of the UNet with all parts."""
+    from emo_jax.models.conditions import Conditions
     from emo_jax.models.unet import Block, UNetConfig
 
     config = UNetConfig((16,), (True,), 1, 2, 8, 4, reference="cross", audio=True, temporal=True, speed=True)
@@ -108,27 +108,27 @@ def level(names):
     def draw(*shape):
         return rng.normal(size=shape).astype(np.float32)
 
-    seen = Conditions(
+    conditions = Conditions(
         reference={"level.0": draw(8, 1, 4, 4, 16)}, motion={"level.0": draw(8, 2, 4, 4, 16)},
         audio=draw(8, 4, 2, 16), speed=draw(8, 6, 16),
     )  # fmt: skip
     x, temb = draw(8, 4, 4, 4, 16), draw(8, 1, 32)
 
-    def made():
+    def block():
         return Block(config, "level", 16, 1, True, "down")
 
-    def loss(params, x, temb, seen):
+    def loss(params, x, temb, conditions):
         variables = {"params": unflatten_dict(params, sep="/")}
-        return (made().apply(variables, x, temb, seen)[0] ** 2).mean()
+        return (block().apply(variables, x, temb, conditions)[0] ** 2).mean()
 
-    shapes = jax.eval_shape(lambda: made().init(jax.random.key(0), x, temb, seen)["params"])
+    shapes = jax.eval_shape(lambda: block().init(jax.random.key(0), x, temb, conditions)["params"])
     params = {path: 0.3 * draw(*a.shape) for path, a in flatten_dict(shapes, sep="/").items()}
 
-    return _compared(loss, params, (x, temb, seen), names)
+    return _compare(loss, params, (x, temb, conditions), names)
 
 
 def vectors(names):
-    """The same of the gradients of layers on a vector for each sample or frame, and the bytes of their parameters."""
+    """As `level`, for layers on one vector per sample or frame; also returns the bytes of their parameters."""
     import flax.linen as nn
 
     from emo_jax.models.audio_projector import AudioProjector
@@ -146,15 +146,15 @@ def vectors(names):
     params = {path: 0.3 * rng.normal(size=a.shape).astype(np.float32) for path, a in shapes.items()}
 
     def loss(params, *inputs):
-        made = Layers().apply({"params": unflatten_dict(params, sep="/")}, *inputs)
-        return sum((a**2).mean() for a in made)
+        outputs = Layers().apply({"params": unflatten_dict(params, sep="/")}, *inputs)
+        return sum((a**2).mean() for a in outputs)
 
-    found = _compared(loss, params, inputs, names)
-    return {name: told | dict(bytes={path: a.nbytes for path, a in params.items()}) for name, told in found.items()}
+    sizes = {path: a.nbytes for path, a in params.items()}
+    return {name: result | dict(bytes=sizes) for name, result in _compare(loss, params, inputs, names).items()}
 
 
-def _compared(loss, params, inputs, names):
-    """{layout: how far loss(params, *inputs) and its gradients are from one device's, and what they move}."""
+def _compare(loss, params, inputs, names):
+    """Returns {layout: distances of loss(params, *inputs) and its gradients from one device's, and collectives}."""
 
     from tests.steps import FAST
 
@@ -170,16 +170,16 @@ def _compared(loss, params, inputs, names):
         return value, gradients, step.as_text()
 
     value, gradients, _ = run(make_mesh(devices=jax.devices()[:1]))
-    found = {}
+    results = {}
     for name in names:
-        told, moments, program = run(make_mesh(**LAYOUTS[name]))
-        found[name] = dict(losses=abs(float(told / value) - 1), gradients=_distance(moments, gradients))
-        found[name] |= moved(program)
-    return found
+        layout_value, layout_gradients, program = run(make_mesh(**LAYOUTS[name]))
+        error = abs(float(layout_value / value) - 1)
+        results[name] = dict(losses=error, gradients=_distance(layout_gradients, gradients)) | collectives(program)
+    return results
 
 
 def sampling():
-    """How far a video of two segments, made with guidance by all devices, is from that of one."""
+    """Compares a guided video of two segments, generated on all devices, with that of one device."""
     from emo_jax.generation.sampler import VideoSampler, mesh_for
     from emo_jax.models.emo import build
     from tests.steps import random_params
@@ -200,20 +200,20 @@ def sampling():
     )  # fmt: skip
 
 
-def moved(program):
-    """{collective: the bytes that each one of its kind gives} of a compiled program; XLA may join several in one."""
+def collectives(program):
+    """Returns {collective: bytes of the result of each one} of a compiled program; XLA may combine several."""
     from emo_jax.planning.roofline import arrays
 
-    found = {kind: [] for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")}
+    sizes = {kind: [] for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")}
     for line in re.finditer(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)(-start)?\(.*", program):
-        if "/fft" in line[0]:  # of mel spectra, which XLA's partitioner cannot split; not of parameters
+        if "/fft" in line[0]:  # mel spectra, which XLA's partitioner cannot split
             continue
-        found[line[2]].append(sum(size for _, size in arrays(line[1])))
-    return found
+        sizes[line[2]].append(sum(size for _, size in arrays(line[1])))
+    return sizes
 
 
 def _share(tree, least):
-    """The part of a tree's elements that lies on one device, of arrays of at least so many elements."""
+    """Returns the share of a tree's elements that one device holds, counting arrays of at least `least` elements."""
     leaves = [a for a in jax.tree.leaves(tree) if a.size >= least]
     return sum(a.addressable_shards[0].data.size for a in leaves) / sum(a.size for a in leaves)
 
@@ -225,27 +225,27 @@ def _moments(state):
 
 
 def _distance(one, other, origin=None):
-    """Norm of the difference over the norm of (the change of) the other; 0 for equal ones."""
+    """Returns the norm of the difference over the norm of the other tree, or of its change from the origin."""
     flat = [np.concatenate([np.ravel(tree[path]) for path in sorted(other)]) for tree in (one, other)]
     change = flat[1] if origin is None else flat[1] - np.concatenate([np.ravel(origin[path]) for path in sorted(other)])
     return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(change))
 
 
 def sampled_weights():
-    """Returns how parameters sharded over eight devices reach the sampler of training's sample videos."""
+    """Describes parameters that were split over eight devices when they reach the sampler of sample videos."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     from emo_jax.training.samples import SampleWriter
 
-    config, kept = smallest_config("video"), []
+    config, fetched = smallest_config("video"), []
     config.model.dtype = "bfloat16"
     split = NamedSharding(make_mesh(data=1, fsdp=8), PartitionSpec(None, "fsdp"))
     kernel = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
     names = ("conv_in", "conv_out")
     samples = SampleWriter(config, None, "", None)
-    samples._write = lambda step, params: kept.append(params["backbone"])
+    samples._write = lambda step, params: fetched.append(params["backbone"])
     samples.write(1, {f"backbone/{name}/kernel": jax.device_put(kernel, split) for name in names})
-    first, last = (kept[0][name]["kernel"] for name in names)
+    first, last = (fetched[0][name]["kernel"] for name in names)
     return dict(
         devices=len(first.devices() | last.devices()),
         kernel=str(first.dtype),
@@ -255,7 +255,7 @@ def sampled_weights():
 
 
 def resnet(clips, names):
-    """{layout: a device's share of the FLOPs of a resnet's gradient, how far that is from one device's}."""
+    """Returns {layout: a device's share of the FLOPs of a resnet's gradient, and its distance from one device's}."""
 
     from emo_jax.models.layers import ResnetBlock
 
@@ -266,12 +266,12 @@ def resnet(clips, names):
     def gradient(params, x):
         return jax.grad(lambda params: (block.apply(params, constrain(x, "spatial")) ** 2).sum())(params)
 
-    alone, told = jax.jit(gradient).lower(params, x).compile(), {}
+    single, results = jax.jit(gradient).lower(params, x).compile(), {}
     for name in names:
         mesh = make_mesh(**LAYOUTS[name])
         placed = replicated(mesh), batch_sharding(mesh)
         split = jax.jit(traced_for_mesh(mesh, gradient), in_shardings=placed).lower(params, x).compile()
-        pairs = zip(jax.tree.leaves(alone(params, x)), jax.tree.leaves(split(params, x)), strict=True)
+        pairs = zip(jax.tree.leaves(single(params, x)), jax.tree.leaves(split(params, x)), strict=True)
         error = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
-        told[name] = dict(share=split.cost_analysis()["flops"] / alone.cost_analysis()["flops"], error=error)
-    return told
+        results[name] = dict(share=split.cost_analysis()["flops"] / single.cost_analysis()["flops"], error=error)
+    return results

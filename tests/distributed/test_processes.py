@@ -1,4 +1,4 @@
-"""Several processes: how they are told of each other, and that they train as one does, whatever kills them."""
+"""Several processes: how they join, and that they train as one process does after any of them is killed."""
 
 import os
 import re
@@ -22,7 +22,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "
 
 @pytest.fixture
 def started(monkeypatch):
-    """What jax.distributed.initialize was called with; nothing is started."""
+    """Options of the calls of jax.distributed.initialize, which starts nothing."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
     for name in VARIABLES:
@@ -30,118 +30,119 @@ def started(monkeypatch):
     return calls
 
 
-def test_flags_and_variables_name_the_processes(started, monkeypatch):
-    told = dict(coordinator_address="host:12", num_processes=4, process_id=3, cluster_detection_method="deactivate")
+def test_arguments_and_environment_variables_give_the_processes(started, monkeypatch):
+    expected = dict(coordinator_address="host:12", num_processes=4, process_id=3, cluster_detection_method="deactivate")
     processes.start("host:12", 4, 3)
     for name, value in zip(VARIABLES, ("host:12", "4", "3"), strict=False):
         monkeypatch.setenv(name, value)
     processes.start()
-    assert started == [told | dict(heartbeat_timeout_seconds=processes.HEARTBEAT)] * 2
-    processes.start(process=1)  # a flag goes before its variable
+    assert started == [expected | dict(heartbeat_timeout_seconds=processes.HEARTBEAT)] * 2
+    processes.start(process=1)  # an argument overrides its variable
     assert started[-1]["process_id"] == 1 and started[-1]["num_processes"] == 4
 
 
-def test_a_cluster_is_asked_where_nothing_is_told(started, monkeypatch):
+def test_jax_detects_the_cluster_without_arguments(started, monkeypatch):
     processes.start()
     assert len(started) == 1 and "coordinator_address" not in started[0]
-    monkeypatch.setenv("SLURM_NTASKS", "1")  # alone: JAX would take one GPU of many
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # a single task: JAX would use one GPU of many
     processes.start()
     assert len(started) == 1
 
 
-def test_without_a_cluster_the_process_is_alone(monkeypatch):
+def test_without_a_cluster_the_process_runs_alone(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
-    def nobody(**options):
+    def no_cluster(**options):
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(jax.distributed, "initialize", nobody)
+    monkeypatch.setattr(jax.distributed, "initialize", no_cluster)
     processes.start()
-    assert processes.first() and processes.worst(2) == 2 and processes.fetch({"a": 1}) == {"a": 1}
+    assert processes.is_main() and processes.max_over_processes(2) == 2 and processes.fetch({"a": 1}) == {"a": 1}
 
 
-def test_a_program_that_has_used_jax_is_alone(monkeypatch):
+def test_a_program_that_has_used_jax_runs_alone(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     assert jax.devices()
     processes.start()
     assert jax.process_count() == 1
-    with pytest.raises(ValueError, match="cannot join the other processes at localhost:1 .*must be called before"):
+    with pytest.raises(ValueError, match="localhost:1 .*must be called before"):
         processes.start("localhost:1", 2, 0)
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("host:12", 4, None), r"--process \(or JAX_PROCESS_ID\) missing"),
-    ((None, 4, None), r"--coordinator .* and --process .* missing"),
-    (("host:12", 4, 4), "--process is 4 of 4 processes; expected 0 to 3"),
-    (("host", 4, 0), "--coordinator is 'host'; expected HOST:PORT"),
-    (("host:12", "four", 0), "--processes .* is 'four'; expected a whole number"),
+    (("host:12", 4, None), "JAX_PROCESS_ID"),
+    ((None, 4, None), "--coordinator .* --process "),
+    (("host:12", 4, 4), "--process is 4"),
+    (("host", 4, 0), "--coordinator is 'host'"),
+    (("host:12", "four", 0), "--processes .* 'four'"),
 ])  # fmt: skip
-def test_what_does_not_fit_together_is_one_line(started, arguments, message):
+def test_inconsistent_arguments_raise(started, arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         processes.start(*arguments)
     assert "\n" not in str(caught.value) and not started
 
 
-def test_nobody_there_is_one_line(started, monkeypatch):
+def test_an_unreachable_coordinator_raises(started, monkeypatch):
     def refused(**options):
         raise RuntimeError("DEADLINE_EXCEEDED:\nno answer")
 
     monkeypatch.setattr(jax.distributed, "initialize", refused)
-    with pytest.raises(ValueError, match="cannot join the other processes at host:12 .*no answer") as caught:
+    with pytest.raises(ValueError, match="host:12 .*no answer") as caught:
         processes.start("host:12", 2, 1)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize\nbackend 'cuda'")])
-def test_a_platform_that_is_not_installed_is_one_line(monkeypatch, error):
-    def none():
+def test_a_platform_that_is_not_installed_raises(monkeypatch, error):
+    def fail():
         raise error
 
-    monkeypatch.setattr(jax, "devices", none)
-    with pytest.raises(ValueError, match=r"JAX finds no devices .*'\.\[cuda\]'") as caught:
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(ValueError, match=r"\.\[cuda\]") as caught:
         processes.check_devices()
     assert "\n" not in str(caught.value)
 
 
-# ---- really several processes, on CPU devices
+# ---- several processes on CPU devices
 
 
 @pytest.fixture(scope="module")
 def eight_people(tmp_path_factory):
-    """As many records as there are devices."""
+    """One record per device."""
     return draw_people(tmp_path_factory.mktemp("people") / "records", 8, 0.4)
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed_as_one_or_four_train_as_if_nothing_had_been(eight_people, tmp_path):
+def test_a_killed_run_of_two_processes_resumes_on_one_or_four_with_equal_losses(eight_people, tmp_path):
     killed = Run(tmp_path, "parts", eight_people, 2, 4, steps=600, batch_size=8)
-    killed.until(killed.saved)  # written beside the steps that follow
+    killed.until(killed.saved)  # checkpoints are written while training continues
     killed.processes[1].send_signal(signal.SIGKILL)
     since = time.monotonic()
     statuses = killed.wait()
     assert statuses[1] == -signal.SIGKILL and statuses[0] not in (0, 2), killed.log.read_text()
-    assert time.monotonic() - since < 60  # the other does not wait for it for long
+    assert time.monotonic() - since < 60  # the other process ends soon
     assert re.search(r"stopped sending heartbeats\):\s+1\n", killed.log.read_text()), killed.log.read_text()
     saved = killed.saved()
     assert saved >= 2
     last = saved + 4
 
     shutil.copytree(killed.workdir, tmp_path / "copy")
-    whole = Run(tmp_path, "whole", eight_people, 1, 8, steps=last, batch_size=8)
-    assert whole.wait() == [0], whole.log.read_text()
-    assert list(whole.losses()) == list(range(1, last + 1))
+    uninterrupted = Run(tmp_path, "uninterrupted", eight_people, 1, 8, steps=last, batch_size=8)
+    assert uninterrupted.wait() == [0], uninterrupted.log.read_text()
+    assert list(uninterrupted.losses()) == list(range(1, last + 1))
     parts = [killed]
     for name, count in (("parts", 1), ("copy", 4)):
-        more = [f"--config.train.mesh.dcn_data={count}"]  # what lies between processes carries gradients alone
+        more = [f"--config.train.mesh.dcn_data={count}"]  # only gradients are sent between processes
         again = Run(tmp_path, name, eight_people, count, 8 // count, steps=last, batch_size=8, more=more)
         assert again.wait() == [0] * count, again.log.read_text()
         assert list(again.losses()) == list(range(saved + 1, last + 1))
         parts.append(again)
     for part in parts:
         steps = [step for step in part.losses() if step <= last]
-        np.testing.assert_allclose([part.losses()[k] for k in steps], [whole.losses()[k] for k in steps], rtol=2e-3)
+        losses = [uninterrupted.losses()[k] for k in steps]
+        np.testing.assert_allclose([part.losses()[k] for k in steps], losses, rtol=2e-3)
 
 
 PLACED = """
@@ -159,7 +160,7 @@ assert (multihost_utils.process_allgather(placed, tiled=True) == batch).all()
 
 
 @pytest.mark.slow
-def test_samples_lie_as_ever_where_the_devices_of_two_processes_are_mixed():
+def test_samples_keep_their_order_if_the_devices_of_processes_interleave():
     start = [sys.executable, "-c", PLACED, f"localhost:{free_port()}"]
     environment = os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_force_host_platform_device_count=2")
     both = [subprocess.Popen([*start, str(process)], env=environment) for process in (0, 1)]
@@ -167,21 +168,21 @@ def test_samples_lie_as_ever_where_the_devices_of_two_processes_are_mixed():
 
 
 @pytest.mark.slow
-def test_a_data_worker_killed_in_one_of_two_processes_ends_both(talking_records, tmp_path):
+def test_a_killed_data_worker_ends_both_processes(talking_records, tmp_path):
     run = Run(tmp_path, "worker", talking_records, 2, 1, steps=600, more=["--config.data.num_workers=2"])
     run.until(run.saved)
     children = psutil.Process(run.processes[1].pid).children(recursive=True)
     next(child for child in children if "spawn_main" in str(child.cmdline())).kill()
     since = time.monotonic()
     assert 0 not in run.wait(), run.log.read_text()
-    assert time.monotonic() - since < 90  # the batches made ahead, and 30 s until the other takes it for dead
+    assert time.monotonic() - since < 90  # prefetched batches, and 30 s until the heartbeat times out
     assert "emo train: a data worker of process 1 of 2 on " in run.log.read_text()
     assert run.saved() >= 2
 
 
 @pytest.mark.slow
-def test_a_sigterm_to_one_of_two_processes_saves_and_ends_both(talking_records, tmp_path):
-    run = Run(tmp_path, "told", talking_records, 2, 2, steps=600)
+def test_sigterm_to_one_of_two_processes_saves_and_ends_both(talking_records, tmp_path):
+    run = Run(tmp_path, "terminated", talking_records, 2, 2, steps=600)
     run.until("step 1/600")
     run.processes[1].send_signal(signal.SIGTERM)
     assert run.wait() == [143, 143], run.log.read_text()

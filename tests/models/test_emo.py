@@ -1,4 +1,4 @@
-"""The networks together: what reaches the prediction, what a new part changes (nothing), and what is left out."""
+"""The networks together: which conditions reach the prediction, new parts, and parts that are switched off."""
 
 import re
 
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from emo_jax.models.attention import Conditions, SpatialTransformer
-from emo_jax.models.emo import build, mask_features, switch
+from emo_jax.models.attention import SpatialTransformer
+from emo_jax.models.conditions import Conditions, mask_conditions, mask_features
+from emo_jax.models.emo import build
+from emo_jax.models.initializers import ZEROS
 from emo_jax.models.layers import grid_positions
 from emo_jax.models.temporal import MotionModule
 from emo_jax.training.step import make_loss
@@ -22,7 +24,7 @@ SPEED_PARTS = re.compile(r"speed_attn|norm_speed|speed_encoder")
 
 
 class World:
-    """A small EMO, inputs of every kind, and its compiled functions, by which conditions are there."""
+    """A small EMO, inputs of all conditions, and its compiled functions."""
 
     def __init__(self, **model):
         self.emo = build(small_config(**model))
@@ -48,13 +50,13 @@ class World:
         return self.run(self._conditions, params, self.inputs | changes)
 
     def _conditions(self, params, inputs):
-        emo, features = self.emo, self.emo.reference_features(params, inputs["known"])
-        return Conditions(
-            reference=jax.tree.map(lambda a: a[:, :1], features),
-            motion=jax.tree.map(lambda a: a[:, 1:], features),
-            audio=emo.audio_tokens(params, emo.audio_features(params, inputs["audio"], F + 4)),
-            speed=emo.speed_features(params, inputs["speed"]),
-            location=emo.location(params, inputs["mask"]),
+        return self.emo.conditions(
+            params,
+            reference=inputs["known"][:, :1],
+            motion=inputs["known"][:, 1:],
+            audio=self.emo.audio_features(params, inputs["audio"], F + 4),
+            speed=inputs["speed"],
+            mask=inputs["mask"],
         )
 
     def predict(self, params, conditions, noisy=None, times=None):
@@ -62,7 +64,7 @@ class World:
         return np.asarray(self.run(self.emo.denoise, params, noisy, times, conditions))
 
     def predict_frames(self, params, conditions):
-        """Each frame by itself, as stage 1 sees it: no temporal modules, no sound."""
+        """Predicts each frame independently, as in stage 1: without temporal modules and audio."""
         reference = jax.tree.map(lambda a: jnp.repeat(a, F, axis=0), conditions.reference)
         location = jnp.repeat(conditions.location, F, axis=0)
         still = Conditions(reference=reference, location=location, temporal=False)
@@ -80,7 +82,7 @@ def params(world):
     return random_params(world.emo)
 
 
-def test_every_condition_reaches_every_sample_that_it_is_for(world, params):
+def test_each_condition_changes_its_own_sample_only(world, params):
     full = world.predict(params, world.conditions(params))
     assert full.shape == world.noisy.shape and full.dtype == np.float32
     known = world.inputs["known"]
@@ -92,29 +94,29 @@ def test_every_condition_reaches_every_sample_that_it_is_for(world, params):
         "location": ("mask", 1 - world.inputs["mask"]),
     }
     for part, (name, value) in changes.items():
-        one = np.concatenate([value[:1], world.inputs[name][1:]])  # of the first sample alone
+        one = np.concatenate([value[:1], world.inputs[name][1:]])  # changes the first sample only
         moved = np.abs(world.predict(params, world.conditions(params, **{name: one})) - full).max(axis=(1, 2, 3, 4))
         assert moved[0] > 1e-3 and moved[1] < 1e-5, part
 
 
-def test_null_conditions_hide_the_portrait_and_the_voice(world, params):
+def test_null_conditions_remove_reference_and_audio(world, params):
     here, there = (world.conditions(params, **c) for c in ({}, {
         "known": np.concatenate([1 - world.inputs["known"][:, :1], world.inputs["known"][:, 1:]], axis=1),
         "audio": world.inputs["audio"][::-1].copy(),
     }))  # fmt: skip
     full = world.predict(params, here)
     off, first = np.array([False, False]), np.array([True, False])
-    none = world.predict(params, switch(here, off, off))
-    np.testing.assert_allclose(none, world.predict(params, switch(there, off, off)), atol=1e-5)
-    mixed = world.predict(params, switch(here, first, first))
+    none = world.predict(params, mask_conditions(here, off, off))
+    np.testing.assert_allclose(none, world.predict(params, mask_conditions(there, off, off)), atol=1e-5)
+    mixed = world.predict(params, mask_conditions(here, first, first))
     np.testing.assert_allclose(mixed[0], full[0], atol=1e-5)
     np.testing.assert_allclose(mixed[1], none[1], atol=1e-5)
     assert np.abs(none - full).max() > 1e-3
-    without_sound = world.predict(params, switch(here, ~off, off))
+    without_sound = world.predict(params, mask_conditions(here, ~off, off))
     assert np.abs(without_sound - none).max() > 1e-3 and np.abs(without_sound - full).max() > 1e-3
 
 
-def test_without_motion_frames_their_features_are_zeros(world, params):
+def test_samples_without_motion_frames_have_zero_features(world, params):
     conditions = world.conditions(params)
     first = mask_features(conditions.motion, np.array([True, False]))
     assert all(not a[1].any() and a[0].any() for a in first.values())
@@ -123,8 +125,8 @@ def test_without_motion_frames_their_features_are_zeros(world, params):
     assert moved[0] < 1e-5 and moved[1] > 1e-3
 
 
-def test_stage_2_begins_where_stage_1_ended(world, params):
-    new = random_params(world.emo, fresh=VIDEO_PARTS)  # stage 1's weights, and new temporal modules and audio layers
+def test_stage_2_starts_from_the_predictions_of_stage_1(world, params):
+    new = random_params(world.emo, fresh=VIDEO_PARTS)  # weights of stage 1 with new temporal modules and audio layers
     conditions = world.conditions(new).replace(speed=None)
     frames = world.predict_frames(new, conditions)
     np.testing.assert_allclose(world.predict(new, conditions), frames, atol=2e-5)
@@ -132,7 +134,7 @@ def test_stage_2_begins_where_stage_1_ended(world, params):
     assert np.abs(world.predict(params, conditions) - world.predict_frames(params, conditions)).max() > 1e-2
 
 
-def test_stage_3_begins_where_stage_2_ended(world, params):
+def test_stage_3_starts_from_the_predictions_of_stage_2(world, params):
     new = random_params(world.emo, fresh=SPEED_PARTS)
     conditions = world.conditions(new)
     video = world.predict(new, conditions.replace(speed=None))
@@ -141,7 +143,7 @@ def test_stage_3_begins_where_stage_2_ended(world, params):
     assert np.abs(world.predict(params, there) - world.predict(params, there.replace(speed=None))).max() > 1e-3
 
 
-def test_bfloat16_stays_near_float32(world, params):
+def test_bfloat16_is_close_to_float32(world, params):
     half = World(dtype="bfloat16")
     exact = world.predict(params, world.conditions(params))
     conditions = half.conditions(params)
@@ -154,13 +156,13 @@ def test_bfloat16_stays_near_float32(world, params):
 
 
 def still(world, params, known):
-    """A prediction of stage 1 from a portrait."""
+    """Returns a prediction of stage 1 from a reference image."""
     features = world.run(world.emo.reference_features, params, known) if world.emo.reference_net else None
     return world.predict(params, Conditions(reference=features, temporal=False))
 
 
 @pytest.mark.parametrize("mode", ["concat", "off"])
-def test_the_other_reference_modes(mode):
+def test_reference_modes_concat_and_off(mode):
     world = World(reference_attention=mode, temporal_modules=False, speed_layers=False, audio_attention=False)
     paths = set(flatten_dict(world.emo.abstract_params(), sep="/"))
     assert not any("attn2" in path for path in paths)
@@ -183,7 +185,7 @@ OFF = {
 
 
 @pytest.mark.parametrize("part", OFF)
-def test_a_part_that_is_off_has_no_parameters_and_the_rest_runs(part):
+def test_a_part_that_is_off_has_no_parameters_and_training_runs(part):
     changes, pattern = OFF[part]
     config = training_config("speed")
     config.model.update(changes)
@@ -196,7 +198,7 @@ def test_a_part_that_is_off_has_no_parameters_and_the_rest_runs(part):
     assert loss.shape == ()
 
 
-def test_no_motion_frames():
+def test_training_without_motion_frames():
     config = training_config("video")
     config.clip.motion_frames = 0
     emo, batch = build(config), fixed_batch(config)
@@ -205,57 +207,92 @@ def test_no_motion_frames():
     assert loss.shape == ()
 
 
-def test_a_parameter_does_not_depend_on_which_parts_are_there(world):
-    whole = flatten_dict(build(small_config()).init(jax.random.key(5)), sep="/")
-    less = flatten_dict(build(small_config(audio_attention=False, face_locator=False)).init(jax.random.key(5)), sep="/")
-    assert set(less) < set(whole)
-    for path, value in less.items():
-        np.testing.assert_array_equal(value, whole[path], err_msg=path)
+def test_initial_parameters_do_not_depend_on_other_parts(world):
+    all_parts = flatten_dict(build(small_config()).init(jax.random.key(5)), sep="/")
+    fewer = build(small_config(audio_attention=False, face_locator=False)).init(jax.random.key(5))
+    fewer = flatten_dict(fewer, sep="/")
+    assert set(fewer) < set(all_parts)
+    for path, value in fewer.items():
+        np.testing.assert_array_equal(value, all_parts[path], err_msg=path)
     other = fresh_params(world.emo)["backbone"]["conv_in"]["kernel"]
-    assert not np.array_equal(whole["backbone/conv_in/kernel"], other)
+    assert not np.array_equal(all_parts["backbone/conv_in/kernel"], other)
 
 
-def test_spatial_attention_treats_all_places_alike():
-    """Turning the image turns the result: nothing may take the height for the width."""
+def test_modules_declare_the_initialisers(world):
+    """`Module.init` (JAX) and `EMO.init` (NumPy) give zeros and ones to the same parameters."""
+    module = MotionModule(heads=2, groups=4, speed=True, added_init=ZEROS)
+    x, speed = jnp.zeros((1, 2, 2, 2, 8)), jnp.zeros((1, 2, 4))
+    flat = flatten_dict(module.init(jax.random.key(0), x, None, speed)["params"], sep="/")
+    drawn = flatten_dict(fresh_params(world.emo)["backbone"]["down_blocks_0"]["motion_modules_0"], sep="/")
+    assert set(flat) == set(drawn)
+    for path, value in flat.items():
+        assert {0: "zeros", 1: "ones"}.get(value.mean()) == {0: "zeros", 1: "ones"}.get(drawn[path].mean()), path
+    silent = {"proj_out", "speed_attn/to_out_0"}
+    assert all(not flat[path].any() for path in flat if any(f"{name}/kernel" in path for name in silent))
+
+
+def test_the_config_is_frozen_once_networks_are_built():
+    config = small_config()
+    emo = build(config)
+    with pytest.raises(AttributeError, match="immutable"):
+        emo.config.clip.frames = 3
+    config.clip.frames = 3
+    assert emo.config.clip.frames == 4
+
+
+def test_conditions_encoded_before_are_kept(world, params):
+    """A video's reference and location are encoded once; the other conditions once per clip."""
+    latents = world.inputs["known"]
+    base = world.emo.conditions(params, reference=latents[:, :1], mask=world.inputs["mask"])
+    assert base.motion is base.audio is base.speed is None
+    clip = world.emo.conditions(params, motion=latents[:, 1:], speed=world.inputs["speed"], base=base)
+    assert clip.reference is base.reference and clip.location is base.location and clip.audio is None
+    both = world.emo.conditions(params, reference=latents[:, :1], motion=latents[:, 1:])
+    for layer, features in both.motion.items():
+        np.testing.assert_allclose(features, clip.motion[layer], atol=1e-5)
+
+
+def test_spatial_attention_commutes_with_transposing_the_image():
+    """Height and width must not be confused."""
     module = SpatialTransformer(heads=2, groups=4, reference="cross")
     x, reference = (jax.random.normal(jax.random.key(k), (1, 2 - k, 4, 6, 8)) for k in (0, 1))
     variables, run = jax.jit(module.init)(jax.random.key(2), x, reference), jax.jit(module.apply)
     out, feature = run(variables, x, reference)
-    turned, feature_turned = run(variables, x.swapaxes(2, 3), reference.swapaxes(2, 3))
-    np.testing.assert_allclose(turned, out.swapaxes(2, 3), atol=1e-5)
-    np.testing.assert_allclose(feature_turned, feature.swapaxes(2, 3), atol=1e-5)
+    transposed, feature_transposed = run(variables, x.swapaxes(2, 3), reference.swapaxes(2, 3))
+    np.testing.assert_allclose(transposed, out.swapaxes(2, 3), atol=1e-5)
+    np.testing.assert_allclose(feature_transposed, feature.swapaxes(2, 3), atol=1e-5)
     assert np.abs(out - x).max() > 1e-2
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_places_of_the_reference_count_where_positions_are_told(told):
-    layer = SpatialTransformer(heads=2, groups=8, reference="cross", positions=told)
+@pytest.mark.parametrize("positions", [False, True])
+def test_reference_attention_depends_on_places_only_with_positions(positions):
+    layer = SpatialTransformer(heads=2, groups=8, reference="cross", positions=positions)
     x, reference = np.random.default_rng(0).normal(size=(2, 1, 1, 4, 4, 16)).astype(np.float32)
     params = layer.init(jax.random.key(0), x, reference)
-    seen = [layer.apply(params, x, r)[0] for r in (reference, reference[:, :, ::-1])]
-    assert (np.abs(seen[0] - seen[1]).max() > 1e-3) == told
+    outputs = [layer.apply(params, x, r)[0] for r in (reference, reference[:, :, ::-1])]
+    assert (np.abs(outputs[0] - outputs[1]).max() > 1e-3) == positions
 
 
-def test_a_fresh_reference_attention_looks_near_by():
-    """What is told of places is alike near by, and queries and keys start alike."""
-    emo, where = build(small_config()), grid_positions(6, 5, 32)
+def test_new_reference_attention_prefers_nearby_places():
+    """Encodings of nearby places are similar, and queries and keys start aligned."""
+    emo, encodings = build(small_config()), grid_positions(6, 5, 32)
     rows, columns = np.divmod(np.arange(30), 5)
     distance = np.hypot(rows - rows[:, None], columns - columns[:, None])
     path = "backbone/down_blocks_0/attentions_0/transformer_blocks_0/attn2/to_{}/kernel"
-    query, key = (where @ emo.fresh(path.format(name), (32, 32), jax.random.key(1)) for name in "qk")
-    assert float((where**2).mean()) == pytest.approx(1)
+    query, key = (encodings @ emo.init_param(path.format(name), (32, 32), jax.random.key(1)) for name in "qk")
+    assert float((encodings**2).mean()) == pytest.approx(1)
     for head in (slice(0, 16), slice(16, 32)):
         scores = np.asarray(query[:, head] @ key[:, head].T)
         assert np.mean([np.corrcoef(s, d)[0, 1] for s, d in zip(scores, distance, strict=True)]) < -0.5
 
 
-def test_temporal_modules_mix_frames_of_one_place_and_drop_the_motion_frames():
+def test_temporal_modules_attend_over_the_frames_of_a_place_and_drop_motion_frames():
     module = MotionModule(heads=2, groups=4)
     x, motion = (jax.random.normal(jax.random.key(k), (1, 3 - k, 4, 6, 8)) for k in (0, 1))
     variables, run = jax.jit(module.init)(jax.random.key(2), x, motion), jax.jit(module.apply)
     out = run(variables, x, motion)
     assert out.shape == x.shape
-    # Two places swapped: the norm's statistics stay.
+    # Swapping two places keeps the norm's statistics.
     swapped = x.at[:, 1, 0, 0].set(x[:, 1, 0, 1]).at[:, 1, 0, 1].set(x[:, 1, 0, 0])
     moved = np.abs(run(variables, swapped, motion) - out).max(axis=(0, 4))  # (f, h, w)
     assert moved[:, 0, :2].min() > 1e-4  # all frames of the two places
@@ -265,13 +302,13 @@ def test_temporal_modules_mix_frames_of_one_place_and_drop_the_motion_frames():
     assert moved[:, 2, 3:5].min() > 1e-5 and moved[:, 0].max() < 1e-6
 
 
-def test_temporal_modules_give_each_frame_its_own_result():
-    """With its attention and feed-forward silenced a module works on each frame alone: none comes out for another."""
+def test_temporal_modules_keep_the_order_of_frames():
+    """Without attention and feed-forward network, each output frame depends on its own input frame only."""
     module = MotionModule(heads=2, groups=4)
     x, motion = (jax.random.normal(jax.random.key(k), (1, 3 - k, 2, 2, 8)) for k in (0, 1))
     flat = flatten_dict(jax.jit(module.init)(jax.random.key(2), x, motion), sep="/")
-    silent = {path: a * (not re.search("to_out_0|net_2", path)) for path, a in flat.items()}
-    variables, run = unflatten_dict(silent, sep="/"), jax.jit(module.apply)
+    without = {path: a * (not re.search("to_out_0|net_2", path)) for path, a in flat.items()}
+    variables, run = unflatten_dict(without, sep="/"), jax.jit(module.apply)
     out = run(variables, x, motion)
     assert np.abs(out - x).min(axis=(0, 2, 3, 4)).max() > 0
     np.testing.assert_allclose(run(variables, x, -motion), out, atol=1e-6)

@@ -1,4 +1,4 @@
-"""No size is assumed to be square, at full size and in a whole small video."""
+"""Frames need not be square, at full size and in a small video."""
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +9,20 @@ from flax.traverse_util import flatten_dict
 
 from emo_jax.generation import sampler as sampling
 from emo_jax.generation.pipeline import EmoPipeline
-from emo_jax.models.attention import Conditions
 from emo_jax.models.emo import build
 from emo_jax.weights.store import save_weights
 from tests.small import small_config
 
 
 @pytest.mark.parametrize("size", [(512, 512), (512, 768), (768, 512), (256, 448)])
-def test_full_size_networks_take_every_size(size):
+def test_full_size_networks_accept_all_sizes(size):
     config = base.get_config()
     config.clip.image_size = size
     emo = build(config)
 
     def run(params, images, mask):
         latents = emo.encode(params, images)
-        features = emo.reference_features(params, latents[:, :1])
-        conditions = Conditions(reference=features, motion=features, location=emo.location(params, mask))
+        conditions = emo.conditions(params, reference=latents[:, :1], motion=latents[:, :1], mask=mask)
         return emo.decode(params, emo.denoise(params, latents, jnp.zeros(1, jnp.int32), conditions))
 
     images, mask = (jax.ShapeDtypeStruct((1, *shape), jnp.uint8) for shape in ((2, *size, 3), (*size, 1)))
@@ -33,7 +31,7 @@ def test_full_size_networks_take_every_size(size):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A small EMO that computes in bfloat16, its weights random in every part, at another size than its config's."""
+    """A small EMO in bfloat16 with random weights in all parts, for another size than its config's."""
     config = small_config(dtype="bfloat16")
     config.sampling.update(steps=1, clips=2, reference_scale=1.0, audio_scale=1.0)
     flat, rng = flatten_dict(build(config).init(jax.random.key(0)), sep="/"), np.random.default_rng(1)
@@ -44,16 +42,16 @@ def wide(tmp_path_factory):
 
 
 def test_a_wide_video_in_bfloat16(wide, monkeypatch):
-    """Its weights are held in bfloat16, and decoding in groups of frames changes nothing."""
+    """Weights are stored in bfloat16, and decoding in groups of frames changes nothing."""
     leaves = jax.tree.leaves(wide.params)
     assert {a.dtype.name for a in leaves if a.ndim} == {"bfloat16"}
     assert wide.params["vae"]["scaling_factor"].dtype == np.float32
     portrait = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     voice = np.random.default_rng(1).normal(0, 0.1, 9 * 640).astype(np.float32)
-    whole = wide(portrait, voice, face_box=(40, 20, 80, 70)).frames
-    assert whole.shape == (9, 32, 64, 3) and whole.std() > 1
+    ungrouped = wide(portrait, voice, face_box=(40, 20, 80, 70)).frames
+    assert ungrouped.shape == (9, 32, 64, 3) and ungrouped.std() > 1
     monkeypatch.setattr(sampling, "_DECODED_PIXELS", 3 * 32 * 64)
     sampler = next(iter(wide._samplers.values()))
-    sampler._decode = jax.jit(lambda *args: sampler._decode_fn(*args))  # another function: jit knows the old one
+    sampler._decode = jax.jit(lambda *args: sampler._decode_fn(*args))  # a new function: not cached
     grouped = wide(portrait, voice, face_box=(40, 20, 80, 70)).frames
-    assert np.abs(grouped.astype(int) - whole).max() <= 1
+    assert np.abs(grouped.astype(int) - ungrouped).max() <= 1

@@ -1,4 +1,4 @@
-"""Audio features and tokens, speed buckets and features: what of the sound and the motion reaches which frame."""
+"""Audio features and tokens, speed buckets and features: which frames depend on which input."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ import pytest
 from emo_jax.media.timing import cut, window_bounds
 from emo_jax.models.audio_encoder import mel_features
 from emo_jax.models.audio_projector import AudioProjector
-from emo_jax.models.speed_encoder import SpeedEncoder, buckets, gather_window
+from emo_jax.models.layers import gather_window
+from emo_jax.models.speed_encoder import SpeedEncoder, buckets
 
 FPS, BANDS, STEPS = 25, 40, 4
 
@@ -18,7 +19,7 @@ def noise(samples, seed=0):
 
 
 def window(sound, start, frames, fps=FPS):
-    """The sound of some frames as (1, W), as the pipeline and the sampler cut it."""
+    """Returns the audio of some frames (1, samples), cut as in data and sampler."""
     return cut(sound, *window_bounds(start, frames, fps))[None]
 
 
@@ -26,29 +27,29 @@ def features(sound, start, frames, fps=FPS):
     return np.asarray(mel_features(window(sound, start, frames, fps), frames, fps, bands=BANDS, steps=STEPS))[0]
 
 
-def test_a_frame_hears_its_own_window_and_nothing_else():
+def test_mel_features_depend_on_their_frame_only():
     sound = noise(12 * 640)
-    whole = features(sound, 0, 12)
-    assert whole.shape == (12, STEPS, BANDS)
+    full = features(sound, 0, 12)
+    assert full.shape == (12, STEPS, BANDS)
     frame = 5
-    for at, heard in ((5 * 640 - 200, False), (5 * 640 + 320, True), (6 * 640 + 200, False)):
+    for at, changes in ((5 * 640 - 200, False), (5 * 640 + 320, True), (6 * 640 + 200, False)):
         changed = sound.copy()
         changed[at : at + 8] += 0.5
-        moved = np.abs(features(changed, 0, 12) - whole).max(axis=(1, 2)) > 0
-        assert moved[frame] == heard
+        moved = np.abs(features(changed, 0, 12) - full).max(axis=(1, 2)) > 0
+        assert moved[frame] == changes
         assert moved.sum() <= 2 and moved.any()
         assert set(np.flatnonzero(moved)) <= {at // 640 - 1, at // 640, at // 640 + 1}
 
 
 @pytest.mark.parametrize("fps, start", [(25, 3), (25, 8), (30, 6)])
-def test_windows_hear_what_the_whole_recording_does(fps, start):
+def test_features_of_windows_equal_those_of_the_recording(fps, start):
     sound = noise(20 * 640)
-    whole = features(sound, 0, 16, fps)
-    np.testing.assert_allclose(features(sound, start, 5, fps), whole[start : start + 5], atol=1e-4)
-    assert np.abs(features(sound, start + 1, 5, fps) - whole[start : start + 5]).max() > 0.1
+    full = features(sound, 0, 16, fps)
+    np.testing.assert_allclose(features(sound, start, 5, fps), full[start : start + 5], atol=1e-4)
+    assert np.abs(features(sound, start + 1, 5, fps) - full[start : start + 5]).max() > 0.1
 
 
-def test_a_tone_sounds_in_its_band_and_silence_is_the_floor():
+def test_a_tone_peaks_in_its_band_and_silence_is_the_floor():
     time = np.arange(4 * 640) / 16000
     loudest = []
     for hertz in (150, 500, 1500, 5000):
@@ -65,18 +66,18 @@ def _mel(*hertz):
     return 2595 * np.log10(1 + np.array(hertz) / 700)
 
 
-def test_features_are_decibels():
+def test_mel_features_are_scaled_decibels():
     quiet, loud = (features(scale * noise(4 * 640), 0, 4)[1] for scale in (0.1, 1.0))
     np.testing.assert_allclose((loud - quiet).mean(), 20 / 35, atol=0.01)
 
 
-def test_neighbours_are_joined_in_order():
+def test_gather_window_concatenates_neighbours_in_order():
     x = jnp.arange(7.0).reshape(1, 7, 1)
     np.testing.assert_array_equal(gather_window(x, 2)[0], [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [2, 3, 4, 5, 6]])
     np.testing.assert_array_equal(gather_window(x, 0), x)
 
 
-def test_a_frames_tokens_come_from_its_2m_plus_1_neighbours():
+def test_audio_tokens_depend_on_2m_plus_1_frames():
     module = AudioProjector(tokens=3, features=8, hidden=16, window=2)
     x = jax.random.normal(jax.random.key(0), (2, 9, 4, 5))
     params = module.init(jax.random.key(1), x)
@@ -87,7 +88,7 @@ def test_a_frames_tokens_come_from_its_2m_plus_1_neighbours():
     np.testing.assert_array_equal(moved, [[True, True, True, False, False], [False] * 5])
 
 
-def test_speed_buckets_are_the_papers_formula():
+def test_speed_buckets_follow_the_formula():
     centres, radii = (0.1, 0.5, 2.0), (0.1, 0.2, 0.8)
     speed = np.array([[0.0, 0.1, 0.7, 5.0]], np.float32)
     found = buckets(speed, centres, radii)
@@ -96,7 +97,7 @@ def test_speed_buckets_are_the_papers_formula():
     np.testing.assert_allclose([found[0, 1, 0], found[0, 2, 1]], [0, np.tanh(3)], atol=1e-5)
 
 
-def test_speed_features_see_their_window():
+def test_speed_features_depend_on_their_window():
     module = SpeedEncoder(features=6, window=1, centres=(0.2, 1.0), radii=(0.2, 0.5))
     speed = jnp.array([[0.1, 0.4, 0.9, 1.6, 0.3]])
     params = module.init(jax.random.key(0), speed)

@@ -1,10 +1,12 @@
+"""The VAE: folding, shapes, initialisation and scale of the latents."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from emo_jax.models import emo as parts
+from emo_jax.models import emo as emo_lib
 from emo_jax.models.emo import build, to_float, to_uint8
 from emo_jax.models.layers import fold, unfold
 from emo_jax.models.vae import cosine_basis
@@ -13,19 +15,19 @@ from tests.steps import FAST, fresh_params
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_unfold_is_the_inverse_of_fold(patch):
+def test_unfold_inverts_fold(patch):
     x = np.random.default_rng(0).normal(size=(2, 3, 8, 12, 3)).astype(np.float32)
     folded = fold(x, patch)
     assert folded.shape == (2, 3, 8 // patch, 12 // patch, 3 * patch**2)
     np.testing.assert_array_equal(unfold(folded, patch), x)
 
 
-def test_fold_puts_each_square_in_one_place():
+def test_fold_stacks_the_pixels_of_a_square():
     x = np.arange(4 * 6).reshape(4, 6, 1)
     np.testing.assert_array_equal(fold(x, 2)[1, 2], [16, 17, 22, 23])
 
 
-def test_bytes_survive_the_way_to_floats_and_back():
+def test_to_uint8_inverts_to_float():
     values = jnp.arange(256, dtype=jnp.uint8)
     floats = to_float(values)
     assert (floats.min(), floats.max()) == (-1, 1)
@@ -35,7 +37,7 @@ def test_bytes_survive_the_way_to_floats_and_back():
 
 
 @pytest.mark.parametrize("factor, channels", [(16, 4), (8, 192), (4, 12)])
-def test_the_cosine_basis_is_orthogonal(factor, channels):
+def test_cosine_basis_is_orthogonal(factor, channels):
     basis = cosine_basis(factor, channels)
     assert basis.shape == (3 * factor**2, channels)
     np.testing.assert_allclose(basis.T @ basis, np.eye(channels) / factor, atol=1e-6)
@@ -57,7 +59,7 @@ def test_shapes(size, patch, factor):
 
 @pytest.fixture(scope="module")
 def vae():
-    """(emo, params, encode, decode), with a new small VAE, on images of 64 x 128 pixels."""
+    """(emo, params, encode, decode) of a new small VAE for images of 64 x 128 pixels."""
     config = small_config()
     config.clip.image_size = (64, 128)
     emo = build(config)
@@ -68,15 +70,15 @@ def vae():
     return emo, params, encode, decode
 
 
-def test_a_new_vae_keeps_the_brightness_of_plain_images(vae):
+def test_a_new_vae_reconstructs_the_brightness_of_uniform_images(vae):
     _, params, encode, decode = vae
-    colours = np.array([[10, 120, 230], [255, 0, 90]], np.uint8)  # of four channels, all are brightness
+    colours = np.array([[10, 120, 230], [255, 0, 90]], np.uint8)  # all four channels encode brightness
     images = np.broadcast_to(colours[:, None, None], (2, 64, 128, 3))
-    seen = decode(params, encode(params, to_float(jnp.asarray(images))))
-    np.testing.assert_allclose(seen, np.broadcast_to([[[[120]]], [[[115]]]], images.shape), atol=1)
+    decoded = decode(params, encode(params, to_float(jnp.asarray(images))))
+    np.testing.assert_allclose(decoded, np.broadcast_to([[[[120]]], [[[115]]]], images.shape), atol=1)
 
 
-def test_the_scale_of_the_latents_is_undone_by_the_decoder(vae):
+def test_the_decoder_divides_by_the_scaling_factor(vae):
     _, params, encode, decode = vae
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 64, 128, 3)).astype(np.float32))
     flat = flatten_dict(params, sep="/")
@@ -87,14 +89,14 @@ def test_the_scale_of_the_latents_is_undone_by_the_decoder(vae):
     assert np.abs(decode(params, latents).astype(int) - decode(params, larger).astype(int)).max() > 1
 
 
-def test_large_frames_of_clips_are_encoded_one_after_the_other(vae, monkeypatch):
+def test_large_frames_are_encoded_one_at_a_time(vae, monkeypatch):
     emo, params, encode, _ = vae
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 3, 64, 128, 3)).astype(np.float32))
     expected = np.stack([encode(params, images[:, k]) for k in range(3)], axis=1)
 
-    monkeypatch.setattr(parts, "_LARGE", 64 * 128)
+    monkeypatch.setattr(emo_lib, "_LARGE", 64 * 128)
     compiled = jax.jit(emo.encode).lower(params, images).compile(compiler_options=FAST)
     assert "while(" in compiled.as_text()
     np.testing.assert_allclose(compiled(params, images), expected, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(parts, "_LARGE", 64 * 128 + 1)
+    monkeypatch.setattr(emo_lib, "_LARGE", 64 * 128 + 1)
     assert "while(" not in jax.jit(lambda *given: emo.encode(*given)).lower(params, images).as_text()

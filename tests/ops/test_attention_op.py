@@ -25,7 +25,7 @@ def softmax_attention(query, key, value):
     return np.einsum("...hst,...thd->...shd", weights / weights.sum(axis=-1, keepdims=True), value)
 
 
-# The last three are computed in chunks of 256 queries: whole chunks, a remainder, and less than one chunk.
+# The last three are computed in chunks of 256 queries: two chunks, a remainder, and less than one chunk.
 SHAPES = [((), 5, 7), ((2, 3), 16, 1), ((2,), 512, 520), ((1, 2), 300, 1000), ((), 200, 2000)]
 
 

@@ -1,18 +1,18 @@
-"""What the recorded torch models and ours share: sizes, and a stand-in for a network in the solvers' trajectories."""
+"""Sizes that the recorded torch models and ours share, and a substitute for a network in solver trajectories."""
 
 import pathlib
 
 REFERENCE = pathlib.Path(__file__).parent / "reference.npz"
-"""Weights (float16), inputs and outputs (float32) of torch models, written by record.py."""
+"""Weights (float16), inputs and outputs (float32) of torch models, written by `tests/parity/record.py`."""
 
 CHANNELS, ATTENTION, LAYERS, HEADS, GROUPS, LATENT_CHANNELS = (8, 16), (True, False), 1, 2, 4, 4
-TEXT = 8  # width of the text attention that EMO leaves out
+TEXT = 8  # width of the text attention, which EMO does not have
 FRAMES = 4
 LATENT_SIZE, VIDEO_SIZE, IMAGE_SIZE = (8, 12), (4, 6), (32, 48)
 TIMESTEPS = (0, 37, 999)
 VAE_CHANNELS, VAE_GROUPS = (8, 8, 16), 4
 
-# wav2vec 2.0 as in base and as in large, in transformers' words; samples of padded recordings that are no padding
+# wav2vec 2.0 in the variants base and large, by transformers' names; unpadded lengths of padded recordings
 _WAV2VEC2 = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, conv_dim=(8,) * 7)
 WAV2VEC2 = {
     "base": _WAV2VEC2 | dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4),
@@ -27,7 +27,7 @@ WAV2VEC2 = {
 }
 WAV2VEC2_SAMPLES, WAV2VEC2_LENGTHS = 4000, (4000, 2500)
 
-# name: solver, spacing, zero terminal SNR, prediction, final alpha of one (DDIM's set_alpha_to_one)
+# {name: (solver, spacing, zero terminal SNR, prediction, DDIM's set_alpha_to_one)}
 SAMPLING = {
     "ddim_leading_eps": ("ddim", "leading", False, "eps", True),
     "ddim_leading_eps_sd15": ("ddim", "leading", False, "eps", False),
@@ -39,10 +39,10 @@ SAMPLING = {
     "dpm_trailing_v": ("dpm++2m", "trailing", False, "v", True),
     "dpm_trailing_v_zero_snr": ("dpm++2m", "trailing", True, "v", True),
 }
-STEPS = (8, 20)  # diffusers treats fewer than 15 steps apart
+STEPS = (8, 20)  # diffusers treats fewer than 15 steps differently
 SAMPLE_SHAPE = (2, 3, 4, 2)
 
 
 def pseudo_model(x, t):
-    """A prediction for x at timestep t, nonlinear in x and dependent on t; torch and jax arrays alike."""
+    """Returns a prediction that is nonlinear in x and depends on t, for torch and JAX arrays."""
     return x / (1 + abs(x)) + 0.3 - t / 2000

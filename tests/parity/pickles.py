@@ -1,6 +1,6 @@
-"""Checks that torch's own files are read, and hostile and broken ones refused: `python -m tests.parity.pickles`.
+"""Checks that files of torch are read, and malicious and broken ones refused: `python -m tests.parity.pickles`.
 
-It needs torch, which the environment of the other tests has not (.ci/run makes one).
+It needs torch, which the environment of the other tests does not have (.ci/run creates one that does).
 """
 
 import pathlib
@@ -13,8 +13,8 @@ import torch
 from emo_jax.weights.files import read_tensors
 
 
-class Hostile:
-    """Unpickled by a reader that trusts it, it leaves a file."""
+class Malicious:
+    """Creates a file if it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -24,7 +24,7 @@ class Hostile:
 
 
 def refused(path):
-    """The one line that tells why a file is not read."""
+    """Returns the one-line reason why a file is not read."""
     try:
         read_tensors(path)
     except ValueError as error:
@@ -34,26 +34,26 @@ def refused(path):
 
 
 def main(folder):
-    """Writes files as people have them, and as nobody should."""
+    """Writes valid and invalid files and reads them."""
     kernel = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     tensors = {"a.weight": kernel, "b.half": kernel.half(), "c.brain": kernel.bfloat16()}
     expected = {"a.weight": np.float32, "b.half": np.float16, "c.brain": np.float32}
     files = {"plain.bin": tensors, "lightning.ckpt": {"state_dict": tensors, "epoch": 3, "callbacks": {}}}
     for name, content in files.items():
         torch.save(content, folder / name)
-        found = read_tensors(folder / name)
-        assert {n: a.dtype.type for n, a in found.items()} == expected, found
-        assert all(np.array_equal(a, kernel.numpy()) for a in found.values())
+        arrays = read_tensors(folder / name)
+        assert {n: a.dtype.type for n, a in arrays.items()} == expected, arrays
+        assert all(np.array_equal(a, kernel.numpy()) for a in arrays.values())
     mark = folder / "mark"
-    torch.save({"state_dict": tensors, "bait": Hostile(mark)}, folder / "hostile.ckpt")
-    assert "more than weights" in refused(folder / "hostile.ckpt") and not mark.exists()
-    whole = (folder / "plain.bin").read_bytes()
-    (folder / "cut.bin").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": tensors, "bait": Malicious(mark)}, folder / "malicious.ckpt")
+    assert "more than weights" in refused(folder / "malicious.ckpt") and not mark.exists()
+    content = (folder / "plain.bin").read_bytes()
+    (folder / "cut.bin").write_bytes(content[: len(content) // 2])
     (folder / "text.pth").write_text("hello")
     torch.save([kernel], folder / "list.pt")
-    told = [refused(folder / name) for name in ("cut.bin", "text.pth", "list.pt", "none.bin")]
-    assert "no state dict" in told[2] and "does not exist" in told[3]
-    print(f"{len(files)} files read, {1 + len(told)} refused")
+    reasons = [refused(folder / name) for name in ("cut.bin", "text.pth", "list.pt", "none.bin")]
+    assert "no state dict" in reasons[2] and "does not exist" in reasons[3]
+    print(f"{len(files)} files read, {1 + len(reasons)} refused")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Records what the torch models of diffusers and transformers compute with small random weights, for tests that need no
-torch.
+"""Records outputs of diffusers' and transformers' torch models with small random weights, for tests without torch.
 
     python -m tests.parity.record            # writes tests/parity/reference.npz
-    python -m tests.parity.record --check    # computes again and compares
+    python -m tests.parity.record --check    # recomputes and compares
 
-It needs torch, diffusers and transformers, in an environment of their own (.ci/run makes one). Weights are
-representable in float16 and stored so; networks run in float64, so that another machine finds the same float32 outputs.
+It needs torch, diffusers and transformers, in a separate environment (.ci/run creates one). Weights are representable
+and stored in float16; networks run in float64, so that other machines compute the same float32 outputs.
 """
 
 import argparse
@@ -20,13 +19,13 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from tests.parity import cases
 
 TOLERANCE = 1e-5
-# Gains that keep the residual streams small, where the epsilons of norms show, and attention far from uniform.
+# Gains that keep residual streams small, so that epsilons of norms matter, and attention far from uniform.
 _GAINS = {"to_q": 2.0, "to_k": 2.0, "conv_in": 0.01, "proj_in": 0.03, "proj_out": 0.1, "conv2": 0.03, "to_out.0": 0.03}
 _GAINS |= {"net.2": 0.1, "q_proj": 2.0, "k_proj": 2.0}
 
 
 def randomise(model, rng):
-    """Gives every parameter of the model a random value; returns {name: float16 array}."""
+    """Sets all parameters of a model to random values; returns {name: float16 array}."""
     weights = {}
     for name, parameter in sorted(model.named_parameters()):
         draw = rng.standard_normal(tuple(parameter.shape))
@@ -49,21 +48,21 @@ def is_text_attention(name):
 
 
 def channels_last(tensor):
-    """Of (..., C, H, W)."""
+    """Converts a tensor (..., C, H, W) to an array (..., H, W, C)."""
     return tensor.movedim(-3, -1).numpy()
 
 
 def normal(rng, *shape, scale=1.0):
-    """A float64 tensor of float32 values."""
+    """Returns a float64 tensor of float32 values."""
     return torch.from_numpy((scale * rng.standard_normal(shape)).astype(np.float32)).double()
 
 
 def record_unet(rng):
-    """SD's UNet on images, and what its layers hand on: the state after self-attention, or the resnet's output."""
+    """Records SD's UNet and its layers' features: the state after self-attention, or the resnet's output."""
     unet = UNet2DConditionModel(
         down_block_types=[f"{'CrossAttn' if a else ''}DownBlock2D" for a in cases.ATTENTION],
         up_block_types=[f"{'CrossAttn' if a else ''}UpBlock2D" for a in cases.ATTENTION[::-1]],
-        attention_head_dim=cases.HEADS,  # as in SD1.5's config, where it is the number of heads
+        attention_head_dim=cases.HEADS,  # in SD1.5's config, this is the number of heads
         **_unet_sizes(),
     )
     weights = randomise(unet, rng)
@@ -86,10 +85,10 @@ def record_unet(rng):
 
 
 def record_motion(rng):
-    """One temporal module as diffusers has it.
+    """Records one temporal module of diffusers.
 
-    Its GroupNorm takes the statistics over all frames, AnimateDiff's own code over each frame. The frames recorded here
-    are shifts of one picture, for which the two agree.
+    Its GroupNorm computes statistics over all frames, AnimateDiff's code over each frame. The recorded frames are
+    shifts of one picture, for which both agree.
     """
     width = cases.CHANNELS[1]
     module = AnimateDiffTransformer3D(
@@ -108,7 +107,7 @@ def record_motion(rng):
 
 
 def record_video(rng):
-    """AnimateDiff's whole UNet, with the norms of its temporal modules taken frame by frame."""
+    """Records AnimateDiff's UNet, with the norms of its temporal modules computed frame by frame."""
     unet = UNetMotionModel(
         down_block_types=[f"{'CrossAttn' if a else ''}DownBlockMotion" for a in cases.ATTENTION],
         up_block_types=[f"{'CrossAttn' if a else ''}UpBlockMotion" for a in cases.ATTENTION[::-1]],
@@ -119,12 +118,12 @@ def record_video(rng):
     weights = randomise(unet, rng)
     latents = normal(rng, 2, cases.LATENT_CHANNELS, cases.FRAMES, *cases.VIDEO_SIZE)  # (B, C, f, h, w)
     timesteps, text = torch.tensor(cases.TIMESTEPS[1:]), normal(rng, 2 * cases.FRAMES, 3, cases.TEXT)
-    as_it_is = unet(latents, timesteps, text).sample
+    unchanged = unet(latents, timesteps, text).sample
     for module in unet.modules():
         if isinstance(module, AnimateDiffTransformer3D):
             module.norm.forward = _frame_by_frame(module.norm.forward)
     out = unet(latents, timesteps, text).sample
-    change = (as_it_is - out).abs().max() / out.abs().max()
+    change = (unchanged - out).abs().max() / out.abs().max()
     print(f"video: norms over all frames at once change the UNet's output by {change:.1%}")
     return _named(
         "video", weights, latents=channels_last(latents.transpose(1, 2)), prediction=channels_last(out.transpose(1, 2))
@@ -140,7 +139,7 @@ def _frame_by_frame(norm):
 
 
 def record_vae(rng):
-    """SD's autoencoder on pictures that are not square."""
+    """Records SD's autoencoder on images that are not square."""
     levels = len(cases.VAE_CHANNELS)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -160,7 +159,7 @@ def record_vae(rng):
 
 
 def record_sampling(rng):
-    """Trajectories (steps + 1, ...) of schedulers on a stand-in for the network, and the schedules themselves."""
+    """Records schedules, and trajectories (steps + 1, ...) of schedulers with a substitute for the network."""
     x = rng.standard_normal(cases.SAMPLE_SHAPE).astype(np.float32)
     arrays = {"sampling/x_T": x}
     for zero in (False, True):
@@ -178,7 +177,7 @@ def record_sampling(rng):
 
 
 def record_wav2vec2(rng):
-    """wav2vec 2.0 on whole and padded recordings, quiet ones, so that the first norm's epsilon shows."""
+    """Records wav2vec 2.0 on unpadded and padded recordings, quiet ones, so that the first norm's epsilon matters."""
     arrays = {}
     samples = cases.WAV2VEC2_SAMPLES
     real = torch.arange(samples) < torch.tensor(cases.WAV2VEC2_LENGTHS)[:, None]
@@ -203,7 +202,7 @@ def ddim(spacing, zero, prediction, alpha_to_one, steps):
 
 
 def dpm_solver(spacing, zero, prediction, alpha_to_one, steps):
-    """Second order, with final sigma zero. It gets DDIM's timesteps: its own 'leading' counts otherwise."""
+    """Returns a second-order solver with final sigma zero, on DDIM's timesteps: its own 'leading' differs."""
     scheduler = DPMSolverMultistepScheduler(**_schedule(spacing, zero, prediction), algorithm_type="dpmsolver++")
     scheduler.set_timesteps(timesteps=ddim(spacing, zero, prediction, alpha_to_one, steps).timesteps.tolist())
     return scheduler
@@ -237,7 +236,7 @@ def _named(model, weights, **arrays):
 
 
 def record():
-    """{name: array}, float32 but for weights (float16) and timesteps."""
+    """Returns {name: array}: weights in float16, timesteps in int64, the rest in float32."""
     arrays = {}
     parts = record_unet, record_motion, record_video, record_vae, record_sampling, record_wav2vec2
     with torch.no_grad():
@@ -247,7 +246,7 @@ def record():
 
 
 def check(arrays):
-    """Compares with the stored file; returns the exit status."""
+    """Compares arrays with the stored file; returns the exit status."""
     with np.load(cases.REFERENCE) as stored:
         other = {(n, a.shape) for n, a in stored.items()} ^ {(n, a.shape) for n, a in arrays.items()}
         if other:

@@ -1,4 +1,4 @@
-"""Our networks and solvers against diffusers' torch implementations, as recorded by record.py."""
+"""Our networks and solvers against diffusers' torch implementations, recorded by `tests/parity/record.py`."""
 
 import functools
 import re
@@ -14,21 +14,21 @@ from emo_jax.diffusion.sampler import sample
 from emo_jax.diffusion.schedule import convert, make_schedule, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.models import reference_net as rn
-from emo_jax.models.attention import Conditions
+from emo_jax.models.conditions import Conditions
 from emo_jax.models.temporal import MotionModule
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig
 from emo_jax.weights.names import POSITIONS, TEXT_ATTENTION, to_path
 from tests.parity import cases
 
-TOLERANCE = 3e-5  # small enough to tell an epsilon of 1e-6 from 1e-5 in any norm
+TOLERANCE = 3e-5  # distinguishes an epsilon of 1e-6 from 1e-5 in any norm
 # ReferenceNet ends with the state after the last self-attention.
 BEHIND_LAST_FEATURE = (
     rf"conv_(norm_)?out|up_blocks\.{len(cases.CHANNELS) - 1}\.attentions\.{cases.LAYERS}\."
     r"(proj_out|transformer_blocks\.0\.(norm3|ff))"
 )
 
-# Unoptimised programs: each runs once, and compiling is what takes the time.
+# Programs run once and are not optimised, because compiling dominates.
 compiled = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
@@ -41,24 +41,24 @@ BASE = dict(
 
 @pytest.fixture(scope="module")
 def recorded():
-    """recorded(prefix) -> {name: array} of the arrays under prefix/."""
+    """Function that returns {name: array} of the recorded arrays with a prefix."""
     with np.load(cases.REFERENCE) as stored:
         arrays = {n: a.astype(np.float32) if a.dtype == np.float16 else a for n, a in stored.items()}
     return lambda prefix: {n.removeprefix(f"{prefix}/"): a for n, a in arrays.items() if n.startswith(f"{prefix}/")}
 
 
 def close(ours, theirs, tolerance=TOLERANCE):
-    """Largest difference, as a share of the largest value."""
+    """Checks the largest difference, relative to the largest value."""
     assert ours.shape == theirs.shape
     error = np.abs(np.asarray(ours, np.float64) - theirs).max() / np.abs(theirs).max()
     assert error < tolerance, f"relative error {error:.1e}"
 
 
 def filled(module, weights, *inputs, leave_out=(), extra=()):
-    """The params of the module from torch weights: every one of both sides is used, but for those named."""
+    """Converts torch weights to params of a module; all of both must be used, except those in `leave_out`."""
     kept = {name: a for name, a in weights.items() if not any(re.search(pattern, name) for pattern in leave_out)}
     flat = dict(to_path(name, a) for name, a in kept.items())
-    assert len(flat) == len(kept)  # no two share a path
+    assert len(flat) == len(kept)  # paths are unique
     flat |= dict(extra)
     abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     shapes = {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
@@ -95,7 +95,7 @@ def test_reference_net(recorded):
 
 @pytest.mark.parametrize("motion_frames", [0, 1])
 def test_temporal_module(recorded, motion_frames):
-    """Motion frames are the first frames of AnimateDiff's sequence, dropped from the output."""
+    """Motion frames are the first frames of AnimateDiff's sequence, which are dropped from the output."""
     r = recorded("motion")
     module = MotionModule(cases.HEADS, cases.GROUPS)
     params = filled(module, recorded("motion/weights"), r["frames"], leave_out=[POSITIONS])
@@ -116,7 +116,7 @@ def test_unet_with_temporal_modules(recorded):
 def test_vae(recorded):
     r = recorded("vae")
     vae = VAE(VAEConfig(cases.VAE_CHANNELS, cases.VAE_CHANNELS, cases.LAYERS, cases.VAE_GROUPS, cases.LATENT_CHANNELS))
-    scale = jnp.asarray(0.18215)  # torch has it in the config
+    scale = jnp.asarray(0.18215)  # in torch it is part of the config
     params = filled(vae, recorded("vae/weights"), r["images"], extra={"scaling_factor": scale})
     mean, logvar = compiled(lambda p, x: vae.apply({"params": p}, x, method="moments"))(params, r["images"])
     close(mean, r["mean"])
@@ -134,10 +134,10 @@ def test_alphas_cumprod(recorded, zero):
 @pytest.mark.parametrize("steps", cases.STEPS)
 @pytest.mark.parametrize("name", cases.SAMPLING)
 def test_trajectory(recorded, name, steps):
-    """The whole trajectory.
+    """All steps of a trajectory agree.
 
-    At zero SNR DPM-Solver++ differs by design: diffusers takes 2 ** -24 for the last alpha_bar, so that its second step
-    is of second order and extrapolates over a lambda that stands for infinity; ours is of first order there.
+    At zero SNR, DPM-Solver++ differs by design: diffusers uses 2 ** -24 for the last alpha_bar, so that its second step
+    is second order and extrapolates over a finite substitute for an infinite lambda; ours is first order there.
     """
     solver_name, spacing, zero, prediction, alpha_to_one = cases.SAMPLING[name]
     r = recorded(f"sampling/{name}_{steps}")
@@ -159,7 +159,7 @@ def test_trajectory(recorded, name, steps):
         close(x, expected, tolerance)
 
 
-def test_sample_ends_where_the_trajectory_does(recorded):
+def test_sample_ends_at_the_end_of_the_trajectory(recorded):
     name = "dpm_trailing_v"
     r = recorded(f"sampling/{name}_8")
     schedule = make_schedule(ConfigDict(BASE | dict(prediction="v")))

@@ -142,11 +142,11 @@ def test_sigterm_while_waiting_for_data(config, tmp_path, monkeypatch, capsys, b
 
 
 def test_sigterm_before_waiting_for_data_does_not_wait():
-    ending = processes.Ending()
+    ending = processes.Termination()
     ending.listen()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(processes.Told), ending.waiting():
+        with pytest.raises(processes.Terminated), ending.interrupting():
             pytest.fail("waits for the batch")
     finally:
         ending.close()

@@ -1,0 +1,88 @@
+"""Checks of the sub-configs `model` and `clip`; each message names the field to change."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+_CHOICES = {
+    "dtype": DTYPES,
+    "reference_attention": ("cross", "concat", "off"),
+    "audio.encoder": ("mel", "wav2vec2"),
+    "init.reference": ("self", "fresh"),
+    "init.added": ("zero", "fresh"),
+    "unet.remat": ("none", "blocks", "dots", True, False),  # older weights have booleans
+}
+"""{field of `model`: its values}."""
+
+
+def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
+    """Checks that the networks' sizes and modes fit together.
+
+    Args:
+        model: the sub-config `model`.
+        clip: the sub-config `clip`.
+        factor: pixels per latent along each axis.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for field, choices in _CHOICES.items():
+        value: Any = model
+        for name in field.split("."):
+            value = value[name]
+        if value not in choices:
+            raise ValueError(f"model.{field} is {value!r}; expected {_either(choices)}")
+    if model.speed_layers and not model.temporal_modules:
+        raise ValueError("model.speed_layers is True; expected False without model.temporal_modules, their modules")
+    _check_sizes(model.unet, model.vae)
+    if not 0 <= clip.motion_frames <= clip.frames:
+        raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")
+    multiple = factor * 2 ** (len(model.unet.channels) - 1)
+    for name, size in zip(("height", "width"), clip.image_size, strict=True):
+        if size % multiple:
+            raise ValueError(f"clip.image_size has {name} {size}; expected a multiple of {multiple}")
+    if model.face_locator and 2 ** len(model.locator_channels) != factor:
+        raise ValueError(
+            f"model.locator_channels has {len(model.locator_channels)} entries, one per halving; expected "
+            f"{factor.bit_length() - 1} for the VAE's factor {factor}"
+        )
+    centres, radii = len(model.speed.centres), len(model.speed.radii)
+    if centres != radii:
+        raise ValueError(f"model.speed.radii has {radii} entries; expected {centres}, one per entry of centres")
+
+
+def check_audio_layers(audio: ConfigDict) -> None:
+    """Checks the hidden states that `model.audio.layers` selects.
+
+    Raises:
+        ValueError: none, or one that wav2vec 2.0 does not have.
+    """
+    count = audio.wav2vec2.num_hidden_layers
+    if not audio.layers or any(not 0 <= layer <= count for layer in audio.layers):
+        raise ValueError(
+            f"model.audio.layers is {tuple(audio.layers)}; expected some of 0, the encoder's input, to {count} "
+            "(model.audio.wav2vec2.num_hidden_layers)"
+        )
+
+
+def _either(values: tuple[str | bool, ...]) -> str:
+    *first, last = (repr(value) for value in values if isinstance(value, str))
+    return f"{', '.join(first)} or {last}"
+
+
+def _check_sizes(unet: ConfigDict, vae: ConfigDict) -> None:
+    for name, entries, levels in (
+        ("model.unet.attention", unet.attention, unet.channels),
+        ("model.vae.decoder_channels", vae.decoder_channels, vae.channels),
+    ):
+        if len(entries) != len(levels):
+            raise ValueError(f"{name} has {len(entries)} entries; expected one per level, {len(levels)}")
+    for name, divisor, widths in (
+        ("model.unet.heads", unet.heads, unet.channels),
+        ("model.unet.groups", unet.groups, unet.channels),
+        ("model.vae.groups", vae.groups, (*vae.channels, *vae.decoder_channels)),
+    ):
+        if divisor < 1 or any(width % divisor for width in widths):
+            raise ValueError(f"{name} is {divisor}; expected a divisor of every width, {', '.join(map(str, widths))}")
