@@ -1,5 +1,6 @@
 """The video sampler: a scan over clips. One program serves every audio length, seed and portrait (Section 4.1)."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,7 +173,7 @@ class VideoSampler:
         weights, recent = self.params["audio_encoder"], self._recording
         if recent is None or recent[0] is not weights or not np.array_equal(recent[1].audio, audio):
             hidden_states = functools.partial(self._hidden_states, {"audio_encoder": weights})
-            recent = weights, Recording(hidden_states, audio, clip.fps, clip.audio_window, encoder.config)
+            recent = weights, Recording(hidden_states, np.asarray(audio), clip.fps, clip.audio_window, encoder.config)
             self._recording = recent
         return recent[1]
 
@@ -190,7 +191,7 @@ class VideoSampler:
         reference = self.emo.encode(params, references)[:, None] if uses_reference else None
         conditions = self.emo.conditions(params, reference=reference, mask=masks)
         if "locator" in self.off and conditions.location is not None:
-            conditions = conditions.replace(location=jnp.zeros_like(conditions.location))
+            conditions = dataclasses.replace(conditions, location=jnp.zeros_like(conditions.location))
         return conditions
 
     def _segment_fn(self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales) -> tuple[Any, Any]:

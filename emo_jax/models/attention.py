@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain, per_device
@@ -41,12 +41,12 @@ class Attention(nn.Module):
         self,
         x: Float[AnyArray, "*lead queries channels"],
         context: Float[AnyArray, "*lead keys features"] | None = None,
-    ) -> Float[Array, "*lead queries channels"]:
+    ) -> Float[AnyArray, "*lead queries channels"]:
         """Computes attention of x to a context; None for self-attention."""
         context = x if context is None else context
         channels = x.shape[-1]
 
-        def project(name: str, a: AnyArray, init: Initializer = FAN_IN_NORMAL) -> Array:
+        def project(name: str, a: AnyArray, init: Initializer = FAN_IN_NORMAL) -> AnyArray:
             y = Dense(channels, use_bias=self.bias, dtype=self.dtype, kernel_init=init, name=name)(a)
             return rearrange(y, "... (heads features) -> ... heads features", heads=self.heads)
 
@@ -60,7 +60,7 @@ class _Geglu(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "*lead channels"]) -> Float[Array, "*lead features"]:
+    def __call__(self, x: Float[AnyArray, "*lead channels"]) -> Float[AnyArray, "*lead features"]:
         value, gate = jnp.split(Dense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
         return value * nn.gelu(gate, approximate=False)
 
@@ -71,7 +71,7 @@ class FeedForward(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[AnyArray, "*lead channels"]) -> Float[Array, "*lead channels"]:
+    def __call__(self, x: Float[AnyArray, "*lead channels"]) -> Float[AnyArray, "*lead channels"]:
         """Computes the network on each token."""
         h = _Geglu(4 * x.shape[-1], self.dtype, name="net_0")(x)
         return Dense(x.shape[-1], dtype=self.dtype, name="net_2")(h)
@@ -128,7 +128,7 @@ class TransformerBlock(nn.Module):
             x = x + self._attention("audio_attn", out_init=self.added_init)(self._norm("norm_audio")(x), audio)
         return x + FeedForward(self.dtype, name="ff")(self._norm("norm3")(x)), feature
 
-    def _attend_to_reference(self, x: AnyArray, reference: AnyArray) -> Array:
+    def _attend_to_reference(self, x: AnyArray, reference: AnyArray) -> AnyArray:
         # One reference serves all frames: its keys and values are computed once.
         tokens = rearrange(x, "batch frames tokens channels -> batch (frames tokens) channels")
         y = self._attention("attn2", key_init=ALIGNED_KEYS)(tokens, reference[:, 0])

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_count, window_bounds
@@ -37,7 +37,7 @@ def _mel_filters(bands: int, low: float = 60.0, high: float = 7600.0) -> Float[n
 
 def mel_features(
     audio: Float[AnyArray, "batch samples"], frames: int, fps: float, *, bands: int, steps: int
-) -> Float[Array, "batch {frames} {steps} {bands}"]:
+) -> Float[AnyArray, "batch {frames} {steps} {bands}"]:
     """Computes log-mel features of each video frame.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import gathered_rows
@@ -31,7 +31,7 @@ class AudioProjector(nn.Module):
     @nn.compact
     def __call__(
         self, features: Float[AnyArray, "batch window_frames layers size"]
-    ) -> Float[Array, "batch frames {self.tokens} {self.features}"]:
+    ) -> Float[AnyArray, "batch frames {self.tokens} {self.features}"]:
         """Projects the features of the frames, `layers` hidden states of `size` numbers each."""
         flat = rearrange(features, "batch frames layers size -> batch frames (layers size)").astype(self.dtype)
         h = gather_window(gathered_rows(flat), self.window)

@@ -85,7 +85,7 @@ class EMO:
 
     def decode(
         self, params: Params, latents: Float[AnyArray, "*lead latent_height latent_width channels"]
-    ) -> UInt8[Array, "*lead height width 3"]:
+    ) -> UInt8[AnyArray, "*lead height width 3"]:
         """Decodes latents to images."""
         vae: Any = self.vae
         return to_uint8(vae.apply(part_variables(params["vae"]), latents, method="decode"))
@@ -182,26 +182,26 @@ class EMO:
         audio: Float[AnyArray, "batch samples"],
         lengths: Int[AnyArray, " batch"] | None = None,
         moment_frames: Float[AnyArray, "batch count kernel"] | None = None,
-    ) -> Float[Array, "batch time layers size"]:
+    ) -> Float[AnyArray, "batch time layers size"]:
         """Computes the hidden states of wav2vec 2.0 that `model.audio.layers` selects; see `models.wav2vec2`."""
         states, _ = self._apply("audio_encoder", params, audio, lengths, moment_frames)
         return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
     def audio_tokens(
         self, params: Params, features: Float[AnyArray, "batch window_frames layers size"]
-    ) -> Float[Array, "batch frames tokens features"] | None:
+    ) -> Float[AnyArray, "batch frames tokens features"] | None:
         """Projects audio features to audio tokens, or returns None without audio-attention."""
         return self._apply("audio_projector", params, features)
 
     def speed_features(
         self, params: Params, speed: Float[AnyArray, "batch window_frames"]
-    ) -> Float[Array, "batch frames features"] | None:
+    ) -> Float[AnyArray, "batch frames features"] | None:
         """Encodes head rotation speeds in degrees per frame, or returns None without speed layers."""
         return self._apply("speed_encoder", params, speed)
 
     def location(
         self, params: Params, mask: Num[AnyArray, "batch height width 1"]
-    ) -> Float[Array, "batch 1 latent_height latent_width channels"] | None:
+    ) -> Float[AnyArray, "batch 1 latent_height latent_width channels"] | None:
         """Computes the Face Locator's map of a mask in {0, 1}, or returns None without a Face Locator."""
         return self._apply("face_locator", params, mask)
 
@@ -287,7 +287,7 @@ def to_float(images: Num[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
     return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
 
 
-def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[Array, "*shape"]:
+def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
     """Converts float images in [-1, 1] to uint8, rounded and clipped."""
     return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 

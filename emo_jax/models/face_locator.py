@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Float, Num
 
 from emo_jax.arrays import AnyArray
 from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
@@ -28,7 +28,7 @@ class FaceLocator(nn.Module):
     @nn.compact
     def __call__(
         self, mask: Num[AnyArray, "batch height width 1"]
-    ) -> Float[Array, "batch 1 latent_height latent_width {self.features}"]:
+    ) -> Float[AnyArray, "batch 1 latent_height latent_width {self.features}"]:
         """Encodes a mask with values in {0, 1}."""
         h = mask.astype(self.dtype) * 2 - 1
         for i, width in enumerate(self.channels):

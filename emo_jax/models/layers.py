@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Num
+from jaxtyping import Float, Num
 
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import gathered_rows, per_frame
@@ -38,7 +38,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "*lead height width channels"]
-    ) -> Float[Array, "*lead height width channels"]:
+    ) -> Float[AnyArray, "*lead height width channels"]:
         """Normalises each map; the statistics are computed in float32."""
         channels = x.shape[-1]
         scale = self.param("scale", ONES, (channels,))
@@ -50,7 +50,7 @@ class GroupNorm(nn.Module):
         offset = bias - mean * factor
         return (y * factor[..., None, None, :] + offset[..., None, None, :]).astype(self.dtype)
 
-    def _group_mean(self, a: Array) -> Array:
+    def _group_mean(self, a: AnyArray) -> AnyArray:
         grouped = a.reshape(*a.shape[:-1], self.groups, -1)
         mean = grouped.mean(axis=-1, keepdims=True)
         return jnp.broadcast_to(mean, grouped.shape).reshape(a.shape)
@@ -81,13 +81,13 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "*lead height width channels"]
-    ) -> Float[Array, "*lead out_height out_width {self.features}"]:
+    ) -> Float[AnyArray, "*lead out_height out_width {self.features}"]:
         """Convolves each map."""
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         bias = self.param("bias", self.bias_init, (self.features,))
 
-        def apply(x: AnyArray, kernel: AnyArray) -> Array:
+        def apply(x: AnyArray, kernel: AnyArray) -> AnyArray:
             flat = x.reshape(-1, *x.shape[-3:])
             y = convolve(flat, kernel, (self.stride,) * 2, self.padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
             return y.reshape(*x.shape[:-3], *y.shape[1:])
@@ -161,7 +161,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "*lead height width channels"]
-    ) -> Float[Array, "*lead out_height out_width {self.features}"]:
+    ) -> Float[AnyArray, "*lead out_height out_width {self.features}"]:
         """Downsamples each map."""
         padding = ((0, 1), (0, 1)) if self.asymmetric else None
         return conv(self.features, stride=2, padding=padding, dtype=self.dtype, name="conv")(x)
@@ -180,7 +180,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "*lead height width channels"]
-    ) -> Float[Array, "*lead out_height out_width {self.features}"]:
+    ) -> Float[AnyArray, "*lead out_height out_width {self.features}"]:
         """Upsamples each map."""
         x = jnp.repeat(jnp.repeat(x, 2, axis=-3), 2, axis=-2)
         return conv(self.features, dtype=self.dtype, name="conv")(x)
@@ -196,7 +196,7 @@ def unfold(x: Float[AnyArray, "*lead rows columns features"], p: int) -> Float[A
     return rearrange(x, "... rows columns (p q channels) -> ... (rows p) (columns q) channels", p=p, q=p)
 
 
-def gather_window(x: Float[AnyArray, "batch window_frames size"], m: int) -> Float[Array, "batch frames features"]:
+def gather_window(x: Float[AnyArray, "batch window_frames size"], m: int) -> Float[AnyArray, "batch frames features"]:
     """Concatenates each frame with m neighbours on either side, as in A_gen and S^f.
 
     Args:
@@ -212,7 +212,7 @@ def gather_window(x: Float[AnyArray, "batch window_frames size"], m: int) -> Flo
 
 def sinusoid(
     positions: Num[AnyArray, "*lead"], features: int, max_period: float = 10_000.0
-) -> Float[Array, "*lead {features}"]:
+) -> Float[AnyArray, "*lead {features}"]:
     """Computes sinusoidal embeddings in SD's order, cosines first."""
     half = features // 2
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -220,7 +220,7 @@ def sinusoid(
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def grid_positions(height: int, width: int, features: int) -> Float[Array, "{height}*{width} {features}"]:
+def grid_positions(height: int, width: int, features: int) -> Float[AnyArray, "{height}*{width} {features}"]:
     """Computes positional encodings of the places of a map, row by row, with mean square 1.
 
     The first half of the features encodes the row and the second half the column, as sinusoids with periods from 4 to

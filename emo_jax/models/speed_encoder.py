@@ -5,7 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
 from emo_jax.models.layers import Dense, gather_window
@@ -13,7 +13,7 @@ from emo_jax.models.layers import Dense, gather_window
 
 def buckets(
     speed: Float[AnyArray, "*lead"], centres: Sequence[float], radii: Sequence[float]
-) -> Float[Array, "*lead buckets"]:
+) -> Float[AnyArray, "*lead buckets"]:
     """Computes s_d = tanh((w - c_d) / r_d * 3).
 
     Args:
@@ -44,7 +44,7 @@ class SpeedEncoder(nn.Module):
     @nn.compact
     def __call__(
         self, speed: Float[AnyArray, "batch window_frames"]
-    ) -> Float[Array, "batch frames {self.features}"]:
+    ) -> Float[AnyArray, "batch frames {self.features}"]:
         """Encodes head rotation speeds in degrees per frame."""
         h = gather_window(buckets(speed, self.centres, self.radii), self.window).astype(self.dtype)
         h = nn.silu(Dense(self.features, dtype=self.dtype, name="linear_1")(h))

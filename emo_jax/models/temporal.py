@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
@@ -14,7 +14,7 @@ from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
 from emo_jax.models.layers import Dense, GroupNorm, LayerNorm
 
 
-def frame_encodings(length: int, features: int) -> Float[Array, "{length} {features}"]:
+def frame_encodings(length: int, features: int) -> Float[AnyArray, "{length} {features}"]:
     """Computes AnimateDiff's sinusoidal encodings of frame positions, with sines and cosines interleaved."""
     rates = jnp.exp(jnp.arange(0, features, 2) * (-jnp.log(10_000.0) / features))
     angles = jnp.arange(length)[:, None] * rates

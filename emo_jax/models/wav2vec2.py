@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from emo_jax.arrays import AnyArray
 from emo_jax.models.initializers import FAN_IN_NORMAL, ONES, ZEROS
@@ -163,7 +163,7 @@ class _TimeNorm(nn.Module):
     @nn.compact
     def __call__(
         self, x: Float[AnyArray, "batch time channels"], sample: Float[AnyArray, "batch sample_time channels"]
-    ) -> Float[Array, "batch time channels"]:
+    ) -> Float[AnyArray, "batch time channels"]:
         scale = self.param("scale", ONES, x.shape[-1:])
         bias = self.param("bias", ZEROS, x.shape[-1:])
         sample = sample.astype(jnp.float32)
@@ -175,7 +175,7 @@ class _FeatureProjection(nn.Module):
     config: Wav2Vec2Config
 
     @nn.compact
-    def __call__(self, x: States) -> Float[Array, "batch time {self.config.hidden_size}"]:
+    def __call__(self, x: States) -> Float[AnyArray, "batch time {self.config.hidden_size}"]:
         c = self.config
         return Dense(c.hidden_size, dtype=c.dtype, name="projection")(_norm(c.layer_norm_eps, c.dtype)(x))
 
@@ -259,7 +259,7 @@ class _Attention(nn.Module):
     def __call__(self, x: States, valid: AnyArray | None = None) -> States:
         c = self.config
 
-        def project(name: str) -> Array:
+        def project(name: str) -> AnyArray:
             y = Dense(c.hidden_size, dtype=c.dtype, name=name)(x)
             return rearrange(y, "batch time (heads size) -> batch time heads size", heads=c.num_attention_heads)
 
