@@ -17,7 +17,7 @@ from emo_jax.weights import diffusers_folder
 from emo_jax.weights.export import export
 from emo_jax.weights.store import load_model, load_weights, read_config, save_weights
 from tests.runs import python_path
-from tests.small import HEARING, small_config
+from tests.small import WAV2VEC2, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside transformers
 
@@ -72,7 +72,7 @@ def test_same_frames(pipeline, exported):
 
 
 def test_audio_encoder_is_a_transformers_folder(tmp_path):
-    config = small_config(audio=HEARING)
+    config = small_config(audio=WAV2VEC2)
     save_weights(tmp_path / "emo", config, random_params(config), np.float32)
     assert (
         cli.main(["export", "--workdir", f"{tmp_path}/emo", "--to=diffusers", "--dtype=float32", "-o", f"{tmp_path}/d"])
