@@ -42,11 +42,11 @@ _VOWELS = {  # jaw, lips apart, rounding, spreading, each in [0, 1]
 _CONSONANTS = {  # jaw, lips, round, spread, teeth, tongue, dominance
     "pbm": (0.16, 0.0, 0.1, 0.0, 0.0, 0.1, 0.7),
     "fvɱ": (0.14, 0.1, 0.0, 0.1, 0.3, 0.1, 0.9),
-    "wʋβɥ": (0.16, 0.15, 0.9, 0.0, 0.0, 0.1, 1.2),
-    "szɕʑ": (0.1, 0.35, 0.0, 0.3, 0.9, 0.5, 1.0),
-    "ʃʒʂʐ": (0.14, 0.35, 0.5, 0.0, 0.9, 0.5, 1.1),
+    "wʋβɥ": (0.16, 0.15, 1.0, 0.0, 0.0, 0.1, 2.0),
+    "szɕʑ": (0.1, 0.35, 0.0, 0.3, 0.9, 0.5, 2.2),
+    "ʃʒʂʐ": (0.14, 0.35, 0.5, 0.0, 0.9, 0.5, 2.6),
     "θð": (0.2, 0.35, 0.0, 0.1, 0.5, 1.0, 0.8),
-    "tdnʈɖɳ": (0.18, 0.3, 0.0, 0.15, 0.4, 0.9, 0.6),
+    "tdnʈɖɳ": (0.18, 0.3, 0.0, 0.15, 0.4, 0.9, 1.1),
     "lɫɭʎ": (0.27, 0.35, 0.0, 0.15, 0.2, 1.0, 0.5),
     "rɹɾɻɽ": (0.24, 0.3, 0.3, 0.0, 0.2, 0.7, 0.5),
     "jɲcçɟ": (0.2, 0.35, 0.0, 0.4, 0.3, 0.5, 0.5),
@@ -56,7 +56,7 @@ CLOSURES = frozenset("pbm")
 BITES = frozenset("fvɱ")
 _REST = (0.0, 0.0, 0.0, 0.0, 0.0, 0.2)
 _LEAD = np.array([0.03, 0.04, 0.075, 0.05, 0.03, 0.02])  # seconds by which articulators lead the sound
-_REACH = np.array([0.075, 0.06, 0.10, 0.085, 0.055, 0.05])  # seconds over which dominance fades
+_REACH = np.array([0.055, 0.05, 0.08, 0.07, 0.05, 0.05])  # seconds over which dominance fades
 _TARGETS: dict[str, tuple[np.ndarray, float]] = {
     **{symbol: (np.array([*values, 0.15, 0.15]), 1.0) for symbol, values in _VOWELS.items()},
     **{s: (np.array(values[:6]), values[6]) for symbols, values in _CONSONANTS.items() for s in symbols},
@@ -123,7 +123,7 @@ def articulate(
             bite[near] = np.maximum(bite[near], _hold(time[near], phone, 0.06, 0.055))
     moved = total / weight
     loud = np.ones(len(time)) if energy is None else np.interp(time, (np.arange(len(energy)) + 0.5) / RATE, energy)
-    moved[:, 0] *= effort * np.clip(0.55 + 0.45 * loud, 0.3, 1.6)
+    moved[:, 0] *= effort * np.clip(0.75 + 0.25 * loud, 0.4, 1.4)
     moved[:, 1] *= 0.5 + 0.5 * effort
     return np.column_stack([_smooth(moved, 0.022), closure, bite]).astype(np.float32)
 
@@ -177,8 +177,8 @@ def mouth_weights(moved: np.ndarray, smile: float = 0.0) -> dict[str, float]:
     """Returns the ARKit blend shapes of one moment of `articulate`, (8,); `smile` in [0, 1] is laid over it."""
     jaw, lips, rounded, spread, teeth, tongue, closure, bite = (float(v) for v in moved)
     open_ = 1 - closure
-    drop = 0.5 * jaw
-    shut = max(closure, 0.72 * bite)
+    drop = 0.58 * jaw
+    shut = max(closure, 0.72 * bite, 0.8 * rounded)  # rounded lips come together
     apart = lips * open_ * (1 - 0.8 * bite)
     return _both(
         {
@@ -193,7 +193,7 @@ def mouth_weights(moved: np.ndarray, smile: float = 0.0) -> dict[str, float]:
         "jawOpen": drop,
         "mouthClose": drop * shut,
         "mouthPucker": 0.62 * rounded * (1 - 0.4 * jaw),
-        "mouthFunnel": 0.45 * rounded * (0.4 + 0.6 * min(jaw * 1.5, 1)) * open_ + 0.12 * teeth * rounded,
+        "mouthFunnel": 0.2 * rounded * (0.3 + 0.7 * min(jaw * 1.5, 1)) * open_ + 0.12 * teeth * rounded,
         "mouthRollLower": 0.18 * closure + 0.5 * bite,
         "mouthRollUpper": 0.12 * closure,
         "mouthShrugUpper": 0.1 * bite,
