@@ -30,6 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     synthetic = sources.add_parser("synthetic", help="render talking people, with exact labels")
     add_output(synthetic, "output directory; must not exist, or be empty", required=True)
     synthetic.add_argument(
+        "--world",
+        default="drawn",
+        choices=("drawn", "people", "mix"),
+        help="drawn heads, rendered people (extra: people), or both (default %(default)s)",
+    )
+    synthetic.add_argument(
         "--records", type=int, default=800, help="records of the split train, one person each (default %(default)s)"
     )
     synthetic.add_argument(
@@ -42,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--seconds", type=float, default=5.0, help="length of a record in seconds (default %(default)s)"
     )
     synthetic.add_argument(
-        "--size", type=int, default=160, help="side of the frames in pixels, even (default %(default)s)"
+        "--size", type=int, help="side of the frames in pixels, even (default 160 if drawn, otherwise 256)"
     )
     synthetic.add_argument("--fps", type=float, default=25.0, help="frames per second (default %(default)s)")
     synthetic.add_argument("--seed", type=int, default=0, help="random seed (default %(default)s)")
@@ -189,8 +195,14 @@ def _add_latents(sources: argparse._SubParsersAction) -> None:
 
 
 def _main_synthetic(args: argparse.Namespace) -> None:
-    names = ("records", "held_out", "seconds", "size", "fps", "seed", "follow", "babble", "workers")
-    prepare_synthetic(args.output, **{name: getattr(args, name) for name in names})
+    names = ("records", "held_out", "seconds", "fps", "seed", "follow", "babble", "workers")
+    options = {name: getattr(args, name) for name in names}
+    if args.world == "drawn":
+        prepare_synthetic(args.output, size=args.size or 160, **options)
+    else:
+        from emo_jax.synthetic.people.prepare import prepare_world
+
+        prepare_world(args.output, args.world, size=args.size or 256, **options)
 
 
 def _main_videos(args: argparse.Namespace) -> None:

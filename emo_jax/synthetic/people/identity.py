@@ -152,7 +152,7 @@ class Person:
             make_up=make_up,
             freckles=float(rng.beta(0.5, 2.5)),
             wrinkles=float(np.clip((age - 0.35) * 1.3 + rng.normal(0, 0.1), 0, 1)),
-            brows=float(np.clip(rng.normal(0.42 + 0.22 * male, 0.17), 0.1, 1)),
+            brows=float(np.clip(rng.normal(0.34 + 0.18 * male, 0.16), 0.08, 0.9)),
             look=str(rng.choice(LOOKS, p=LOOK_SHARES)),
         )
 

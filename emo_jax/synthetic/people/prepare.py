@@ -14,8 +14,9 @@ from emo_jax.synthetic import world as drawn
 from emo_jax.synthetic.people import world as people
 from emo_jax.synthetic.people.assets import load_heads
 from emo_jax.synthetic.people.renderer import check_renderer
+from emo_jax.synthetic.people.voices import check_voices
 
-WORLDS = ("drawn", "people", "mix")
+WORLDS = ("people", "mix")
 DRAWN_SHARE = 0.15  # of the mix
 
 
@@ -36,19 +37,16 @@ def prepare_world(
       **options: of `emo_jax.synthetic.world.prepare_synthetic`.
 
     Raises:
-      ValueError: if an argument makes no sense, or the data of the heads are missing.
-      RuntimeError: if OpenGL is missing.
+      ValueError: if an argument makes no sense, or OpenGL, the data of the heads or the voices are missing.
     """
     if world not in WORLDS:
         raise ValueError(f"--world is {world}; choose one of {', '.join(WORLDS)}")
-    if world == "drawn":
-        drawn.prepare_synthetic(output, seconds=seconds, size=size, fps=fps, **options)
-        return
     for name in ("follow", "babble"):
         if options.get(name):
             raise ValueError(f"--{name} is an option of --world drawn; leave it out")
     load_heads()
     check_renderer()
+    check_voices()
     target = pathlib.Path(output).absolute()
     parts = target.with_name(f".{target.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)

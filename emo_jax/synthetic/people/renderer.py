@@ -53,11 +53,11 @@ def _context() -> Any:
 
         return moderngl.create_context(standalone=True, backend="egl")  # pyright: ignore[reportArgumentType]
     except Exception as error:  # moderngl raises bare Exceptions
-        raise RuntimeError(f"{NEEDS} ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+        raise ValueError(f"{NEEDS} ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
 
 
 def check_renderer() -> None:
-    """Raises RuntimeError, which names the packages to install, if OpenGL is missing."""
+    """Raises ValueError, which names the packages to install, if OpenGL is missing."""
     _context()
 
 
@@ -65,7 +65,7 @@ def has_renderer() -> bool:
     """Returns whether OpenGL works on this machine."""
     try:
         return _context() is not None
-    except RuntimeError:
+    except ValueError:
         return False
 
 

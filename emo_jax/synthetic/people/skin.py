@@ -255,7 +255,7 @@ def _brows(colour, person, rng) -> None:
             y = (
                 _BROW_Y
                 + lift
-                - 0.045 * arch * (t - 0.6) ** 2
+                - 0.03 * arch * (t - 0.6) ** 2
                 + tilt * (t - 0.5)
                 + 0.03 * max(0.35 - t, 0)
                 + rng.uniform(-1, 1) * width

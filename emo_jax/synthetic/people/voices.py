@@ -77,6 +77,12 @@ def engines() -> tuple[str, ...]:
     return tuple(name for name, here in found.items() if here)
 
 
+def check_voices() -> None:
+    """Raises ValueError, which names a package to install, if no speech synthesiser is on this machine."""
+    if not engines():
+        raise ValueError("no speech synthesiser is on this machine: pip install espeakng-loader (extra: people)")
+
+
 def make_sentence(rng: np.random.Generator, language: str) -> str:
     """Returns some words of a language; English ones come from a long list."""
     if rng.random() < 0.25:
@@ -98,10 +104,11 @@ def speak(text: str, engine: str, voice: str = "en-us", rate: int = 165, pitch: 
       seed: of hibari's noise.
 
     Raises:
-      RuntimeError: if the engine is missing or fails.
+      ValueError: if the engine is missing.
+      RuntimeError: if it fails.
     """
     if engine not in engines():
-        raise RuntimeError(
+        raise ValueError(
             f"the speech synthesiser {engine!r} is missing; this machine has {', '.join(engines()) or 'none'}"
         )
     if engine == "espeak":
@@ -113,9 +120,8 @@ def speak(text: str, engine: str, voice: str = "en-us", rate: int = 165, pitch: 
 
 def speak_passage(rng: np.random.Generator, seconds: float) -> Voice:
     """Returns sentences of one random speaker with pauses between them, as long as `seconds` or longer."""
+    check_voices()
     here = engines()
-    if not here:
-        raise RuntimeError("no speech synthesiser is on this machine: pip install espeakng-loader (extra: people)")
     shares = np.array([{"espeak": 0.5, "flite": 0.25, "hibari": 0.25}[name] for name in here])
     engine = str(rng.choice(here, p=shares / shares.sum()))
     language = str(rng.choice(list(SENTENCES))) if engine == "espeak" and rng.random() < 0.75 else "en-us"

@@ -82,7 +82,7 @@ def perform(seed: int, seconds: float, fps: float) -> Performance:
     poses = []
     for index in range(frames):
         weights = mouth_weights(mouth[index], smile[index])
-        look_x, look_y = 22 * track.gaze[index]
+        look_x, look_y = track.gaze[index] * (20, 13)
         weights |= _eyes(max(track.blink[index], lid), squint + 0.2 * smile[index], look_x, -look_y)
         weights |= {
             "browInnerUp": 0.5 * brow[index] + worry,

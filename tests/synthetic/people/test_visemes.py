@@ -78,7 +78,7 @@ def test_silence_closes_the_mouth_and_openness_orders_the_vowels():
 def test_louder_vowels_open_wider():
     phones, _ = _say("a", "a")
     quiet, loud = (articulate(phones, 1.0, np.full(100, level))[:, JAW].max() for level in (0.6, 1.4))
-    assert loud > 1.25 * quiet
+    assert loud > 1.15 * quiet
 
 
 def test_ipa_strings_split_into_known_symbols():
