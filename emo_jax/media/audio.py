@@ -28,8 +28,8 @@ MAX_PEAK = 16.0
 """Largest magnitude accepted in float audio; louder files were never scaled to [-1, 1]."""
 MIN_RATE, MAX_RATE = 1000, 768_000
 """Sample rates in Hz accepted from a header."""
-MAX_SECONDS = 12 * 3600
-"""Longest audio that is decoded: 2.8 GB at 16 kHz."""
+MAX_SECONDS = 6 * 3600
+"""Longest audio that is decoded: 1.4 GB at 16 kHz."""
 MIN_MIX_POWER = 0.25
 """Smallest power of the channels' mean, relative to that of independent channels; below it they cancel."""
 

@@ -39,7 +39,7 @@ def normalise(audio: np.ndarray) -> np.ndarray:
     if audio.ndim != 1:
         raise ValueError(f"audio has shape {audio.shape}; expected one channel, (samples,)")
     audio = remove_offset(audio)
-    return (audio * level_gain(audio)).astype(np.float32)
+    return (audio * np.float64(level_gain(audio))).astype(np.float32)  # one rounding: the product is float64
 
 
 def level_gain(audio: np.ndarray) -> float:

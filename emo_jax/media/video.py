@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -43,7 +44,7 @@ def read_video(path: str | os.PathLike, fps: float | Fraction | None = None) -> 
     with open_media(path) as container:
         if not container.streams.video:
             raise ValueError(f"{path} has no video track; give a video file")
-        stream = container.streams.video[0]
+        stream = _video_stream(container, path)
         timed = _timed(decode_video_frames(container, stream, path), stream, path)
         frames = timed if fps is None else _on_grid(timed, exact_fps(fps))
         empty = True
@@ -75,7 +76,7 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
     info |= dict(audio_seconds=0.0, audio_rate=None, audio_codec=None)
     with open_media(path) as container:
         if container.streams.video:
-            stream = container.streams.video[0]
+            stream = _video_stream(container, path)
             info |= dict(width=stream.width, height=stream.height, video_codec=stream.codec_context.name)
             for _, time, duration in _timed(decode_video_frames(container, stream, path), stream, path):
                 info["frames"] += 1
@@ -91,6 +92,13 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
                 # Players drop the part of a codec's last block that exceeds the duration of the track.
                 info["audio_seconds"] = min(info["audio_seconds"], float(stream.duration * stream.time_base))
     return info
+
+
+def _video_stream(container: InputContainer, path: object) -> VideoStream:
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ValueError(f"the video track of {path} has an unknown codec; convert it to H.264")
+    return stream
 
 
 def _timed(frames: Iterator[VideoFrame], stream: VideoStream, path: object) -> Iterator[TimedFrame]:

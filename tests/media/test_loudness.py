@@ -84,3 +84,11 @@ def test_audibility_warning():
     loud_peaks = voice(level_db=-50, pauses=False)
     loud_peaks[::RATE] = 0.9
     assert audibility_warning(loud_peaks) is not None
+
+
+def test_the_gain_is_applied_in_double_precision():
+    """A product in float32 would change the frames of seeded videos by single levels."""
+    audio = voice(level_db=-31)
+    expected = (audio.astype(np.float64) * level_gain(audio)).astype(np.float32)
+    np.testing.assert_array_equal(normalise(audio), expected)
+    assert (audio * np.float32(level_gain(audio)) != expected).any()

@@ -104,3 +104,11 @@ def test_jumps_of_time_stamps_are_rejected(tmp_path, seconds):
 def test_still_frames_of_variable_frame_rate_are_repeated(tmp_path):
     path = write_times(tmp_path / "a.mkv", [0, 0.04, 20.0])
     assert len(list(read_video(path, 25))) == 501
+
+
+def test_unknown_codecs_are_rejected(tmp_path):
+    data = write_times(tmp_path / "a.mkv", [0, 0.04]).read_bytes()
+    (tmp_path / "b.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/AVC"))
+    for read in (probe, lambda path: next(read_video(path))):
+        with pytest.raises(ValueError, match="codec"):
+            read(tmp_path / "b.mkv")
