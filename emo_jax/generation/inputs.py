@@ -18,7 +18,7 @@ from PIL import Image
 from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
 from emo_jax.faces.detection import find_faces
 from emo_jax.media.audio import MAX_PEAK, MAX_RATE, MIN_RATE, NOTES, decode_audible_track, to_float, to_mono
-from emo_jax.media.images import from_pil, load_image
+from emo_jax.media.images import from_pil, load_picture
 from emo_jax.media.loudness import audibility_warning
 from emo_jax.media.resampling import resample_blocks
 from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, array_track, file_track
@@ -62,20 +62,22 @@ class Voice(NamedTuple):
 def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]:
     """Returns a portrait as an upright RGB array.
 
+    Prints a note on stderr if a file has too many pixels and is reduced: face boxes refer to the reduced size.
+
     Args:
         portrait: a path, the bytes of a file or an open file, a Pillow image, or an array: uint8, or float in [0, 1],
             (height, width) grey, or (height, width, channels) grey, RGB or RGBA. Transparency is blended with white.
 
     Raises:
-        ValueError: the file cannot be read (see `load_image`), or the array has another type, shape or range.
+        ValueError: the file cannot be read (see `load_picture`), or the array has another type, shape or range.
     """
     if isinstance(portrait, str | os.PathLike):
-        return load_image(portrait)
+        return _load_file(portrait, portrait)
     if isinstance(portrait, Image.Image):
         return from_pil(portrait)
     if isinstance(portrait, bytes | BinaryFile):
         with _temporary_file(_content(portrait), "the portrait") as path:
-            return load_image(path)
+            return _load_file(path, "the portrait")
     image = np.asarray(portrait)
     channels = image.shape[2] if image.ndim == 3 else 1
     if image.dtype.kind not in "uf" or image.ndim not in (2, 3) or channels not in (1, 3, 4) or not image.size:
@@ -92,6 +94,14 @@ def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]
     if channels == 3:
         return image
     return from_pil(Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image))
+
+
+def _load_file(path: str | os.PathLike, name: object) -> np.ndarray:
+    image, scale = load_picture(path)
+    if scale > 1:
+        height, width = image.shape[:2]
+        print(f"note: {name} is read at {width}x{height} pixels, to which face boxes refer", file=sys.stderr)
+    return image
 
 
 def load_voice(audio: AudioLike) -> Voice:

@@ -225,3 +225,10 @@ def test_several_faces_are_named_with_the_boxes_of_the_others(capsys):
     assert np.array_equal(crop, place_portrait(two, CLIP, find_face(two))[0])
     assert not np.array_equal(crop, place_portrait(two, CLIP, other)[0])
     assert capsys.readouterr().err == ""
+
+
+def test_huge_portrait_is_reduced_with_a_note(tmp_path, monkeypatch, capsys):
+    Image.fromarray(random_portrait()).save(tmp_path / "a.png")
+    monkeypatch.setattr("emo_jax.media.images.MAX_PIXELS", 200 * 180 / 4)
+    assert load_portrait(tmp_path / "a.png").shape == (100, 90, 3)
+    assert "90x100" in capsys.readouterr().err
