@@ -201,7 +201,7 @@ def test_an_error_inside_a_config_file_is_reported_as_raised(tmp_path, fault, me
 
 BAD = {
     "model.reference_attention is 'both'": dict(model=dict(reference_attention="both")),
-    "model.speed_layers is on but model.temporal_modules is off": dict(model=dict(temporal_modules=False)),
+    "model.speed_layers is True": dict(model=dict(temporal_modules=False)),
     "model.audio.encoder is 'wav2vec3'": dict(model=dict(audio=dict(encoder="wav2vec3"))),
     "model.audio.layers is (1, 13)": dict(model=dict(audio=dict(encoder="wav2vec2", layers=(1, 13)))),
     "wav2vec2.num_attention_heads is 5": dict(
@@ -217,7 +217,7 @@ BAD = {
     "model.vae.groups is 0": dict(model=dict(vae=dict(groups=0))),
     "model.vae.decoder_channels has 2 entries": dict(model=dict(vae=dict(decoder_channels=(8, 16)))),
     "model.locator_channels has 3 entries": dict(model=dict(locator_channels=(4, 4, 8))),
-    "model.speed.centres and model.speed.radii differ": dict(model=dict(speed=dict(radii=(0.1, 0.2)))),
+    "model.speed.radii has 2 entries": dict(model=dict(speed=dict(radii=(0.1, 0.2)))),
     "clip.image_size has height 48": dict(clip=dict(image_size=(48, 64))),
     "clip.image_size has width 80": dict(clip=dict(image_size=(64, 80))),
     "clip.motion_frames is 5": dict(clip=dict(motion_frames=5)),
