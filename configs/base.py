@@ -101,6 +101,7 @@ def model() -> dict:
         temporal_modules=True,
         face_locator=True,
         speed_layers=True,
+        speed_positions=True,  # ours: positions of frames in the context of speed layers; without, order is lost
         locator_channels=(16, 32, 96),
         audio=audio(),
         # Ours: initial values of parameters that converted weights lack. `reference` applies to `emo convert` only.

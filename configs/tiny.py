@@ -25,6 +25,7 @@ def get_config(stage: str = "video") -> ConfigDict:
     config.model.update(
         dtype="float32",
         reference_positions=True,
+        speed_positions=False,  # as the bundled weights were trained
         unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=8, remat="none"),
         vae=dict(
             channels=(32, 64, 128),

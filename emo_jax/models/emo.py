@@ -324,6 +324,7 @@ def build(config: ConfigDict) -> EMO:
         remat=str({True: "blocks", False: "none"}.get(model.unet.remat, model.unet.remat)),  # older weights: booleans
         dtype=dtype,
         added_init=added_init,
+        speed_positions=model.get("speed_positions", False),  # older weights were trained without
     )
     width, m = unet.channels[0], clip.audio_window
     has_references = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)

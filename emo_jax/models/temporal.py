@@ -28,12 +28,15 @@ class TemporalBlock(nn.Module):
         heads: number of heads.
         speed: whether the block has a speed layer.
         added_init: initialiser of the speed layer's output.
+        speed_positions: whether the speed features get the encodings of their frames' positions, so that a frame can
+            attend to its own speed. Without them, only the set of a clip's speeds matters, not their order.
     """
 
     heads: int
     speed: bool = False
     dtype: Any = jnp.float32
     added_init: Initializer = FAN_IN_NORMAL
+    speed_positions: bool = False
 
     @nn.compact
     def __call__(
@@ -41,11 +44,18 @@ class TemporalBlock(nn.Module):
         x: Float[AnyArray, "batch places frames channels"],
         speed: Float[AnyArray, "batch speed_frames features"] | None = None,
     ) -> Float[AnyArray, "batch places frames channels"]:
-        """Computes the block on the frames of each place; `speed` holds the speed features of the clip's frames."""
+        """Computes the block on the frames of each place.
+
+        Args:
+            x: tokens of the motion frames and the clip's frames.
+            speed: speed features of the clip's frames, the last `speed_frames` ones.
+        """
         positions = frame_encodings(x.shape[-2], x.shape[-1]).astype(x.dtype)
         x = x + self._attention("attn1")(self._norm("norm1")(x) + positions)
         x = x + self._attention("attn2")(self._norm("norm2")(x) + positions)
         if self.speed and speed is not None:
+            if self.speed_positions:
+                speed = speed + frame_encodings(x.shape[-2], speed.shape[-1])[-speed.shape[1] :].astype(speed.dtype)
             context = jnp.broadcast_to(speed[:, None], (*x.shape[:2], *speed.shape[1:]))
             attention = self._attention("speed_attn", out_init=self.added_init)
             x = x + attention(self._norm("norm_speed")(x) + positions, context)
@@ -68,6 +78,7 @@ class MotionModule(nn.Module):
         groups: groups of GroupNorm.
         speed: whether the module has a speed layer.
         added_init: initialiser of proj_out and of the speed layer's output.
+        speed_positions: see `TemporalBlock`.
     """
 
     heads: int
@@ -75,6 +86,7 @@ class MotionModule(nn.Module):
     speed: bool = False
     dtype: Any = jnp.float32
     added_init: Initializer = FAN_IN_NORMAL
+    speed_positions: bool = False
 
     @nn.compact
     def __call__(
@@ -88,7 +100,7 @@ class MotionModule(nn.Module):
         Args:
             x: features of the clip's frames.
             motion: features of the motion frames.
-            speed: speed features of the clip's frames, or of motion and clip frames.
+            speed: speed features of the clip's frames.
         """
         x = constrain(x, "spatial")
         h = constrain(x, "temporal")
@@ -98,7 +110,8 @@ class MotionModule(nn.Module):
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(h)
         h = rearrange(h, "batch frames height width channels -> batch frames (height width) channels").swapaxes(1, 2)
         h = Dense(channels, dtype=self.dtype, name="proj_in")(h)
-        h = TemporalBlock(self.heads, self.speed, self.dtype, self.added_init, name="transformer_blocks_0")(h, speed)
+        fields = self.heads, self.speed, self.dtype, self.added_init, self.speed_positions
+        h = TemporalBlock(*fields, name="transformer_blocks_0")(h, speed)
         h = h[:, :, frames - x.shape[1] :]
         h = Dense(channels, dtype=self.dtype, kernel_init=self.added_init, name="proj_out")(h)
         # Both layouts are constrained: otherwise XLA's partitioner computed a wrong gradient of proj_out.

@@ -36,6 +36,7 @@ class UNetConfig:
         audio: whether spatial transformers have audio-attention.
         temporal: whether layers have temporal modules.
         speed: whether temporal modules have speed layers.
+        speed_positions: whether speed features get the positions of their frames.
         features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
         remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
             temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
@@ -57,6 +58,7 @@ class UNetConfig:
     remat: str = "none"
     dtype: Any = jnp.float32
     added_init: Initializer = FAN_IN_NORMAL
+    speed_positions: bool = False
 
     @property
     def levels(self) -> int:
@@ -142,7 +144,7 @@ class Block(nn.Module):
             x, feature = transformer(x, _at_layer(conditions.reference, layer), conditions.audio)
             x = constrain(x, "spatial")
         if c.temporal and conditions.temporal:
-            fields = c.heads, c.groups, c.speed, c.dtype, c.added_init
+            fields = c.heads, c.groups, c.speed, c.dtype, c.added_init, c.speed_positions
             module = self._part(MotionModule, *fields, name=f"motion_modules_{j}")
             x = module(x, _at_layer(conditions.motion, layer), conditions.speed)
         return x, feature

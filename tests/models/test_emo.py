@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from emo_jax.configs import base
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emo_jax.models.attention import SpatialTransformer
@@ -301,6 +302,27 @@ def test_temporal_modules_attend_over_the_frames_of_a_place_and_drop_motion_fram
     before = motion.at[:, 1, 2, 3].set(motion[:, 1, 2, 4]).at[:, 1, 2, 4].set(motion[:, 1, 2, 3])
     moved = np.abs(run(variables, x, before) - out).max(axis=(0, 4))
     assert moved[:, 2, 3:5].min() > 1e-5 and moved[:, 0].max() < 1e-6
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_speed_layers_distinguish_the_order_of_speeds_only_with_positions(positions):
+    """Rising and falling speeds are the same set; motion frames shift the positions of both queries and context."""
+    module = MotionModule(heads=2, groups=4, speed=True, speed_positions=positions)
+    rng = np.random.default_rng(0)
+    x, motion, speed = (rng.normal(size=s).astype(np.float32) for s in ((1, 4, 2, 2, 8), (1, 2, 2, 2, 8), (1, 4, 6)))
+    variables, run = module.init(jax.random.key(2), x, motion, speed), jax.jit(module.apply)
+    for frames in (motion, None):
+        rising, falling = (run(variables, x, frames, s) for s in (speed, speed[:, ::-1]))
+        assert (np.abs(rising - falling).max() > 1e-2) == positions
+        assert (np.abs(rising - falling).max() < 1e-5) != positions
+
+
+def test_weights_without_the_field_of_speed_positions_keep_their_meaning():
+    config = small_config(speed_positions=True)
+    assert build(config).backbone.config.speed_positions
+    del config.model["speed_positions"]
+    assert not build(config).backbone.config.speed_positions
+    assert base.get_config().model.speed_positions and not small_config().model.speed_positions
 
 
 def test_temporal_modules_keep_the_order_of_frames():
