@@ -20,6 +20,7 @@ from emo_jax.cli import main as cli
 from emo_jax.media.audio import load_audio
 from emo_jax.synthetic.assets import ASSETS
 from tests.docs.pages import PAGES, ROOT, blocks, commands
+from tests.runs import FLAGS  # these halve the time to compile
 
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
 
@@ -78,7 +79,8 @@ def workplace(tmp_path_factory):
 
 def run(block, folder, seconds):
     path = [str(pathlib.Path(sys.executable).parent), os.environ["PATH"]]
-    environment = os.environ | {"PATH": os.pathsep.join(path), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PATH": os.pathsep.join(path), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FLAGS}
+    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds,
