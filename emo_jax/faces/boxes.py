@@ -54,9 +54,12 @@ def check_box(box: Box, height: int, width: int) -> Box:
     Raises:
       ValueError: unless it is four finite numbers, not empty, and inside the image.
     """
-    values = tuple(float(value) for value in box)
+    try:
+        values = tuple(float(value) for value in box)
+    except (TypeError, ValueError):
+        values = ()
     if len(values) != 4 or not all(map(math.isfinite, values)) or values[0] >= values[2] or values[1] >= values[3]:
-        raise ValueError(f"face box {box} is empty or not a box; expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
+        raise ValueError(f"face box {box!r} is empty or not a box; expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1")
     if values[0] < 0 or values[1] < 0 or values[2] > width or values[3] > height:
         raise ValueError(
             f"face box {box} is outside the image; expected 0 <= x <= {width} and 0 <= y <= {height} (pixels)"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import UInt8
@@ -44,6 +45,8 @@ class EmoPipeline:
     A program is compiled at the first use of a solver, a number of steps and a guidance mode. Other portraits, voices,
     lengths, seeds, speeds and guidance scales reuse it.
 
+    Pipelines can be pickled. They do not work in forked processes, as JAX does not.
+
     Args:
         emo: the networks (`models.emo.build`).
         params: their parameters.
@@ -54,11 +57,25 @@ class EmoPipeline:
     """
 
     def __init__(self, emo: EMO, params: Params):
+        _check_process()
         self.config: ConfigDict = emo.config
         self.params = params
         self._emo = emo
         self._samplers: dict[tuple[str, int, str], VideoSampler] = {}
         self._progress_bar: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state without compiled programs, the parameters as numpy arrays."""
+        return {**self.__dict__, "params": jax.tree.map(np.asarray, self.params), "_samplers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores the state.
+
+        Raises:
+            RuntimeError: this process was forked from one that used a pipeline.
+        """
+        _check_process()
+        self.__dict__.update({**state, "params": jax.tree.map(jnp.asarray, state["params"])})
 
     @classmethod
     def from_pretrained(
@@ -76,7 +93,9 @@ class EmoPipeline:
             ValueError: there are no such weights, the weights belong to another config, or a field of `sampling` is
                 unknown or out of range.
             FloatingPointError: all weights of a part are zero, or weights of the VAE are not finite.
+            RuntimeError: this process was forked from one that used a pipeline.
         """
+        _check_process()
         keep_programs()
         emo, params = load_model(name_or_dir, None if size is None else check_size(size))
         config = ConfigDict(emo.config)  # a copy: that of the networks is frozen
@@ -173,6 +192,7 @@ class EmoPipeline:
     def _generate(
         self, portrait: PortraitLike, audio: AudioLike, callback: Callback | None, options: dict[str, Any]
     ) -> Video:
+        _check_process()
         voice = load_voice(audio)
         segments = []
         stream = self.stream(portrait, voice.samples, **options)
@@ -246,7 +266,9 @@ class EmoPipeline:
 
         Raises:
             ValueError: an input cannot be used.
+            RuntimeError: this process was forked from one that used a pipeline.
         """
+        _check_process()
         image = load_portrait(portrait)
         samples = load_voice(audio).samples
         require_frames(samples, self.fps)
@@ -279,6 +301,21 @@ class EmoPipeline:
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
             self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
         return self._samplers[key], scales
+
+
+_process: int | None = None
+"""The process that first used a pipeline; a forked process inherits the value."""
+
+
+def _check_process() -> None:
+    """Raises RuntimeError in a process forked from one that used a pipeline, where JAX would wait for lost threads."""
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise RuntimeError(
+            f"process {os.getpid()} was forked from {_process}, which has used an EmoPipeline, and JAX does not work "
+            "after a fork; start processes by multiprocessing.get_context('spawn')"
+        )
 
 
 def _check_params(params: Params, name: object) -> None:

@@ -87,6 +87,12 @@ def test_check_box():
             check_box(bad, 10, 20)
 
 
+@pytest.mark.parametrize("box", [(None, 0, 20, 10), (0, 0, None, None), "abcd", ("a", 0, 20, 10), 5, (0, 0, 20)])
+def test_check_box_refuses_values_of_other_types(box):
+    with pytest.raises(ValueError, match="^face box "):
+        check_box(box, 10, 20)
+
+
 def test_crop_places_the_face():
     image = np.zeros((400, 600, 3), np.uint8)
     image[100:147, 300:340] = 255

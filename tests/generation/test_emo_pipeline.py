@@ -3,7 +3,11 @@
 import base64
 import io
 import math
+import os
 import pathlib
+import pickle
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -18,6 +22,7 @@ from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.writing import write_video
 from emo_jax.media.video import probe
 from tests.generation.media import BOX, random_portrait, random_voice
+from tests.runs import python_path
 
 MEDIA = pathlib.Path(__file__).parents[3] / "shared" / "media"
 
@@ -249,3 +254,35 @@ def test_lists_give_what_single_calls_give(pipeline):
     assert pipeline([], []) == []
     with pytest.raises(ValueError, match="portrait has 2 and audio has 1"):
         pipeline(portraits, voices[:1])
+
+
+def test_used_pipeline_can_be_pickled(pipeline):
+    frames = generate(pipeline, samples=640)
+    copy = pickle.loads(pickle.dumps(pipeline))
+    assert np.array_equal(generate(copy, samples=640), frames)
+    assert copy.compilations() == 1 and copy.config.to_dict() == pipeline.config.to_dict()
+
+
+FORK = """
+import os, sys, pickle
+from emo_jax import EmoPipeline
+load = lambda: EmoPipeline.from_pretrained(sys.argv[1])
+pipe = load()
+data = pickle.dumps(pipe)
+calls = [lambda: pipe("none.png", "none.wav"), lambda: pipe.stream("a", "b"), lambda: pickle.loads(data), load]
+for call in calls:
+    child = os.fork()
+    if not child:
+        try:
+            call()
+        except RuntimeError as error:
+            os._exit(7 if "spawn" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+
+
+def test_forked_process_raises_instead_of_hanging(weights_dir):
+    environment = os.environ | {"PYTHONPATH": python_path()}
+    command = [sys.executable, "-W", "ignore", "-c", FORK, str(weights_dir)]
+    subprocess.run(command, env=environment, timeout=300, check=True)
