@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from emo_jax.media.container import decode_audio_frames, open_media
-from emo_jax.media.loudness import is_silent
+from emo_jax.media.loudness import SILENCE_DB, loudest_db, remove_offset
 from emo_jax.media.resampling import resample_blocks
 from emo_jax.media.timeline import GAPS, MAX_GAP, OVERLAPS, RESTARTS, join_blocks
 from emo_jax.media.timing import SAMPLE_RATE
@@ -30,6 +30,10 @@ MIN_RATE, MAX_RATE = 1000, 768_000
 """Sample rates in Hz accepted from a header."""
 MAX_SECONDS = 6 * 3600
 """Longest audio that is decoded: 1.4 GB at 16 kHz."""
+QUIET_DB = -45.0
+"""Level in dBFS of the loudest 20 ms of a track below which the other tracks of a file are tried."""
+TRACK_MARGIN_DB = 20.0
+"""By how much another track must be louder than a quiet one before it."""
 MIN_MIX_POWER = 0.25
 """Smallest power of the channels' mean, relative to that of independent channels; below it they cancel."""
 
@@ -39,7 +43,7 @@ NOTES = {
     OVERLAPS: "the time stamps of the audio overlap in places; what repeats was left out",
     RESTARTS: "the time stamps of the audio go back; the parts were joined",
     ONE_CHANNEL: "the channels of the audio cancel each other; only the loudest is used",
-    OTHER_TRACK: "the first audio track is silent; another one is used",
+    OTHER_TRACK: "the first audio track is silent or damaged; another one is used",
 }
 """A sentence for the user about each flag of `Decoded`."""
 
@@ -78,6 +82,8 @@ def load_audio(path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_video:
 def decode_audio(path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_video: bool = False) -> Decoded:
     """Decodes the first audible audio track of a media file to mono.
 
+    A track below QUIET_DB is passed over if another one is louder by TRACK_MARGIN_DB.
+
     Reads any container, codec, rate, bit depth and channel count that FFmpeg decodes. Channels are averaged, which
     cannot exceed full scale, and then resampled without delay (`resample_blocks`). If channels of opposite sign cancel
     in the average, the loudest channel is used. Every sample is placed by its time stamp: missing audio becomes
@@ -108,7 +114,8 @@ def decode_audible_track(
         tracks = len(container.streams.audio)
     if not tracks:
         raise ValueError(f"{path} has no sound track; give a file with one (WAV, MP3, M4A, MP4, ...)")
-    silent: tuple[Decoded, int] | None = None
+    best: tuple[Decoded, int] | None = None
+    best_level = -np.inf
     first_error: ValueError | None = None
     for track in range(tracks):
         try:
@@ -116,11 +123,14 @@ def decode_audible_track(
         except ValueError as error:
             first_error = first_error or error
             continue
-        if not is_silent(decoded.samples):
-            return (Decoded(decoded.samples, (*decoded.flags, OTHER_TRACK)) if track else decoded), track
-        silent = silent or (decoded, track)
-    if silent is not None:
-        return silent
+        level = loudest_db(remove_offset(decoded.samples))
+        if best is None or level > max(best_level + TRACK_MARGIN_DB, SILENCE_DB):
+            best, best_level = (decoded, track), level
+        if best_level > QUIET_DB:
+            break
+    if best is not None:
+        decoded, track = best
+        return (Decoded(decoded.samples, (*decoded.flags, OTHER_TRACK)) if track else decoded), track
     assert first_error is not None  # every track either raised or was decoded
     raise first_error
 

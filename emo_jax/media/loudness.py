@@ -15,7 +15,7 @@ ACTIVE_RANGE_DB = 30.0
 OFFSET_DB = -30.0
 """DC offset, relative to the active level, below which it neither changes the level nor can be heard."""
 MIN_ACTIVE_SHARE = 0.02
-"""Share of active frames below which a recording counts as a single noise instead of a voice."""
+"""Share of active frames below which a recording counts as almost silent."""
 MAX_MISSING_DB = 15.0
 """By how much levelled speech may miss TARGET_DB, because its peaks limit the gain."""
 FRAME = 320  # samples of 20 ms at 16 kHz
@@ -94,7 +94,13 @@ def remove_offset(audio: np.ndarray) -> np.ndarray:
 
 def is_silent(audio: np.ndarray) -> bool:
     """Returns whether the loudest 20 ms of audio (samples,) at 16 kHz are below SILENCE_DB."""
-    return bool(_frame_power(audio).max(initial=0.0) < 10 ** (SILENCE_DB / 10))
+    return loudest_db(audio) < SILENCE_DB
+
+
+def loudest_db(audio: np.ndarray) -> float:
+    """Computes the level in dBFS of the loudest 20 ms of audio (samples,) at 16 kHz; -inf for zeros."""
+    power = _frame_power(audio).max(initial=0.0)
+    return float(10 * np.log10(power)) if power > 0 else -np.inf
 
 
 def audibility_warning(audio: np.ndarray) -> str | None:
@@ -113,7 +119,7 @@ def audibility_warning(audio: np.ndarray) -> str | None:
     level = 10 * np.log10(_active_power(power)) + 20 * np.log10(level_gain(audio))
     share = np.mean(power > power.max() / 10 ** (ACTIVE_RANGE_DB / 10))
     if share < MIN_ACTIVE_SHARE:
-        return f"has a single loud sound: {share:.1%} of it are within {ACTIVE_RANGE_DB:g} dB of its loudest 20 ms"
+        return f"is almost silent: only {share:.1%} of it is within {ACTIVE_RANGE_DB:g} dB of its loudest 20 ms"
     if level < TARGET_DB - MAX_MISSING_DB:
         return f"is too quiet beside its peaks: its voice reaches {level:.0f} dBFS, expected {TARGET_DB:g}"
     return None

@@ -130,11 +130,14 @@ def test_first_of_two_audible_tracks_is_read(tmp_path):
 
 
 def test_silent_first_track_is_skipped(tmp_path):
-    voice, hiss = tone(16000, 1.0) * 32767, np.random.default_rng(0).integers(-3, 4, 16000)
-    for silent in (np.zeros(16000), hiss):
+    voice, rng = tone(16000, 1.0) * 32767, np.random.default_rng(0)
+    hum = 60 * np.sin(2 * np.pi * 50 * np.arange(16000) / 16000)  # -58 dBFS
+    for silent in (np.zeros(16000), rng.integers(-3, 4, 16000), hum, np.full(16000, 500)):
         samples, flags = decode_audio(write_tracks(tmp_path / "a.mkv", [silent, silent, voice]))
         np.testing.assert_allclose(samples, tone(16000, 1.0), atol=1e-4)
         assert flags == (OTHER_TRACK,)
+    samples, flags = decode_audio(write_tracks(tmp_path / "c.mkv", [0.01 * voice, 0.03 * voice]))
+    np.testing.assert_allclose(samples, tone(16000, 1.0, amplitude=0.005), atol=1e-4)  # quiet, but not much quieter
     samples, flags = decode_audio(write_tracks(tmp_path / "b.mkv", [np.zeros(1600), np.zeros(1600)]))
     assert len(samples) == 1600 and not samples.any() and flags == ()
 
