@@ -121,7 +121,7 @@ def _make_records(
     measurements, size = _measure(path, analyzer, lambda done: tick(done * MEASURING_SHARE), stated)
     outcome.frames = len(measurements)
     flags = [] if len(measurements) / FPS > 0.95 * stated - 0.2 else ["truncated"]
-    sound = _read_sound(path)
+    sound = _read_sound(path, outcome)
     flags += [sound.flag] if sound.flag else []
     sound_end = len(sound.samples) // SAMPLES_PER_FRAME
     borders = (sound_end,) if 0 < sound_end < len(measurements) - MAX_MISSING_SOUND * FPS else ()
@@ -164,13 +164,15 @@ def _stated_seconds(path: pathlib.Path) -> float:
         return float(stream.duration * stream.time_base)
 
 
-def _read_sound(path: pathlib.Path) -> Sound:
+def _read_sound(path: pathlib.Path, outcome: Outcome) -> Sound:
+    """Returns the sound of a video; if it cannot be used, the reason is added to the outcome."""
     with open_media(path) as container:
         if not container.streams.audio:
             return Sound(flag="no-sound")
     try:
         sound, flags = decode_audio(path, align_to_video=True)
-    except ValueError:
+    except ValueError as error:
+        outcome.reason = f"sound not used: {error}".replace(str(path), outcome.source)
         return Sound(flag="bad-sound")
     sound = remove_offset(sound)
     return Sound(np.round(sound * 32767).astype(np.int16), level_gain(sound), " ".join(flags))

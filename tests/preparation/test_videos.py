@@ -336,3 +336,11 @@ def test_sound_gaps_become_silence_and_a_dc_offset_is_removed(tmp_path):
     np.testing.assert_array_less(loud[12:18], 0.2 * loud[5])
     assert loud[22] == pytest.approx(loud[5], rel=0.3)
     assert abs(record["audio"][:16000].mean()) < 0.02 * 32768
+
+
+def test_sound_with_damaged_time_stamps_is_left_out_with_the_reason(tmp_path):
+    (tmp_path / "in").mkdir()
+    heads.write(tmp_path / "in" / "a.mkv", heads.heads(50), 25, heads.voice(2), gap=(0, 200_000 * 16000))
+    _, [record], rejected = prepare(tmp_path / "in", tmp_path / "out")
+    assert "bad-sound" in record["flags"].split() and not len(record["audio"])
+    assert "200000 s" in rejected["a.mkv"]
