@@ -57,13 +57,13 @@ def watch_compilation(notify: Callable[[], None], after: float = 1.0) -> Iterato
         if event == _CACHE_HIT and timer is not None:
             timer.cancel()
 
-    def lowered_or_compiled(event: str, seconds: float, **tags: Any) -> None:
+    def lowered_or_compiled(event: str, duration_secs: float, **tags: Any) -> None:
         nonlocal timer
         if event in (_LOWERED, _COMPILED):
             stop()
         if event == _LOWERED:  # the compilation follows
             # A read takes up to twice as long as lowering, on busy machines too; a compilation takes 30 times as long.
-            timer = threading.Timer(max(after, 4 * seconds), fire)
+            timer = threading.Timer(max(after, 4 * duration_secs), fire)
             timer.daemon = True
             timer.start()
 
