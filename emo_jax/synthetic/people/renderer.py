@@ -11,6 +11,7 @@ import numpy as np
 from emo_jax.synthetic.people import shaders
 from emo_jax.synthetic.people.geometry import Camera, Head, head_matrix, neck_weight, vertex_normals
 from emo_jax.synthetic.people.hair import Strands, grow_beard, grow_hair, grow_lashes
+from emo_jax.synthetic.people.props import Solid, make_props
 from emo_jax.synthetic.people.skin import cylinder_uv, paint_cloth, paint_skin
 
 SHADOW_SIZE = 384
@@ -110,10 +111,6 @@ def _noise_picture() -> np.ndarray:
     return ((np.mean(layers, 0)[:256, :256, None] * 1.6 - 0.3).clip(0, 1) * 255).astype(np.uint8)
 
 
-def _pack(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array, np.float32).tobytes()
-
-
 class _StrandBuffers:
     def __init__(self, strands: Strands):
         context, count, steps = _context(), *strands.points.shape[:2]
@@ -180,6 +177,7 @@ class Studio:
         self._attached = [
             _StrandBuffers(strands) for strands in (grow_beard(head), grow_lashes(head)) if strands is not None
         ]
+        self._props = self._solid(make_props(head))
         self._skin = self._texture(paint_skin(head.person), 4)
         self._masks = self._texture(heads.masks, 4)
         self._background = self._texture(background, 3)
@@ -187,6 +185,16 @@ class Studio:
         self._noise = self._texture(_noise_picture(), 1)
         square = context.buffer(np.array([-1, -1, 1, -1, -1, 1, 1, 1], "f4").tobytes())
         self._picture = context.vertex_array(_programs()["picture"], [(square, "2f", "corner")])
+
+    def _solid(self, solid: Solid | None) -> Any:
+        if solid is None:
+            return None
+        context = _context()
+        content = np.column_stack([solid.points, solid.normals, solid.tint, solid.follow])
+        buffer, index = context.buffer(content.astype("f4").tobytes()), context.buffer(solid.triangles.tobytes())
+        return context.vertex_array(
+            _programs()["solid"], [(buffer, "3f 3f 3f 1f", "pos", "nor", "tint", "follow")], index
+        )
 
     def _texture(self, image: np.ndarray, channels: int) -> Any:
         import moderngl
@@ -243,6 +251,8 @@ class Studio:
             strands.drawn.render()
         self._body.render()
         self._eyes.render()
+        if self._props is not None:
+            self._props.render()
         for kind, mouth in enumerate(self._mouth):
             _programs()["mouth"]["kind"].value = kind
             mouth.render()
