@@ -51,8 +51,9 @@ _INFO_SCHEMA = schema.fields(
     extra=True,
 )
 _INDEX = ("frames", "fps", "sound")
-_BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags")
-_FIELDS_SINCE_1_1 = ("speed_confidence", "span", "analyzer", "flags", "landmarks")  # absent in records of version 1.0.0
+_BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags", "phonemes")
+# Absent in older records: version 1.0.0 lacks all of these, 1.3.0 the phonemes.
+_LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags", "landmarks", "phonemes")
 
 
 @dataclasses.dataclass
@@ -76,6 +77,7 @@ class Record:
       analyzer: the face analyzer and what it measures, for example "haar: box and roll"; "" for a rendered head.
       landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (468 points
         for MediaPipe); (0, 0, 2) if the analyzer has none, and for a rendered head.
+      phonemes: of a rendered person: "begin end symbol" per line, in seconds and IPA, without silences; "" otherwise.
       flags: space-separated warnings, for example "no-sound low-fps"; "" if there are none.
     """
 
@@ -94,6 +96,7 @@ class Record:
     span: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2,), np.float32))
     analyzer: str = ""
     flags: str = ""
+    phonemes: str = ""
     landmarks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
 
 
@@ -164,7 +167,7 @@ def record_example(record: Record) -> dict[str, Any]:
 class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder that writes the records that the given callables yield."""
 
-    VERSION = tfds.core.Version("1.3.0")  # 1.3.0: the loudness of a video's sound is normalized
+    VERSION = tfds.core.Version("1.4.0")  # 1.4.0: phonemes; 1.3.0: the loudness of a video's sound is normalized
 
     def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
         """Takes a callable that yields the records of each split."""
@@ -284,7 +287,7 @@ class RecordSource:
                 _feature_error(path)
                 or f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
             ) from error
-        missing = sorted(set(record_features()) - set(_FIELDS_SINCE_1_1) - set(features or {}))
+        missing = sorted(set(record_features()) - set(_LATER_FIELDS) - set(features or {}))
         if missing:
             raise ValueError(
                 f"{path} holds another kind of dataset: the fields {', '.join(missing)} are missing; see `emo prepare`"
@@ -416,7 +419,7 @@ def _feature_error(path: pathlib.Path) -> str | None:
 
 def _default_fields() -> dict[str, Any]:
     """Returns the fields that records of version 1.0.0 lack, as TFDS would return them."""
-    texts = dict(analyzer=b"", flags=b"", landmarks=b"")
+    texts = dict(analyzer=b"", flags=b"", landmarks=b"", phonemes=b"")
     return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), **texts)
 
 

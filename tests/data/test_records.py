@@ -40,7 +40,7 @@ def test_landmarks_are_stored_in_half_precision(tmp_path, make_record):
 
 
 def test_records_of_version_1_0_0_can_be_read(tmp_path, make_record, monkeypatch):
-    later, features, example = records._FIELDS_SINCE_1_1, records.record_features(), records.record_example
+    later, features, example = records._LATER_FIELDS, records.record_features(), records.record_example
     old = tfds.features.FeaturesDict({name: features[name] for name in features if name not in later})
     with monkeypatch.context() as patch:
         patch.setattr(records, "record_features", lambda: old)

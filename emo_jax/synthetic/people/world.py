@@ -180,5 +180,6 @@ def make_record(seed: int, *, seconds: float, size: int = 256, fps: float = 25) 
         mouth=np.clip(mouth, 0, 1).astype(np.float32),
         appearance=person.appearance,
         landmarks=np.array(points, np.float32),
+        phonemes="\n".join(f"{p.start:.3f} {p.end:.3f} {p.symbol}" for p in done.phones if p.symbol),
         analyzer=f"people: {len(POINT_NAMES)} points",
     )

