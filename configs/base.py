@@ -54,7 +54,15 @@ def get_config(stage: str = "image") -> ConfigDict:
                 noise_offset=0.0,
             ),
             sampling=dict(  # steps as in Section 4.1, the rest ours
-                solver="ddim", steps=40, eta=0.0, reference_scale=3.5, audio_scale=3.5, speed=0.6, clips=4
+                solver="ddim",
+                steps=40,
+                eta=0.0,
+                reference_scale=3.5,
+                audio_scale=3.5,
+                guidance_rescale=0.0,  # phi of Lin et al. 2023; 0: off
+                guidance_interval=(0.0, 1.0),  # shares of the timesteps with guidance, from clean (0) to noise (1)
+                speed=0.6,
+                clips=4,
             ),
             data=dict(
                 directory="",
@@ -101,6 +109,7 @@ def model() -> dict:
         temporal_modules=True,
         face_locator=True,
         speed_layers=True,
+        temporal_positions=32,  # of AnimateDiff v2 and v3 (v1: 24), the longest motion + clip frames; 0: no limit
         speed_positions=True,  # ours: positions of frames in the context of speed layers; without, order is lost
         locator_channels=(16, 32, 96),
         audio=audio(),

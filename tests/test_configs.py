@@ -220,6 +220,7 @@ BAD = {
     "model.speed.radii has 2 entries": dict(model=dict(speed=dict(radii=(0.1, 0.2)))),
     "clip.image_size has height 48": dict(clip=dict(image_size=(48, 64))),
     "clip.image_size has width 80": dict(clip=dict(image_size=(64, 80))),
+    "clip.motion_frames + clip.frames is 33": dict(clip=dict(frames=28, motion_frames=5)),
     "clip.motion_frames is 5": dict(clip=dict(motion_frames=5)),
 }
 

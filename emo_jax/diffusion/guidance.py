@@ -6,6 +6,7 @@ All passes of a step run as one batched call, pass-major: sample b of pass p is 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
@@ -34,7 +35,15 @@ def guidance_mode(reference_scale: float, audio_scale: float) -> str:
     return "audio" if reference_scale == 1 else "separate"
 
 
-def guide(denoise: Callable[..., Any], mode: str, reference_scale: Scale, audio_scale: Scale) -> Denoiser:
+def guide(
+    denoise: Callable[..., Any],
+    mode: str,
+    reference_scale: Scale,
+    audio_scale: Scale,
+    *,
+    rescale: float = 0.0,
+    interval: tuple[int, int] | None = None,
+) -> Denoiser:
     """Returns a guided denoiser, which maps (x (batch, ...), t (batch,)) to a prediction (batch, ...).
 
     The predictions p_0 .. p_last of the passes combine as p_0 + sum_i s_i (p_i - p_(i-1)) (Brooks et al. 2023, Eq. 3):
@@ -46,10 +55,15 @@ def guide(denoise: Callable[..., Any], mode: str, reference_scale: Scale, audio_
 
     Args:
         denoise: (x (P * batch, ...), t (P * batch,), reference_on (P * batch,) bool, audio_on (P * batch,) bool) ->
-            prediction (P * batch, ...), for the P = len(PASSES[mode]) passes together.
+            prediction (P * batch, ...), for the P = len(PASSES[mode]) passes together; with an interval also for the
+            last pass alone.
         mode: a key of PASSES.
         reference_scale: scale of the reference. Scales may be traced, so that a new value does not recompile.
         audio_scale: scale of the audio.
+        rescale: phi of guidance rescale (Lin et al. 2023, Eqs. 15 and 16): the guided prediction is moved by this share
+            to the standard deviation of the last pass, which prevents overexposure at large scales.
+        interval: timesteps (first, last) in which guidance is applied (Kynkaanniemi et al. 2024); in others only the
+            last pass is computed. None: in all.
 
     Raises:
         ValueError: unknown mode, or mode 'joint' with two Python numbers that differ.
@@ -79,6 +93,21 @@ def guide(denoise: Callable[..., Any], mode: str, reference_scale: Scale, audio_
         combined = predictions[0]
         for scale, before, after in zip(scales, predictions, predictions[1:], strict=False):
             combined = combined + scale * (after - before)
-        return combined
+        return _rescale(combined, predictions[-1], rescale) if rescale else combined
 
-    return guided
+    def conditional(x: Float[AnyArray, "batch ..."], t: Int[AnyArray, " batch"]) -> Float[Array, "batch ..."]:
+        on = jnp.ones(x.shape[0], bool)
+        return denoise(x, t, on, on)
+
+    def guided_in_interval(x: Float[AnyArray, "batch ..."], t: Int[AnyArray, " batch"]) -> Float[Array, "batch ..."]:
+        assert interval is not None
+        return jax.lax.cond((interval[0] <= t[0]) & (t[0] <= interval[1]), guided, conditional, x, t)
+
+    return guided if interval is None or mode == "none" else guided_in_interval
+
+
+def _rescale(guided: Array, conditional: Array, share: float) -> Array:
+    """Moves each sample of the guided prediction towards the standard deviation of the conditional one."""
+    axes = tuple(range(1, guided.ndim))
+    factor = conditional.std(axes, keepdims=True) / guided.std(axes, keepdims=True)
+    return share * factor * guided + (1 - share) * guided

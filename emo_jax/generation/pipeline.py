@@ -25,7 +25,7 @@ from emo_jax.generation.inputs import (
     load_voice,
     place_portrait,
 )
-from emo_jax.generation.sampler import Params, VideoSampler, check_sampling, mesh_for
+from emo_jax.generation.sampler import SAMPLING_OPTIONS, Params, VideoSampler, check_sampling, mesh_for
 from emo_jax.generation.video import Video
 from emo_jax.media.loudness import normalise
 from emo_jax.media.timing import frame_count, require_frames
@@ -99,7 +99,7 @@ class EmoPipeline:
         keep_programs()
         emo, params = load_model(name_or_dir, None if size is None else check_size(size))
         config = ConfigDict(emo.config)  # a copy: that of the networks is frozen
-        fields = config.sampling
+        fields = config.sampling = ConfigDict({**SAMPLING_OPTIONS, **config.sampling})
         unknown = sorted(set(sampling) - set(fields))
         if unknown:
             raise ValueError(f"sampling has no field {unknown[0]!r}; expected one of {', '.join(fields)}")

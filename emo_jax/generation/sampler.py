@@ -36,15 +36,18 @@ _DECODED_PIXELS = 2**20
 """Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
 MAX_LATENT = 1000.0
 """Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
+SAMPLING_OPTIONS = dict(guidance_rescale=0.0, guidance_interval=(0.0, 1.0))
+"""Fields of `sampling` that configs of older weights lack, with the values that leave sampling as it was."""
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
 
 
 def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
-    """Checks the steps and clips of a `sampling` config.
+    """Checks the steps, clips and guidance options of a `sampling` config.
 
     Raises:
-        ValueError: `steps` is not in 1..`train_steps`, or `clips` is below 1.
+        ValueError: `steps` is not in 1..`train_steps`, `clips` is below 1, `guidance_rescale` is not in 0..1, or
+            `guidance_interval` is not an interval in 0..1.
     """
     if not 1 <= sampling.steps <= train_steps:
         raise ValueError(
@@ -52,6 +55,14 @@ def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
         )
     if sampling.clips < 1:
         raise ValueError(f"sampling.clips is {sampling.clips}; expected 1 or more")
+    options = ConfigDict({**SAMPLING_OPTIONS, **sampling})
+    if not 0 <= options.guidance_rescale <= 1:
+        raise ValueError(f"sampling.guidance_rescale is {options.guidance_rescale}; expected 0 (off) to 1")
+    interval = tuple(options.guidance_interval)
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+        raise ValueError(
+            f"sampling.guidance_interval is {interval}; expected (low, high) with 0 <= low < high <= 1, such as (0, 1)"
+        )
 
 
 class VideoSampler:
@@ -60,7 +71,8 @@ class VideoSampler:
     Args:
         emo: the networks.
         params: their parameters.
-        sampling: the config's `sampling`: solver, steps, eta, clips (K), speed, reference_scale, audio_scale.
+        sampling: the config's `sampling`: solver, steps, eta, clips (K), speed, reference_scale, audio_scale, and the
+            fields of SAMPLING_OPTIONS, which may be missing.
         off: names of CONTROLS to switch off.
         mesh: devices that share the work (see `mesh_for`); None for one device.
 
@@ -83,6 +95,7 @@ class VideoSampler:
         self.params = self._replicate(params)
         self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)
+        self._guidance = guidance_options(sampling, self._schedule.train_steps)
         self._solver = make_solver(sampling.solver, self._schedule, sampling.eta)
         self._timesteps = timesteps(self._schedule, sampling.steps, self._schedule.spacing)
         self._prepare = self._jit(self._prepare_fn)
@@ -224,7 +237,7 @@ class VideoSampler:
         conditions = mask_conditions(conditions, *present)
         noise_key, solver_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, (batch, emo.config.clip.frames, *emo.latent_shape))
-        guided = guided_denoiser(emo, params, conditions, self.mode, scales)
+        guided = guided_denoiser(emo, params, conditions, self.mode, scales, **self._guidance)
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
 
     def _decode_fn(self, params: Params, latents: Array) -> Any:
@@ -249,7 +262,22 @@ def _checked_frames(frames: Any, peak: Any, segment: int) -> np.ndarray:
     return np.asarray(frames)
 
 
-def guided_denoiser(emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales) -> Callable:
+def guidance_options(sampling: ConfigDict, train_steps: int) -> dict[str, Any]:
+    """Returns the arguments `rescale` and `interval` of `diffusion.guidance.guide`.
+
+    Args:
+        sampling: the config's `sampling`.
+        train_steps: training timesteps T; `guidance_interval` is in shares of T, from clean (0) to noise (1).
+    """
+    options = ConfigDict({**SAMPLING_OPTIONS, **sampling})
+    low, high = options.guidance_interval
+    interval = None if (low, high) == (0, 1) else (math.ceil(low * train_steps), math.ceil(high * train_steps) - 1)
+    return dict(rescale=float(options.guidance_rescale), interval=interval)
+
+
+def guided_denoiser(
+    emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales, **options: Any
+) -> Callable:
     """Returns the guided Backbone: (x (B, f, h, w, c), t (B,)) -> prediction (B, f, h, w, c).
 
     Args:
@@ -258,14 +286,18 @@ def guided_denoiser(emo: EMO, params: Params, conditions: Conditions, mode: str,
         conditions: the conditions of the B samples.
         mode: the guidance mode, a key of `PASSES`.
         scales: the guidance scales, which may be traced.
+        **options: `rescale` and `interval`, see `diffusion.guidance.guide`.
     """
     passes = len(PASSES[mode])
     tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
 
     def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
-        return emo.denoise(params, x, t, mask_conditions(tiled, reference_on, audio_on))
+        leaves = jax.tree.leaves(tiled)
+        is_one_pass = bool(leaves) and len(x) < len(leaves[0])
+        rows = conditions if is_one_pass else tiled
+        return emo.denoise(params, x, t, mask_conditions(rows, reference_on, audio_on))
 
-    return guide(denoise, mode, *scales)
+    return guide(denoise, mode, *scales, **options)
 
 
 def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None) -> Mesh | None:

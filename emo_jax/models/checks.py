@@ -39,6 +39,12 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
     _check_sizes(model.unet, model.vae)
     if not 0 <= clip.motion_frames <= clip.frames:
         raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")
+    limit, length = model.get("temporal_positions", 0), clip.motion_frames + clip.frames  # older weights: no limit
+    if model.temporal_modules and limit and length > limit:
+        raise ValueError(
+            f"clip.motion_frames + clip.frames is {length}; expected at most {limit}, the positions that AnimateDiff's "
+            "temporal modules are trained with (model.temporal_positions)"
+        )
     multiple = factor * 2 ** (len(model.unet.channels) - 1)
     for name, size in zip(("height", "width"), clip.image_size, strict=True):
         if size % multiple:

@@ -25,7 +25,7 @@ from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed.devices import chip_of
 from emo_jax.distributed.mesh import batch_sharding, check_mesh, make_mesh, replicated, traced_for_mesh
 from emo_jax.files import write_text
-from emo_jax.generation.sampler import guided_denoiser, mesh_for
+from emo_jax.generation.sampler import guidance_options, guided_denoiser, mesh_for
 from emo_jax.models.conditions import Conditions
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
@@ -244,7 +244,8 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
         )
 
     def step(params: Any, x: jax.Array, t: jax.Array, conditions: Conditions) -> jax.Array:
-        return guided_denoiser(emo, params, conditions, mode, scales)(x, t)
+        options = guidance_options(config.sampling, config.diffusion.train_steps) | dict(interval=None)
+        return guided_denoiser(emo, params, conditions, mode, scales, **options)(x, t)
 
     conditions = jax.eval_shape(known, params, spec)
     latents = jax.ShapeDtypeStruct((1, f, *emo.latent_shape), np.float32)

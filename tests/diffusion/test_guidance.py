@@ -63,6 +63,33 @@ def test_one_batched_call_and_one_trace_for_every_scale():
     assert calls == [((6, 3), (6,), (6,), jnp.bool_)]
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_rescale_moves_the_standard_deviation_to_that_of_the_conditional_pass(share):
+    """Lin et al. 2023, Eqs. 15 and 16, for each sample."""
+    plain, both = np.asarray(run("joint", 3.5, 3.5)), np.asarray(one_pass(True, True))
+    rescaled = guide(denoise, "joint", 3.5, 3.5, rescale=share)(X, T)
+    factor = both.std(1, keepdims=True) / plain.std(1, keepdims=True)
+    np.testing.assert_allclose(rescaled, (share * factor + 1 - share) * plain, rtol=1e-5)
+    if share == 1:
+        np.testing.assert_allclose(np.std(rescaled, axis=1), both.std(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("t, is_guided", [(99, False), (100, True), (499, True), (500, False)])
+def test_outside_of_the_interval_only_the_conditional_pass_is_computed(t, is_guided):
+    sizes = []
+
+    def counted(x, t, reference_on, audio_on):
+        sizes.append(len(x))
+        return denoise(x, t, reference_on, audio_on)
+
+    guided = guide(counted, "separate", 2.0, 4.0, interval=(100, 499))
+    times = jnp.full(2, t)
+    everywhere, conditional = guide(denoise, "separate", 2.0, 4.0)(X, times), denoise(X, times, *jnp.ones((2, 2), bool))
+    expected = everywhere if is_guided else conditional
+    np.testing.assert_allclose(jax.jit(guided)(X, times), expected, rtol=1e-6)
+    assert sorted(sizes) == [2, 6]  # one branch of each size
+
+
 def test_bad_input_raises():
     with pytest.raises(ValueError, match="both"):
         guide(denoise, "both", 1.0, 1.0)
