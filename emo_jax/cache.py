@@ -1,28 +1,39 @@
-"""What the package keeps for its user from run to run: compiled programs, plans, a face model that was put there."""
+"""The user's cache: compiled programs, plans, and a face model that the user has put there."""
 
 import contextlib
 import os
 import pathlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_BYTES = 2**31
-"""Of compiled programs; those that were not used for longest go first."""
+"""Size limit of the compilation cache; the least recently used entries are evicted."""
 
 
 def folder() -> pathlib.Path:
-    """$EMO_CACHE, else ~/.cache/emo_jax; it need not exist."""
-    return pathlib.Path(os.environ.get("EMO_CACHE") or pathlib.Path.home() / ".cache" / "emo_jax")
+    """Returns the folder of the cache, which need not exist: $EMO_CACHE, or ~/.cache/emo_jax.
+
+    A user without a home directory, as in some containers, has no cache: the folder then is one that cannot be created.
+    """
+    if os.environ.get("EMO_CACHE"):
+        return pathlib.Path(os.environ["EMO_CACHE"])
+    try:
+        return pathlib.Path.home() / ".cache" / "emo_jax"
+    except RuntimeError:  # neither $HOME nor an entry in the user database
+        return pathlib.Path(os.devnull) / "emo_jax"
 
 
 def keep_programs() -> None:
-    """Has JAX keep what it compiles in `folder()`/programs, so that the next run need not.
+    """Makes JAX keep compiled programs in `folder()`/programs for the next run.
 
-    A place that JAX_COMPILATION_CACHE_DIR names stays; where the folder cannot be written, nothing is kept.
+    A folder that JAX_COMPILATION_CACHE_DIR names is kept. Nothing is kept if the folder cannot be written.
     """
     import jax
 
+    # A damaged entry, or one that another process evicts meanwhile, only means that the program is compiled again.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     path = folder() / "programs"
     if jax.config.jax_compilation_cache_dir is not None:
         return

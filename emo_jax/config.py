@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.resources
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -28,6 +30,8 @@ def parse(arguments: list[str], default: ConfigDict | None = None) -> ConfigDict
     """
     arguments = _join_values(arguments)
     given = [text.removeprefix("--config=") for text in arguments if text.startswith("--config=")]
+    if len(given) > 1:
+        raise ValueError(f"--config is given {len(given)} times; expected one config")
     if not given and default is None:
         raise ValueError("no config given; add --config NAME_OR_FILE[:ARG], for example --config tiny:video")
     arguments = [f"--config={_resolve(text[9:])}" if text.startswith("--config=") else text for text in arguments]
@@ -41,6 +45,9 @@ def parse(arguments: list[str], default: ConfigDict | None = None) -> ConfigDict
         rest = values(["emo", *arguments])[1:]
         values.config.lock()  # ml_collections reports a config file that it could not open on the first access
     except Exception as error:  # A config file is a program, which may raise anything.
+        files = [text for text in arguments if text.startswith("--config=")]
+        if files != arguments:
+            _check_names([text for text in arguments if text not in files], parse(files, default))
         origin = f"{given[-1]}: " if given else ""
         raise ValueError(f"{origin}{_message(error)}") from error
     if rest:
@@ -82,17 +89,20 @@ def parse_fields(arguments: list[str], prefix: str) -> dict[str, Any]:
         prefix: the name of the config that the fields belong to, for example "sampling".
 
     Raises:
-        ValueError: an argument that is not of the form `--prefix.field=value`.
+        ValueError: an argument that is not of the form `--prefix.field=value`, or a field that is given twice.
     """
     fields = {}
     for text in arguments:
         name, separator, value = text.partition("=")
         if not (name.startswith(f"--{prefix}.") and separator and value):
             raise ValueError(f"unknown argument {text!r}; fields of {prefix!r} are set by --{prefix}.field=value")
+        field = name.removeprefix(f"--{prefix}.")
+        if field in fields:
+            raise ValueError(f"{name} is given twice")
         try:
-            fields[name.removeprefix(f"--{prefix}.")] = ast.literal_eval(value)
+            fields[field] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            fields[name.removeprefix(f"--{prefix}.")] = value
+            fields[field] = value
     return fields
 
 
@@ -140,6 +150,34 @@ def _resolve(text: str) -> str:
     """Replaces the name in NAME_OR_FILE[:ARG] by the path of its file."""
     name, separator, argument = (text, "", "") if pathlib.Path(text).is_file() else text.partition(":")
     return f"{locate(name)}{separator}{argument}"
+
+
+def _check_names(overrides: list[str], config: ConfigDict) -> None:
+    """Raises ValueError for the first override of a field that the config does not have, and names the nearest one."""
+    fields = list(_fields(config))
+    for text in overrides:
+        name = text.partition("=")[0].removeprefix("--config.")
+        if not any(field == name or field.startswith(f"{name}.") for field in fields):
+            nearest = max(fields, key=lambda field, name=name: _similarity(name, field))
+            raise ValueError(f"the config has no field {name!r}; the nearest one is {nearest!r}")
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields the dotted names of all fields."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _similarity(name: str, field: str) -> float:
+    """Returns how similar a dotted name is to that of a field: mainly their last parts, or the field's initials."""
+    last, other = name.rpartition(".")[2], field.rpartition(".")[2]
+    ratio = difflib.SequenceMatcher(None, last, other).ratio()
+    if last == "".join(word[:1] for word in other.split("_")):  # lr for learning_rate
+        ratio = max(ratio, 0.9)
+    return ratio + 0.5 * difflib.SequenceMatcher(None, name, field).ratio()
 
 
 _WRAPPERS = ("Traceback (most recent call last)", "Configuration is not available")

@@ -1,23 +1,35 @@
-"""Files and folders that appear whole or not at all: a killed run leaves none that is broken."""
+"""Files and folders that are written completely or not at all. A killed run leaves no file that is half-written."""
+
+from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
+import re
 import shutil
 import socket
 import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+def process_tag() -> str:
+    """Returns a text that names this process among those of all hosts, for the names of its temporary files."""
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 @contextlib.contextmanager
-def whole(path):
-    """The path of a hidden file beside `path`, to be written in the block: then it takes that name; on errors it goes.
+def atomic_write(path: Any) -> Iterator[Any]:
+    """Yields the path of a hidden file beside `path` to write to. On success it takes that name, else it is removed.
 
     Args:
-        path: a str or pathlib.Path, or a path with their methods (epath's, to a bucket).
+        path: a str, a pathlib.Path, or an epath.Path (to a bucket).
     """
     path = pathlib.Path(path) if isinstance(path, str) else path
-    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"  # process ids repeat on other hosts
-    partial = path.with_name(f".{path.name}.{writer}.tmp")
+    if "://" not in str(path):
+        _remove_leftovers_once(pathlib.Path(os.path.abspath(path.parent)))
+    partial = path.with_name(f".{path.name}.{process_tag()}-{threading.get_ident()}.tmp")
     try:
         yield partial
         partial.replace(path)
@@ -25,30 +37,24 @@ def whole(path):
         partial.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what killed processes left of `whole` in a folder; to be called while none writes there."""
-    for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
-
-
-def write_text(path, text: str) -> None:
-    """Writes a text file; `path` as `whole` takes it."""
-    with whole(path) as partial:
+def write_text(path: Any, text: str) -> None:
+    """Writes a text file with `atomic_write`."""
+    with atomic_write(path) as partial:
         partial.write_text(text)
 
 
 @contextlib.contextmanager
-def whole_folder(folder):
-    """The path of a folder to fill, which takes its name, in place of one that is there, when the block ends well.
+def atomic_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the path of a folder to fill. On success it replaces `folder`, else it is removed.
 
-    What an error or a killed run leaves goes.
+    What an earlier, killed call has left is removed first.
     """
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        if folder.is_dir():  # a folder cannot take a full one's name
+        if folder.is_dir():  # A folder cannot be renamed to a folder that is not empty.
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
@@ -58,3 +64,43 @@ def whole_folder(folder):
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_temporary_files(folder: pathlib.Path) -> None:
+    """Removes all temporary files of `atomic_write` from a folder that no process is writing to."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes the temporary files of killed processes: hidden files with the `process_tag` of a process that is gone.
+
+    Files of other hosts, and of running processes, are kept.
+
+    Args:
+        folder: an existing or missing folder of this machine.
+    """
+    pattern = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)(-\d+)?\.(tmp|part\.mp4|complete\.mp4)")
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match and not _is_running(int(match[1])):
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+
+
+_remove_leftovers_once = functools.lru_cache(maxsize=1024)(remove_leftovers)
+"""Once per folder and process, because listing a large folder takes time."""
+
+
+def _is_running(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # a process of another user
+        return True
+    return True

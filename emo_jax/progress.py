@@ -85,7 +85,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def meanwhile(call: Callable[[], float | None], every: float) -> Iterator[None]:
+def call_periodically(call: Callable[[], float | None], every: float) -> Iterator[None]:
     """Calls a function periodically, in a thread that ends with the block.
 
     Args:
@@ -99,7 +99,7 @@ def meanwhile(call: Callable[[], float | None], every: float) -> Iterator[None]:
         while not over.wait(wait):
             wait = call() or every
 
-    thread = threading.Thread(target=repeat, name="meanwhile", daemon=True)
+    thread = threading.Thread(target=repeat, name="periodic", daemon=True)
     thread.start()
     try:
         yield

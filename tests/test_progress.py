@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from emo_jax.progress import Progress, meanwhile
+from emo_jax.progress import Progress, call_periodically
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):
@@ -54,7 +54,7 @@ def test_lines_are_printed_above_the_bar(monkeypatch):
     assert "compiling\n" in stderr.getvalue() and "20/20" in stderr.getvalue()
 
 
-def test_what_is_done_meanwhile_ends_with_the_block():
+def test_periodic_calls_end_with_the_block():
     twice, calls = threading.Event(), []
 
     def call():
@@ -62,7 +62,7 @@ def test_what_is_done_meanwhile_ends_with_the_block():
         if len(calls) == 2:
             twice.set()
 
-    with pytest.raises(OSError, match="away"), meanwhile(call, every=0.01):
+    with pytest.raises(OSError, match="away"), call_periodically(call, every=0.01):
         assert twice.wait(20)
         raise OSError("away")
     assert not calls[0].is_alive() and calls[0] is calls[1] is not threading.current_thread()

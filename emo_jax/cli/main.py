@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from emo_jax import __version__
 from emo_jax.tables import format_table
@@ -49,8 +49,24 @@ _NO_MEMORY = (
 )
 
 
+class _StoreOnce(argparse.Action):
+    """Stores the value of an option that may be given once."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: Any = None):
+        given = namespace.__dict__.setdefault("given_options", set())
+        if option is not None and self.dest in given:
+            parser.error(f"{option} is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
-    """Raises ValueError instead of exiting."""
+    """Raises ValueError instead of exiting, and for an option that is given twice."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")

@@ -273,6 +273,8 @@ class RecordSource:
 
     def _open(self) -> None:
         path = pathlib.Path(self.directory)
+        if not self.directory:
+            raise ValueError("data.directory is empty; set it to a folder of records (--config.data.directory=...)")
         if not path.is_dir():
             raise ValueError(
                 f"{path} is not a directory: write records first (`emo prepare`), or change data.directory"

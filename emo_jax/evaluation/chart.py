@@ -3,7 +3,7 @@
 import math
 import os
 
-from emo_jax.files import whole
+from emo_jax.files import atomic_write
 
 
 def save_bars(path: str | os.PathLike, panels: dict[str, dict[str, float | None]]) -> None:
@@ -27,7 +27,7 @@ def save_bars(path: str | os.PathLike, panels: dict[str, dict[str, float | None]
         axis.invert_yaxis()
         axis.margins(x=0.15)
         axis.set_title(measure, loc="left")
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=100)
 
 

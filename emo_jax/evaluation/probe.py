@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from emo_jax.evaluation.identity import FEATURES, thumbnail
-from emo_jax.files import whole
+from emo_jax.files import atomic_write
 
 SIZE = 128
 """Height and width of the input frames."""
@@ -142,7 +142,7 @@ def save_probe(path: str | os.PathLike, params: dict) -> None:
     flat = {f"weights/{name}": a for name, a in flatten_dict(params["weights"], sep="/").items()}
     tensors = {name: np.ascontiguousarray(np.asarray(a), np.float16) for name, a in flat.items()}
     tensors |= {name: np.ascontiguousarray(params[name], np.float32) for name in _STATISTICS}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emo_jax.config import locate
-from emo_jax.files import whole, write_text
+from emo_jax.files import atomic_write, write_text
 from emo_jax.tables import format_table
 from emo_jax.training.stages import get_stage
 
@@ -270,7 +270,7 @@ def compare(sweep: Sweep, output: Path) -> str:
     for name, values in found.items():
         lines.append([name, *(str(sweep.points[name].get(field, "")) for field in fields),
                       *(f"{values[m]:.4f}" if m in values else "" for m in measures)])  # fmt: skip
-    with whole(output / "sweep.csv") as partial, partial.open("w", newline="") as file:
+    with atomic_write(output / "sweep.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows(lines)
     if found:
         save_bars(output / "sweep.png", {m: {name: values.get(m) for name, values in found.items()} for m in measures})

@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from emo_jax.files import process_tag, remove_leftovers
 from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, array_track
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
@@ -36,9 +37,10 @@ class VideoWriter:
             writer.write(frames)  # once per clip
 
     Audio is encoded up to the last frame written, so that video and audio are interleaved. Until the file is complete
-    it is `.NAME.PID.part.mp4` beside the target (`partial_path`), fragmented so that players can open it. On exit it is
-    rewritten as a plain mp4 with its index in front and moved to the final name. After an exception it is removed, and
-    an earlier file of the final name is kept. A symbolic link is followed: the file that it points to is written.
+    it is `.NAME.HOST-PID.part.mp4` beside the target (`partial_path`), fragmented so that players can open it. On exit
+    it is rewritten as a plain mp4 with its index in front and moved to the final name. After an exception it is
+    removed, and an earlier file of the final name is kept; what a killed process has left is removed by the next writer
+    in that folder. A symbolic link is followed: the file that it points to is written.
     """
 
     def __init__(
@@ -214,6 +216,7 @@ def _create_partial(path: Path) -> Path:
         raise ValueError(f"{path} cannot be written: its name exceeds {MAX_NAME} bytes; choose a shorter one")
     if target.is_dir():
         raise ValueError(f"{path} is a directory; give the name of an mp4 file in it")
+    remove_leftovers(target.parent)
     partial = _beside(target, "part")
     try:
         partial.write_bytes(b"")
@@ -223,8 +226,8 @@ def _create_partial(path: Path) -> Path:
 
 
 def _beside(target: Path, kind: str) -> Path:
-    """Returns the name of a temporary file beside `target`, with the process id: another run may write the same one."""
-    ending = f".{os.getpid()}.{kind}.mp4"
+    """Returns the name of a temporary file beside `target`, with the process: another run may write the same file."""
+    ending = f".{process_tag()}.{kind}.mp4"
     fits = len(os.fsencode(target.stem)) + len(ending) < MAX_NAME
     return target.with_name(f".{target.stem if fits else 'video'}{ending}")
 

@@ -35,7 +35,7 @@ from emo_jax.planning.composed import Part, compose, parts_of_step
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import roofline
 from emo_jax.planning.topologies import Device, describe_devices, find_devices
-from emo_jax.progress import meanwhile
+from emo_jax.progress import call_periodically
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
@@ -320,4 +320,4 @@ def _progress(what: str) -> contextlib.AbstractContextManager[None]:
     def report() -> None:
         print(f"plan: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-    return meanwhile(report, every=30)
+    return call_periodically(report, every=30)

@@ -18,7 +18,7 @@ from typing import Any
 
 from emo_jax.preparation.video_shards import VideoBuild
 from emo_jax.preparation.workers import MonotonicProgress, make_shard_isolated
-from emo_jax.progress import Progress, meanwhile
+from emo_jax.progress import Progress, call_periodically
 
 POLL_SECONDS = 2.0
 """Seconds between two updates of the progress."""
@@ -76,7 +76,7 @@ def _make_on_beam(pipeline: Any, runner: str, build: VideoBuild, progress: Progr
     shards | "MakeShard" >> apache_beam.Map(_make_shard, str(path))
     monotonic = MonotonicProgress(progress)
     try:
-        with meanwhile(lambda: monotonic.reach(build.videos_done()), POLL_SECONDS):
+        with call_periodically(lambda: monotonic.reach(build.videos_done()), POLL_SECONDS):
             pipeline.run().wait_until_finish()
     except Exception as error:  # each runner has its own exceptions, some without a message
         reason = str(error) or type(error).__name__

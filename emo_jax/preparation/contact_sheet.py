@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from emo_jax.data.clip_sampler import ClipSampler, make_clip_sampler
 from emo_jax.data.records import open_records
 from emo_jax.data.sources import select_records
-from emo_jax.files import whole
+from emo_jax.files import atomic_write
 from emo_jax.media.mp4 import decode_video
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, context_samples
 from emo_jax.media.video_writer import VideoWriter
@@ -77,7 +77,7 @@ def write_sheet(sampler: ClipSampler, clips: dict[int, dict], folder: str | os.P
         top += row.height
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / SHEET_FILE) as partial:
+    with atomic_write(folder / SHEET_FILE) as partial:
         sheet.save(partial, format="png")
     return folder / SHEET_FILE
 

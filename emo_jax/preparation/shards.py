@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from emo_jax.files import remove_leftovers, whole, write_text
+from emo_jax.files import atomic_write, remove_temporary_files, write_text
 
 PLAN_FILE = "plan.json"
 
@@ -95,7 +95,7 @@ class ShardedBuild(abc.ABC):
           index: number of the shard.
           write: writes the entries and returns the summary.
         """
-        with whole(self.data(index)) as partial:
+        with atomic_write(self.data(index)) as partial:
             writer = ArrayRecordWriter(str(partial), self.writer_options)
             summary = write(writer)
             writer.close()
@@ -113,7 +113,7 @@ class ShardedBuild(abc.ABC):
           write_metadata: writes further files into the directory that it is given.
         """
         complete = self.work / "complete"
-        remove_leftovers(self.work)
+        remove_temporary_files(self.work)
         shutil.rmtree(complete, ignore_errors=True)
         complete.mkdir()
         for name, index in files.items():

@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from emo_jax.data.records import INDEX_FILE, EmoRecords, record_features
 from emo_jax.faces.analyzers import make_analyzer
-from emo_jax.files import remove_leftovers, write_text
+from emo_jax.files import remove_temporary_files, write_text
 from emo_jax.preparation.shards import ShardedBuild, shard_names
 from emo_jax.preparation.video_records import Outcome, Settings, video_records
 
@@ -71,7 +71,7 @@ class VideoBuild(ShardedBuild):
         """Begins or continues the build, see `ShardedBuild.begin`; removes what a killed run has left."""
         if not super().begin():
             return False
-        remove_leftovers(self.work)
+        remove_temporary_files(self.work)
         for path in self.work.glob("*.current"):
             path.unlink()
         return True

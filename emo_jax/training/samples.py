@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from emo_jax.data import pipeline, transforms
 from emo_jax.data.latents import LatentSource
 from emo_jax.distributed import processes
-from emo_jax.files import whole
+from emo_jax.files import atomic_write
 from emo_jax.generation.sampler import VideoSampler
 from emo_jax.media import mp4
 from emo_jax.media.video_writer import VideoWriter
@@ -90,7 +90,7 @@ class SampleWriter:
             path = pathlib.Path(folder) / name
             with VideoWriter(path, video.shape[1:3], self._emo.config.clip.fps, sound) as file:
                 file.write(video)
-            with whole(self._directory / name) as partial:
+            with atomic_write(self._directory / name) as partial:
                 partial.write_bytes(path.read_bytes())
 
     @functools.cached_property

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from emo_jax.distributed import processes
-from emo_jax.progress import meanwhile
+from emo_jax.progress import call_periodically
 
 _WARM_UP_STEPS = 3
 """Steps before the traced ones, in which programs are compiled and buffers filled."""
@@ -91,4 +91,4 @@ def _warn_if_slow(what: str, seconds: float) -> contextlib.AbstractContextManage
         print(text, file=sys.stderr, flush=True)
         return waited
 
-    return meanwhile(warn, every=seconds)
+    return call_periodically(warn, every=seconds)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from emo_jax.files import whole, whole_folder
+from emo_jax.files import atomic_folder, atomic_write
 from emo_jax.tables import format_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _write_run(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any]) -
     from emo_jax.weights.runs import save_weights_as_run
 
     try:
-        with whole_folder(folder) as partial:
+        with atomic_folder(folder) as partial:
             save_weights_as_run(partial, config, flat)
     except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as a ValueError
         reason = " ".join(str(error).split())[:300]
@@ -164,7 +164,7 @@ def to_safetensors(checkpoint: str, output: str) -> None:
     for kind in (*KINDS, "audio"):  # One at a time: memory holds a kind twice while it is written.
         tensors = file_tensors(flat, kind)
         if tensors:
-            with whole(folder / f"{kind}.safetensors") as partial:
+            with atomic_write(folder / f"{kind}.safetensors") as partial:
                 save_file(tensors, partial)
             print(f"{folder / kind}.safetensors: {len(tensors)} tensors", flush=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax.files import whole_folder
+from emo_jax.files import atomic_folder
 from emo_jax.weights import diffusers_folder
 
 DTYPES = ("float16", "float32")
@@ -42,7 +42,7 @@ def export(weights: str | os.PathLike, output: str | os.PathLike, dtype: str = "
     _check_range(flat, dtype)
     save = diffusers_folder.save if format == "diffusers" else save_weights
     try:
-        with whole_folder(output) as partial:
+        with atomic_folder(output) as partial:
             save(partial, config, flat, np.dtype(dtype).type)
             return sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     except OSError as error:

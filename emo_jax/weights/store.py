@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
-from emo_jax.files import whole, write_text
+from emo_jax.files import atomic_write, write_text
 from emo_jax.models.parts import part_of
 from emo_jax.weights import diffusers_folder, hub
 
@@ -49,7 +49,7 @@ def save_weights(directory: Name, config: ConfigDict, flat: Flat, dtype: type = 
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {path: np.asarray(a, dtype, order="C") for path, a in flat.items()}
     write_text(directory / _CONFIG, config_lib.to_json(config) + "\n")
-    with whole(directory / _TENSORS) as partial:
+    with atomic_write(directory / _TENSORS) as partial:
         save_file(tensors, partial)
         shutil.copymode(directory / _CONFIG, partial)  # safetensors makes files that only their owner can read
 

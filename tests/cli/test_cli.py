@@ -170,7 +170,7 @@ def test_weights_of_another_config(inputs, weights_dir, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(weights_dir, other)
     config = json.loads((other / "config.json").read_text())
-    changes = {"another config": ("channels", [16, 48]), "not one of this version": ("heads", None)}
+    changes = {"another config": ("channels", [16, 48]), "heads": ("heads", None)}
     for text, (field, value) in changes.items():
         changed = json.loads(json.dumps(config))
         changed["model"]["unet"][field] = value
@@ -384,6 +384,18 @@ def test_every_source_of_prepare_has_an_output(source):
     )
     args, rest = cli.make_parser("prepare").parse_known_args(["prepare", source, *required.get(source, []), "-o", "x"])
     assert args.output == "x" and not rest
+
+
+@pytest.mark.parametrize(
+    "more", [["--portrait=a", "--portrait=b"], ["-o=a", "--out=b"], ["--sampling.steps=1", "--sampling.steps=2"]]
+)
+def test_repeated_option_is_an_error(inputs, tmp_path, capsys, more):
+    check_one_line_error(generate(inputs, tmp_path / "out.mp4", *more), capsys, "twice")
+
+
+def test_repeated_config_is_an_error(capsys):
+    status = cli.main(["plan", "--topology=cpu:1", "--config=tiny:video", "--config", "base:video"])
+    check_one_line_error(status, capsys, "--config is given 2 times", "emo plan: ")
 
 
 def test_old_flags_set_sampling_fields(inputs, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from emo_jax.files import process_tag
 from emo_jax.media.audio import load_audio
 from emo_jax.media.video import probe, read_video
 from emo_jax.media.video_writer import VideoWriter
@@ -95,7 +96,7 @@ def test_exception_removes_the_partial_file_and_keeps_the_old_one(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"old")
     with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4", (32, 32), 25, murmur(9000)) as writer:
         writer.write(numbered(0, 9, 32, 32))
-        assert names(tmp_path) == [f".a.{os.getpid()}.part.mp4", "a.mp4"]
+        assert names(tmp_path) == [f".a.{process_tag()}.part.mp4", "a.mp4"]
         raise RuntimeError
     assert names(tmp_path) == ["a.mp4"] and (tmp_path / "a.mp4").read_bytes() == b"old"
     with pytest.raises(ValueError, match="no frames"), VideoWriter(tmp_path / "b.mp4", (32, 32), 25, murmur(9000)):

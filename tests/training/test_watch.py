@@ -23,7 +23,7 @@ def test_a_stalled_input_warns_at_growing_intervals(capsys):
     waited = [re.search(r" (\S+) s .*step 17", line)[1] for line in lines]
     assert waited == ["0.1", "0.2", "0.4"]
     assert lines[0].startswith("warning: process 0 of 1 on ")
-    assert "meanwhile" not in {thread.name for thread in threading.enumerate()}
+    assert "periodic" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_damaged_record_is_an_oserror():
@@ -39,7 +39,7 @@ def test_an_input_in_time_prints_nothing_and_leaves_no_thread(capsys):
     assert next_batch(slow(0), 1, 5) == "batch"
     with pytest.raises(StopIteration):
         next_batch(iter(()), 1, 5)
-    assert "meanwhile" not in {thread.name for thread in threading.enumerate()}
+    assert "periodic" not in {thread.name for thread in threading.enumerate()}
     assert not capsys.readouterr().err
 
 

