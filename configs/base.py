@@ -62,6 +62,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 guidance_rescale=0.0,  # phi of Lin et al. 2023; 0: off
                 guidance_interval=(0.0, 1.0),  # shares of the timesteps with guidance, from clean (0) to noise (1)
                 speed=0.6,
+                hold_colors=False,  # hold the mean and deviation of each channel of the latents to the first segment's
                 clips=4,
             ),
             data=dict(
@@ -197,7 +198,10 @@ def train(stage: str) -> dict:
         drop_reference=0.05,
         drop_audio=0.05,
         drop_both=0.05,  # in addition: the null condition of guidance
-        motion_noise=0.0,  # standard deviation of the noise added to the latents of motion frames
+        # Augmentation of the motion frames' latents, which are clean in training and generated in sampling.
+        motion_noise=0.05,  # standard deviation of added noise
+        motion_patch_drop=0.0,  # share of patches replaced by zeros, as in Hallo2 (there 0.25)
+        motion_patch_size=1,  # side of these patches, in latents
         face_weight=1.0,  # weight of the face's region in the losses, relative to the rest
         kl_weight=1e-6,
         # Devices along each axis; one may be -1, for the remaining devices. Samples are split over data and fsdp,

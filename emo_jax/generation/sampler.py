@@ -36,7 +36,7 @@ _DECODED_PIXELS = 2**20
 """Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
 MAX_LATENT = 1000.0
 """Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
-SAMPLING_OPTIONS = dict(guidance_rescale=0.0, guidance_interval=(0.0, 1.0))
+SAMPLING_OPTIONS = dict(guidance_rescale=0.0, guidance_interval=(0.0, 1.0), hold_colors=False)
 """Fields of `sampling` that configs of older weights lack, with the values that leave sampling as it was."""
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
@@ -101,6 +101,8 @@ class VideoSampler:
         self._prepare = self._jit(self._prepare_fn)
         self._segment = self._jit(self._segment_fn)
         self._decode = self._jit(self._decode_fn)
+        self._hold_colors = bool(sampling.get("hold_colors", False))
+        self._statistics, self._match = self._jit(channel_statistics), self._jit(_match_colors)
         self._peak = jax.jit(lambda latents: jnp.max(jnp.abs(latents)))
         self._hidden_states = jax.jit(emo.hidden_states)
         self._recording: tuple[Any, Recording] | None = None
@@ -160,12 +162,16 @@ class VideoSampler:
         constants = self._prepare(self.params, references, masks)
         carry = self._replicate(first_carry(batch, clip.motion_frames, self.emo.latent_shape))
         audio_window = self._audio_windows(audio)
-        pending = None
+        pending = statistics = None
         for index in range(segments(count, clip.frames, self.config.clips).count):
             first = index * per_segment
             window = audio_window(first - clip.audio_window, window_frames)
             inputs = (window, speeds, key, np.int32(index * self.config.clips))
             carry, latents = self._segment(self.params, constants, carry, inputs, scales)
+            if self._hold_colors and statistics is None:
+                statistics = self._statistics(latents)
+            elif self._hold_colors:
+                carry, latents = self._match(carry, latents, statistics)
             frames = self._decode(self.params, latents)[:, : min(per_segment, count - first)]
             if pending is not None:
                 yield _checked_frames(*pending)
@@ -250,6 +256,26 @@ class VideoSampler:
         latents = rearrange(latents, "batch (groups group) h w c -> groups batch group h w c", group=group)
         images = jax.lax.map(functools.partial(self.emo.decode, params), latents)
         return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
+
+
+def channel_statistics(
+    latents: Float[Array, "K batch f h w c"],
+) -> tuple[Float[Array, "1 batch 1 1 1 c"], Float[Array, "1 batch 1 1 1 c"]]:
+    """Computes the mean and standard deviation of each channel over the frames and places of a segment."""
+    axes = (0, 2, 3, 4)
+    return jnp.mean(latents, axes, keepdims=True), jnp.std(latents, axes, keepdims=True)
+
+
+def _match_colors(carry: Any, latents: Array, statistics: tuple[Array, Array]) -> tuple[Any, Array]:
+    """Gives the latents of a segment the channel statistics of another; the next motion frames change with them.
+
+    Colours of long videos drift, because each segment starts from generated motion frames and repeats their error.
+    """
+    motion, has_motion = carry
+    mean, deviation = channel_statistics(latents)
+    matched = (latents - mean) * (statistics[1] / jnp.maximum(deviation, 1e-6)) + statistics[0]
+    frames, n = latents.shape[2], motion.shape[1]
+    return (matched[-1, :, frames - n :].astype(motion.dtype), has_motion), matched
 
 
 def _checked_frames(frames: Any, peak: Any, segment: int) -> np.ndarray:

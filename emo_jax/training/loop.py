@@ -128,11 +128,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
 
 
 def _check(config: ConfigDict) -> None:
-    for name in ("steps", "log_every", "save_every", "keep", "max_skipped"):
+    for name in ("steps", "log_every", "save_every", "keep", "max_skipped", "motion_patch_size"):
         if config.train[name] < 1:
             raise ValueError(f"train.{name} is {config.train[name]}; expected 1 or more")
     if config.model.dtype == "float16":
         raise ValueError("model.dtype is float16, in which small gradients vanish; train in bfloat16 or float32")
+    if not 0 <= config.train.motion_patch_drop < 1:
+        raise ValueError(f"train.motion_patch_drop is {config.train.motion_patch_drop}; expected 0 (off) to below 1")
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
 

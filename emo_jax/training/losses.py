@@ -107,6 +107,25 @@ def face_weights(
     return weights / weights.mean((2, 3), keepdims=True)
 
 
+def drop_patches(
+    key: Key[Array, ""], latents: Float[Array, "batch frames h w c"], rate: float, size: int
+) -> Float[Array, "batch frames h w c"]:
+    """Replaces random patches of each frame by zeros (Hallo2, arXiv 2410.07718, Section 3.2, for motion frames).
+
+    Generated motion frames differ from the clean ones of training. A model that cannot copy them drifts less.
+
+    Args:
+        key: the random key.
+        latents: latents of the frames.
+        rate: share of the patches that are dropped.
+        size: side of a patch, in latents.
+    """
+    batch, frames, h, w, _ = latents.shape
+    kept = jax.random.bernoulli(key, 1 - rate, (batch, frames, -(-h // size), -(-w // size)))
+    kept = jnp.repeat(jnp.repeat(kept, size, axis=2), size, axis=3)[:, :, :h, :w, None]
+    return jnp.where(kept, latents, 0)
+
+
 _DRAWS = ("timestep", "noise", "reference", "audio", "motion")
 
 
@@ -121,10 +140,14 @@ def _inputs(
     known, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
     blur = config.motion_noise * jax.random.normal(keys["motion"], known.shape)
     known = known.at[:, 1:].add(blur[:, 1:])
+    motion = known[:, 1:]
+    if config.motion_patch_drop:
+        key = jax.random.fold_in(keys["motion"], 1)
+        motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size)
     conditions = emo.conditions(
         params,
         reference=known[:, :1],
-        motion=known[:, 1:],
+        motion=motion,
         has_motion=batch["has_motion"],
         audio=emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None,
         speed=batch["speed"] if stage.speed else None,

@@ -1,11 +1,13 @@
-"""Guidance options of the sampler."""
+"""Options of the sampler: guidance and colours."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from emo_jax.generation.sampler import SAMPLING_OPTIONS, VideoSampler, check_sampling, guidance_options
+from emo_jax.models.emo import build
 from tests.echo import RecordingRule, echo
 from tests.small import small_config
 
@@ -36,6 +38,28 @@ def test_configs_of_older_weights_lack_the_options():
     assert guidance_options(config, 1000) == dict(rescale=0.0, interval=None)
     check_sampling(config, 1000)
     assert guidance_options(ConfigDict(dict(guidance_interval=(0.25, 0.8))), 1000)["interval"] == (250, 799)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_hold_colors_stops_the_drift_of_segments(hold):
+    """Every clip is brighter and has more contrast than its motion frames; both would grow without limit."""
+    config = small_config("speed")
+    config.sampling.update(steps=2, clips=2, reference_scale=1.0, audio_scale=1.0, hold_colors=hold)
+    pattern = np.random.default_rng(0).uniform(-0.1, 0.1, (1, 1, *build(config).latent_shape)).astype(np.float32)
+
+    def drifting(latents, timesteps, conditions):
+        motion = conditions.motion["layer"].mean(axis=(1, 2, 3, 4), keepdims=True)
+        return jnp.broadcast_to(motion + 0.05 + (1 + motion) * pattern, latents.shape)
+
+    sampler = VideoSampler(echo(config, drifting), {}, config.sampling)
+    portraits, masks = np.zeros((1, 64, 64, 3), np.uint8), np.ones((1, 64, 64, 1), np.uint8)
+    segments = list(sampler.stream(portraits, masks, np.zeros((1, 24 * 640), np.float32), key=jax.random.key(0)))
+    assert [len(frames[0]) for frames in segments] == [8, 8, 8]
+    levels = [(frames.mean(), frames.std()) for frames in segments]
+    if hold:
+        np.testing.assert_allclose(levels, [levels[0]] * 3, atol=1)
+    else:
+        assert levels[2][0] > levels[1][0] + 5 > levels[0][0] + 10
 
 
 @pytest.mark.parametrize("change", [

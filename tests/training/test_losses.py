@@ -11,7 +11,8 @@ import pytest
 from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import build
 from emo_jax.models.vae import VAE
-from emo_jax.training.losses import denoising_loss, face_weights, vae_loss
+from emo_jax.training.loop import train
+from emo_jax.training.losses import denoising_loss, drop_patches, face_weights, vae_loss
 from emo_jax.training.stages import get_stage
 from tests.echo import RecordingRule, echo
 from tests.steps import fixed_batch, training_config
@@ -153,3 +154,35 @@ def test_vae_loss():
     np.testing.assert_allclose(loss, wanted, rtol=1e-4)
     draws = [(np.asarray(z) - mean) / np.exp(0.5 * logvar) for z in latents]
     assert not np.allclose(*draws) and 0.5 < np.std(draws) < 1.5  # another z for another key
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_drop_patches_zeroes_a_share_of_each_frame_in_squares(size):
+    latents = jnp.ones((4, 3, 8, 12, 2))
+    dropped = np.asarray(drop_patches(jax.random.key(0), latents, 0.25, size))
+    assert set(np.unique(dropped)) == {0, 1}
+    np.testing.assert_array_equal(dropped[..., 0], dropped[..., 1])
+    assert abs(dropped.mean() - 0.75) < 0.1
+    corners = dropped[:, :, ::size, ::size]
+    expected = corners.repeat(size, axis=2).repeat(size, axis=3)[:, :, :8, :12]
+    np.testing.assert_array_equal(dropped, expected)
+    assert not np.array_equal(dropped[0, 0], dropped[0, 1]) and not np.array_equal(dropped[0], dropped[1])
+
+
+def test_patches_are_dropped_from_motion_frames_only():
+    plain, *_ = conditions_of("video")
+    dropped, *_ = conditions_of("video", motion_patch_drop=0.25)
+    reference, motion = (dropped[name]["layer"] for name in ("reference", "motion"))
+    np.testing.assert_array_equal(reference, plain["reference"]["layer"])
+    kept = motion == plain["motion"]["layer"]
+    assert (kept | (motion == 0)).all() and 0 < (~kept).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    "field, value", [("motion_patch_drop", 1.0), ("motion_patch_drop", -0.1), ("motion_patch_size", 0)]
+)
+def test_patch_drop_out_of_range_raises(field, value, tmp_path):
+    config = training_config("video")
+    config.train[field] = value
+    with pytest.raises(ValueError, match=field):
+        train(config, tmp_path)
