@@ -46,8 +46,11 @@ def to_rgb(frame: VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
     options = {}
     if (height, width) != (frame.height, frame.width):
         options |= dict(height=height, width=width, interpolation=Interpolation.BICUBIC)
-    if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb and (frame.height >= 720 or frame.width >= 1280):
-        options |= dict(src_colorspace=Colorspace.ITU709)
+    if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb:
+        if frame.color_primaries == ColorPrimaries.BT2020:
+            options |= dict(src_colorspace=Colorspace.BT2020)
+        elif frame.height >= 720 or frame.width >= 1280:
+            options |= dict(src_colorspace=Colorspace.ITU709)
     if frame.color_trc in HDR_TRANSFERS or frame.color_primaries in WIDE_PRIMARIES:
         options |= dict(dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709)
     try:

@@ -153,6 +153,9 @@ def test_hdr_is_tone_mapped(encode, transfer):
     frame = hdr_frame(encode, transfer)
     image = to_rgb(frame)[16, 16::32].astype(int)
     assert np.abs(image - COLOURS).max() <= 16
+    frame.colorspace = 2  # without a tag of the matrix, the primaries decide
+    np.testing.assert_array_equal(to_rgb(frame)[16, 16::32], image)
+    frame.colorspace = 9
     untouched = frame.to_ndarray(format="rgb24")[16, 16::32].astype(int)
     assert np.abs(untouched - COLOURS).max() > 40  # grey and pale without tone mapping
 
