@@ -120,7 +120,7 @@ def evaluate(
     )
     write_report(folder / "report.json", rows, settings)
     print(table(rows))
-    print(f"{folder}/report.json; {settings['seconds_taken'] / 60:.1f} min")
+    print(f"{folder}/report.json; {(time.monotonic() - started) / 60:.1f} min")
     return rows
 
 

@@ -160,8 +160,8 @@ def load_probe(path: str | os.PathLike = WEIGHTS) -> dict:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
     flat = {k.removeprefix("weights/"): v.astype(np.float32) for k, v in tensors.items() if k.startswith("weights/")}
-    wanted = jax.eval_shape(_init, jax.random.key(0))["params"]
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(wanted, sep="/").items()}
+    wanted = flatten_dict(jax.eval_shape(_init, jax.random.key(0))["params"], sep="/")
+    shapes = {name: np.shape(leaf) for name, leaf in wanted.items()}
     shapes |= _STATISTICS
     found = {name: v.shape for name, v in (tensors | flat).items() if not name.startswith("weights/")}
     if found != shapes:

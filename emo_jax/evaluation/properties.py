@@ -68,7 +68,7 @@ class Row:
     @property
     def control_failed(self) -> bool | None:
         """Whether the control failed, as it must; None if it has no bar."""
-        if self.control_bar is None:
+        if self.control_bar is None or self.control_value is None:
             return None
         return bool(self.control_value > self.control_bar if self.below else self.control_value <= self.control_bar)
 

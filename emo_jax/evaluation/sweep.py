@@ -47,6 +47,7 @@ def load_sweep(path: str | os.PathLike) -> Sweep:
     """
     path = locate(os.fspath(path), "sweeps")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader  # there is a loader for every .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     missing = [name for name in ("CONFIG", "STAGES", "get_sweep") if not hasattr(module, name)]

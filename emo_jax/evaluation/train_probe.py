@@ -94,7 +94,7 @@ class Frames:
         """Returns degraded frames uint8 (size, 128, 128, 3) and their true measures (size, TARGETS)."""
         for row in (row for _ in range(runs) for row in self._read()):
             self.rows[self.rng.integers(len(self.rows))] = row
-        pairs = [view(self.rng, *self.rows[i], True) for i in self.rng.integers(len(self.rows), size=size)]
+        pairs = [view(self.rng, *self.rows[i], degraded=True) for i in self.rng.integers(len(self.rows), size=size)]
         return tuple(np.stack(column) for column in zip(*pairs, strict=True))
 
 
@@ -137,8 +137,8 @@ def disguised_views(seeds, count: int, size: int = 160) -> np.ndarray:
             disguised = dataclasses.replace(person, **{name: getattr(other, name) for name in names})
             yaw, pitch, roll = rng.uniform(-0.9, 0.9, 3) * POSE_LIMITS
             blink, opening = float(rng.random() < 0.1), max(rng.uniform(-0.5, 1), 0)
-            state = State(yaw, pitch, roll, *rng.uniform(-0.01, 0.01, 2), blink, rng.random(), *rng.uniform(-1, 1, 2),
-                          opening, rng.random())  # fmt: skip
+            (shift_x, shift_y), brow, (gaze_x, gaze_y) = rng.uniform(-0.01, 0.01, 2), rng.random(), rng.uniform(-1, 1, 2)
+            state = State(yaw, pitch, roll, shift_x, shift_y, blink, brow, gaze_x, gaze_y, opening, rng.random())
             top, left = rng.integers(size - probe.SIZE + 1, size=2)
             image = render(disguised, state, size)[top : top + probe.SIZE, left : left + probe.SIZE]
             views.append(degrade(rng, np.ascontiguousarray(image)))
@@ -240,7 +240,7 @@ def _correlation(a, b) -> float:
 
 def main(argv=None) -> None:
     """Runs `python -m emo_jax.evaluation.train_probe`."""
-    parser = argparse.ArgumentParser("train_probe", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("train_probe", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", required=True, help="directory of emo prepare synthetic")
     parser.add_argument("--output", required=True, help="safetensors file to write")
     parser.add_argument("--steps", type=int, default=4000)

@@ -73,7 +73,7 @@ def _make_on_beam(pipeline: Any, runner: str, build: VideoBuild, progress: Progr
     path = build.work / _BUILD_FILE
     path.write_bytes(pickle.dumps(build))  # in a file, because Dataflow limits the size of a pipeline
     shards = pipeline | apache_beam.Create(missing) | apache_beam.Reshuffle()
-    shards | "MakeShard" >> apache_beam.Map(_make_shard, str(path))
+    _ = shards | "MakeShard" >> apache_beam.Map(_make_shard, str(path))
     monotonic = MonotonicProgress(progress)
     try:
         with call_periodically(lambda: monotonic.reach(build.videos_done()), POLL_SECONDS):

@@ -87,7 +87,7 @@ def drop_jaw(points: np.ndarray, opening: float) -> np.ndarray:
 def project(head: Head, state: State, points: np.ndarray) -> np.ndarray:
     """Projects head coordinates (N, 3) to image coordinates (N, 2) in image heights."""
     x, y, z = (points - PIVOT).T
-    matrix = rotation_matrices([state.yaw, state.pitch, state.roll])
+    matrix = rotation_matrices(np.array([state.yaw, state.pitch, state.roll]))
     # Without BLAS, whose sums depend on memory alignment: equal seeds must give equal pixels.
     turned = np.stack([row[0] * x + row[1] * y + row[2] * z for row in matrix], 1) + PIVOT
     near = head.scale / (1 - PERSPECTIVE * turned[:, 2:])

@@ -249,7 +249,7 @@ def _hiss(rng: np.random.Generator, band: np.ndarray, level: np.ndarray, count: 
         gain = np.where(band == index, level, 0.0)
         if gain.any():
             sections = signal.butter(2, edges, "bandpass", fs=SAMPLE_RATE, output="sos")
-            out += signal.sosfilt(sections, white).astype(np.float32) * _to_samples(_smooth(gain, 3), count)
+            out += np.asarray(signal.sosfilt(sections, white), np.float32) * _to_samples(_smooth(gain, 3), count)
     return out * 2.0
 
 
@@ -284,7 +284,7 @@ def mouth_track(audio: np.ndarray, fps: float, frames: int) -> np.ndarray:
         raise ValueError(f"cannot track {frames} frames at {fps} fps; give at least one frame and a positive rate")
     sound = normalise(audio).astype(np.float64)
     if not sound.size:
-        return np.tile(np.float32([0.0, 0.5]), (frames, 1))
+        return np.tile(np.array([0.0, 0.5], np.float32), (frames, 1))
     centres = np.round((np.arange(frames) + 0.5) * SAMPLE_RATE / fps).astype(int)
     window = np.hanning(1281)[:1280]
     window = window / window.sum()
