@@ -35,7 +35,7 @@ def keep_programs() -> None:
     # A damaged entry, or one that another process evicts meanwhile, only means that the program is compiled again.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     path = folder() / "programs"
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     try:
         path.mkdir(parents=True, exist_ok=True)

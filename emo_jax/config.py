@@ -39,7 +39,7 @@ def parse(arguments: list[str], default: ConfigDict | None = None) -> ConfigDict
     try:
         if given:
             config_flags.DEFINE_config_file("config", flag_values=values, **options)
-        else:
+        elif default is not None:
             copy = default.copy_and_resolve_references()
             config_flags.DEFINE_config_dict("config", copy, flag_values=values, **options)
         rest = values(["emo", *arguments])[1:]

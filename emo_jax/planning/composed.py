@@ -311,7 +311,7 @@ def _stand_in(args: Any, shapes: Any) -> Any:
     arrays = [a for a in jax.tree.leaves(args) if jnp.issubdtype(a.dtype, jnp.inexact)]
     first = [a[(slice(None), *[0] * (a.ndim - 2))].astype(jnp.float32) for a in arrays]
 
-    def fill(a: Any) -> jax.Array:
+    def fill(a: Any) -> Any:
         size, *positions, width = a.shape
         features = jnp.asarray(sum(jnp.tile(one, -(-width // one.shape[-1]))[:, :width] for one in first))
         filled = jnp.broadcast_to(features.reshape(size, *[1] * len(positions), width), a.shape)

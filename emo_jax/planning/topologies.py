@@ -18,10 +18,12 @@ class Device(Protocol):
     @property
     def platform(self) -> str:
         """Such as 'tpu'."""
+        ...
 
     @property
     def device_kind(self) -> str:
         """Such as 'TPU v5 lite'."""
+        ...
 
     def memory_stats(self) -> dict[str, int] | None:
         """Returns the device's memory statistics."""

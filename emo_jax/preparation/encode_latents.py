@@ -227,11 +227,12 @@ class RecordEncoder:
           (frames + 2 * reach, layers, features) float16; no rows if the layout has no audio features.
         """
         count = frames + 2 * layout.reach
-        if not layout.layers or not len(audio):
+        encoder = self._emo.audio_encoder
+        if encoder is None or not layout.layers or not len(audio):
             return np.zeros((count if layout.layers else 0, *layout.audio_feature_shape), latents.DTYPE)
         hidden_states = functools.partial(self._hidden_states, self._params)
         waveform = audio[None].astype(np.float32) / 32768
-        recording = Recording(hidden_states, waveform, fps, layout.reach, self._emo.audio_encoder.config)
+        recording = Recording(hidden_states, waveform, fps, layout.reach, encoder.config)
         return np.asarray(recording(-layout.reach, count))[0].astype(latents.DTYPE)
 
 

@@ -40,7 +40,7 @@ def _plain(array):
 
 def _read_pickle(path):
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
             f"{path} is a pickle, which takes torch to read: pip install -c constraints.txt -e '.[torch]', or give the "

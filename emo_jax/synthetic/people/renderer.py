@@ -50,7 +50,7 @@ class Pose:
 @functools.cache
 def _context() -> Any:
     try:
-        import moderngl
+        import moderngl  # pyright: ignore[reportMissingImports]
 
         return moderngl.create_context(standalone=True, backend="egl")  # pyright: ignore[reportArgumentType]
     except Exception as error:  # moderngl raises bare Exceptions
@@ -88,7 +88,7 @@ def _programs() -> dict[str, Any]:
 @functools.cache
 def _targets(size: int) -> tuple[Any, Any, Any, Any]:
     """Returns the multisampled frame buffer, the one to read, the shadow's, and the shadow map."""
-    import moderngl
+    import moderngl  # pyright: ignore[reportMissingImports]
 
     context = _context()
     drawn = context.framebuffer(
@@ -197,7 +197,7 @@ class Studio:
         )
 
     def _texture(self, image: np.ndarray, channels: int) -> Any:
-        import moderngl
+        import moderngl  # pyright: ignore[reportMissingImports]
 
         texture = _context().texture(image.shape[1::-1], channels, np.ascontiguousarray(image).tobytes())
         texture.build_mipmaps()
@@ -206,7 +206,7 @@ class Studio:
 
     def render(self, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
         """Returns the picture (size, size, 3) uint8 and the vertices (V, 3) before the head turned."""
-        import moderngl
+        import moderngl  # pyright: ignore[reportMissingImports]
 
         context, head = _context(), self.head
         vertices = head.deform(pose.weights)

@@ -245,8 +245,8 @@ def _speak_flite(text: str, voice: str, rate: int) -> Voice:
 @functools.cache
 def _hibari():
     """Returns hibari's front end and a session of its network that also gives the frames of each phoneme."""
-    import hibari
-    import onnxruntime
+    import hibari  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     front = hibari.Hibari()
     name = (
@@ -262,7 +262,7 @@ def _hibari():
 
 
 def _speak_hibari(text: str, rate: int, seed: int) -> Voice:
-    from hibari import dsp
+    from hibari import dsp  # pyright: ignore[reportMissingImports]
 
     front, session = _hibari()
     rng, sounds, phones, length = np.random.default_rng(seed), [], [], 0.0
