@@ -70,6 +70,15 @@ _STRENGTH = {  # standard deviation of a detail, by folder
     "asym": 0.12,
 }
 _CALM = ("trans", "scale")  # details that move a feature as a unit: half as strong
+_ANIME = (  # large eyes over a small nose and mouth
+    "eyes/l-eye-scale-incr",
+    "eyes/r-eye-scale-incr",
+    "eyes/l-eye-height2-incr",
+    "eyes/r-eye-height2-incr",
+    "nose/nose-scale-horiz-decr",
+    "nose/nose-volume-decr",
+    "mouth/mouth-scale-horiz-decr",
+)
 _HEAD_SHAPES = tuple(
     f"head/head-{name}"
     for name in ("diamond", "invertedtriangular", "oval", "rectangular", "round", "square", "triangular")
@@ -173,7 +182,8 @@ class Person:
 
     def shape(self, heads: HeadData) -> np.ndarray:
         """Returns the vertices (V, 3) of this person's head at rest."""
-        return heads.rest + _macro(self, heads) + _details(self, heads)
+        drawn = sum(heads.target(name) for name in _ANIME) if self.look == "anime" else 0.0
+        return heads.rest + _macro(self, heads) + _details(self, heads) + drawn
 
     def __getstate__(self) -> dict:
         return {field.name: getattr(self, field.name) for field in fields(self)}

@@ -18,7 +18,7 @@ class Look:
         self._canvas = (noise / noise.std())[..., None]
         self._grain = float(rng.uniform(0, 1.6)) if name in ("plain", "mono", "sepia") else 0.0
         self._levels = int(rng.integers(4, 8))
-        self._radius = int(rng.integers(2, 4))
+        self._radius = int(rng.integers(1, 3))
         self._tint = np.array([1.08, 0.95, 0.74]) if name == "sepia" else np.ones(3)
         self._contrast = float(rng.uniform(0.85, 1.2))
         self._saturation = float(rng.uniform(0.8, 1.25) if name != "anime" else rng.uniform(1.2, 1.5))

@@ -13,6 +13,7 @@ from emo_jax.files import atomic_write
 from emo_jax.synthetic import world as drawn
 from emo_jax.synthetic.people import world as people
 from emo_jax.synthetic.people.assets import load_heads
+from emo_jax.synthetic.people.drawn import make_drawn_record
 from emo_jax.synthetic.people.renderer import check_renderer
 from emo_jax.synthetic.people.voices import check_voices
 
@@ -71,5 +72,5 @@ def make_kept_record(seed: int, *, folder: str, world: str, seconds: float, size
 def make_world_record(seed: int, world: str, *, seconds: float, size: int, fps: float) -> Record:
     """Returns the record of a seed in a world; in the mix, `DRAWN_SHARE` of the people are drawn."""
     if world == "mix" and np.random.default_rng([seed, 30]).random() < DRAWN_SHARE:
-        return drawn.make_record(seed, seconds=seconds, size=size, fps=fps)
+        return make_drawn_record(seed, seconds=seconds, size=size, fps=fps)
     return people.make_record(seed, seconds=seconds, size=size, fps=fps)

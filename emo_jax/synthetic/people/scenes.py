@@ -25,7 +25,7 @@ def sample_light(rng: np.random.Generator) -> Light:
     hard = rng.uniform(0.35, 1.0)
     fill = np.array([-np.sign(key[0] + 1e-3) * rng.uniform(0.3, 1), rng.uniform(-0.2, 0.5), rng.uniform(0.1, 0.8)])
     tint = hsv(rng.random(), rng.uniform(0, 0.25) if rng.random() < 0.85 else rng.uniform(0.3, 0.7), 1.0)
-    total = rng.uniform(0.85, 1.25)
+    total = rng.uniform(0.95, 1.3)
     return Light(
         key_dir=_three(key),
         key_colour=_three(1.75 * hard * total * warm),

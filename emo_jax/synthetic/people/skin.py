@@ -179,7 +179,7 @@ def beard_masks() -> dict[str, np.ndarray]:
     side = np.abs(x)
     lips = np.clip(1.6 - (side / 0.30) ** 2 * 1.1 - ((y - MOUTH[1] + 0.01) / 0.125) ** 2, 0, 1)
     line = 6.62 + 0.42 * np.clip((side - 0.35) / 0.6, 0, 1) ** 1.2
-    jaw = np.clip((line - y) / 0.1, 0, 1) * np.clip((y - 5.85) / 0.15, 0, 1)
+    jaw = np.clip((line - y) / 0.1, 0, 1) * np.clip((y - 5.98) / 0.14, 0, 1)
     lip = np.clip(1.5 - np.abs((y - 6.745 + 0.16 * side) / 0.075), 0, 1) * np.clip((0.42 - side) / 0.08, 0, 1)
     chin = np.clip((0.34 - side) / 0.08, 0, 1) * np.clip((6.62 - y) / 0.06, 0, 1) * np.clip((y - 5.95) / 0.1, 0, 1)
     corner = (
@@ -257,7 +257,7 @@ def _brows(colour, person, rng) -> None:
                 + lift
                 - 0.03 * arch * (t - 0.6) ** 2
                 + tilt * (t - 0.5)
-                + 0.03 * max(0.35 - t, 0)
+                + 0.08 * max(0.35 - t, 0)
                 + rng.uniform(-1, 1) * width
             )
             lean = 1.1 - 1.3 * t + rng.normal(0, 0.2)

@@ -88,6 +88,11 @@ def split_phones(text: str, start: float, end: float) -> list[Phone]:
     return [Phone(s, float(a), float(b), stressed) for s, a, b in zip(symbols, edges, edges[1:], strict=False)]
 
 
+def phone_lines(phones: list[Phone]) -> str:
+    """Returns the phones as a record keeps them: "begin end symbol" per line, without silences."""
+    return "\n".join(f"{phone.start:.3f} {phone.end:.3f} {phone.symbol}" for phone in phones if phone.symbol)
+
+
 def articulate(
     phones: list[Phone], seconds: float, energy: np.ndarray | None = None, effort: float = 1.0
 ) -> np.ndarray:

@@ -26,7 +26,7 @@ from emo_jax.synthetic.people.looks import Look
 from emo_jax.synthetic.people.renderer import Pose, Studio
 from emo_jax.synthetic.people.scenes import paint_background, sample_camera, sample_light, turn_light
 from emo_jax.synthetic.people.singing import laugh, sing
-from emo_jax.synthetic.people.visemes import RATE, Phone, articulate, mouth_weights, sample_frames
+from emo_jax.synthetic.people.visemes import RATE, Phone, articulate, mouth_weights, phone_lines, sample_frames
 from emo_jax.synthetic.people.voices import Voice, speak_passage
 from emo_jax.synthetic.world import Track
 
@@ -77,7 +77,8 @@ def perform(seed: int, seconds: float, fps: float) -> Performance:
     time = (np.arange(frames) + 0.5) / fps
     smile = _smile(rng, time, voice.source)
     brow = np.clip(track.brow * 0.6 + _stress(voice.phones, time, rng), 0, 1)
-    lid, squint = rng.uniform(0.0, 0.13), rng.uniform(0, 0.2)
+    wide = Person.sample(seed).look == "anime"
+    lid, squint = rng.uniform(0.0, 0.13) * (not wide), rng.uniform(0, 0.2) * (not wide)
     frown, worry, jaw_side = max(rng.normal(-0.1, 0.12), 0), max(rng.normal(0.1, 0.15), 0), rng.normal(0, 0.04)
     poses = []
     for index in range(frames):
@@ -85,6 +86,8 @@ def perform(seed: int, seconds: float, fps: float) -> Performance:
         look_x, look_y = track.gaze[index] * (20, 13)
         weights |= _eyes(max(track.blink[index], lid), squint + 0.2 * smile[index], look_x, -look_y)
         weights |= {
+            "eyeWideLeft": 0.4 * wide,
+            "eyeWideRight": 0.4 * wide,
             "browInnerUp": 0.5 * brow[index] + worry,
             "browOuterUpLeft": 0.55 * brow[index],
             "browOuterUpRight": 0.55 * brow[index],
@@ -180,6 +183,6 @@ def make_record(seed: int, *, seconds: float, size: int = 256, fps: float = 25) 
         mouth=np.clip(mouth, 0, 1).astype(np.float32),
         appearance=person.appearance,
         landmarks=np.array(points, np.float32),
-        phonemes="\n".join(f"{p.start:.3f} {p.end:.3f} {p.symbol}" for p in done.phones if p.symbol),
+        phonemes=phone_lines(done.phones),
         analyzer=f"people: {len(POINT_NAMES)} points",
     )

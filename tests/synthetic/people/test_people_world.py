@@ -65,6 +65,16 @@ def test_record_holds_the_truth_of_its_frames(tmp_path):
     assert again.video == record.video
 
 
+@needs_voices
+@needs_heads
+def test_drawn_people_of_the_mix_speak_by_the_same_phonemes(tmp_path):
+    seed = next(s for s in range(100) if np.random.default_rng([s, 30]).random() < prepare.DRAWN_SHARE)
+    record = prepare.make_kept_record(seed, folder=str(tmp_path), world="mix", seconds=1.0, size=64, fps=25)
+    record_example(record)
+    assert "drawn" in record.source
+    assert record.phonemes == visemes.phone_lines(world.perform(seed, 1.0, 25).phones)
+
+
 @needs_heads
 @needs_opengl
 def test_unknown_world_and_options_of_the_other_world_raise(tmp_path):
