@@ -8,7 +8,9 @@ from typing import Any
 from emo_jax import config as config_lib
 
 
-def add_verb(subparsers: argparse._SubParsersAction, name: str, doc: str | None, **options: Any) -> argparse.ArgumentParser:
+def add_verb(
+    subparsers: argparse._SubParsersAction, name: str, doc: str | None, **options: Any
+) -> argparse.ArgumentParser:
     """Adds the parser of a verb.
 
     Args:

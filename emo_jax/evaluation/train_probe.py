@@ -137,7 +137,8 @@ def disguised_views(seeds, count: int, size: int = 160) -> np.ndarray:
             disguised = dataclasses.replace(person, **{name: getattr(other, name) for name in names})
             yaw, pitch, roll = rng.uniform(-0.9, 0.9, 3) * POSE_LIMITS
             blink, opening = float(rng.random() < 0.1), max(rng.uniform(-0.5, 1), 0)
-            (shift_x, shift_y), brow, (gaze_x, gaze_y) = rng.uniform(-0.01, 0.01, 2), rng.random(), rng.uniform(-1, 1, 2)
+            (shift_x, shift_y), brow = rng.uniform(-0.01, 0.01, 2), rng.random()
+            gaze_x, gaze_y = rng.uniform(-1, 1, 2)
             state = State(yaw, pitch, roll, shift_x, shift_y, blink, brow, gaze_x, gaze_y, opening, rng.random())
             top, left = rng.integers(size - probe.SIZE + 1, size=2)
             image = render(disguised, state, size)[top : top + probe.SIZE, left : left + probe.SIZE]
