@@ -7,7 +7,7 @@ import pathlib
 import re
 
 import pytest
-from emo_jax.configs import base
+from emo_jax.configs import base, relatives
 from flax.traverse_util import flatten_dict
 
 from emo_jax import config as config_lib
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
-ARGUMENTS = {"base.py": tuple(STAGES), "tiny.py": tuple(STAGES)}
+ARGUMENTS = dict.fromkeys(("base.py", "relatives.py", "tiny.py"), tuple(STAGES))
 
 
 def every_config():
@@ -62,6 +62,16 @@ def test_every_config_builds(file, argument):
     assert len(timesteps(schedule, config.sampling.steps, schedule.spacing)) == config.sampling.steps
     make_optimizer(config.train.optimizer, config.train.steps)
     assert config_lib.to_json(config_lib.from_json(config_lib.to_json(config))) == config_lib.to_json(config)
+
+
+def test_relatives_train_and_sample_pure_noise():
+    """The released settings: v-prediction, zero terminal SNR, trailing timesteps, offset 0.05 and gamma 5."""
+    config = relatives.get_config("video")
+    schedule = make_schedule(config.diffusion)
+    assert (schedule.prediction, schedule.spacing) == ("v", "trailing")
+    assert (schedule.noise_offset, schedule.min_snr_gamma) == (0.05, 5)
+    assert schedule.alphas[999] == 0 and timesteps(schedule, config.sampling.steps, schedule.spacing)[0] == 999
+    assert (config.clip.motion_frames, config.model.reference_attention) == (2, "concat")
 
 
 def keys(config, prefix=""):
@@ -158,7 +168,7 @@ def test_overrides():
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "no config given"),
-    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither a file nor one of the installed: base, tiny"),
+    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither .* installed: base, relatives, tiny"),
     ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
 def test_missing_config_raises(arguments, message):
