@@ -279,7 +279,7 @@ class EmoPipeline:
         segments = sampler.stream(
             crop[None], mask[None], normalise(samples)[None], speed=speed, scales=scales, key=jax.random.key(seed)
         )
-        return (frames[0] for frames in segments)
+        return (_check_frames(frames[0], index) for index, frames in enumerate(segments))
 
     def compilations(self) -> int:
         """Returns how many programs have been compiled: one per solver, number of steps and guidance mode used."""
@@ -316,6 +316,13 @@ def _check_process() -> None:
             f"process {os.getpid()} was forked from {_process}, which has used an EmoPipeline, and JAX does not work "
             "after a fork; start processes by multiprocessing.get_context('spawn')"
         )
+
+
+def _check_frames(frames: np.ndarray, segment: int) -> np.ndarray:
+    """Returns the frames of a segment. Raises FloatingPointError if all have one colour: the decoder is broken."""
+    if (frames == frames[0, 0, 0]).all():
+        raise FloatingPointError(f"frames of segment {segment} have a single colour; train or export the weights again")
+    return frames
 
 
 def _check_params(params: Params, name: object) -> None:

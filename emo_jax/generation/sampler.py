@@ -103,7 +103,8 @@ class VideoSampler:
         self._decode = self._jit(self._decode_fn)
         self._hold_colors = bool(sampling.get("hold_colors", False))
         self._statistics, self._match = self._jit(channel_statistics), self._jit(_match_colors)
-        self._peak = jax.jit(lambda latents: jnp.max(jnp.abs(latents)))
+        # Not the maximum: XLA's reduction ignores NaN on CPUs. A comparison with NaN is False.
+        self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT))
         self._hidden_states = jax.jit(emo.hidden_states)
         self._recording: tuple[Any, Recording] | None = None
 
@@ -175,7 +176,7 @@ class VideoSampler:
             frames = self._decode(self.params, latents)[:, : min(per_segment, count - first)]
             if pending is not None:
                 yield _checked_frames(*pending)
-            pending = frames, self._peak(latents), index
+            pending = frames, self._usable(latents), index
         assert pending is not None
         yield _checked_frames(*pending)
 
@@ -278,12 +279,12 @@ def _match_colors(carry: Any, latents: Array, statistics: tuple[Array, Array]) -
     return (matched[-1, :, frames - n :].astype(motion.dtype), has_motion), matched
 
 
-def _checked_frames(frames: Any, peak: Any, segment: int) -> np.ndarray:
-    """Returns the frames of a segment, once the largest magnitude of its latents is known to be usable."""
-    if not float(peak) <= MAX_LATENT:  # False for NaN, too
+def _checked_frames(frames: Any, usable: Any, segment: int) -> np.ndarray:
+    """Returns the frames of a segment if its latents are usable."""
+    if not usable:
         raise FloatingPointError(
-            f"latents of segment {segment} reach {float(peak):g}; expected at most {MAX_LATENT:g}: use smaller "
-            "guidance scales, or weights without NaN and infinite values"
+            f"latents of segment {segment} are NaN, infinite or above {MAX_LATENT:g}; use smaller guidance scales, or "
+            "weights without NaN and infinite values"
         )
     return np.asarray(frames)
 

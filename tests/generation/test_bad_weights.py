@@ -24,6 +24,30 @@ def test_weights_that_are_not_finite_raise_before_the_first_frames(pipeline, par
             next(broken.stream(random_portrait(), random_voice(640), face_box=BOX))
 
 
+def test_frames_of_one_colour_raise(pipeline):
+    vae = {
+        **pipeline.params["vae"],
+        "post_quant_conv": jax.tree.map(np.zeros_like, pipeline.params["vae"]["post_quant_conv"]),
+    }
+    vae |= {
+        name: jax.tree.map(np.zeros_like, vae[name]) for name in vae if name.startswith(("decoder", "shortcut_out"))
+    }
+    broken = EmoPipeline(pipeline._emo, {**pipeline.params, "vae": vae})
+    with pytest.raises(FloatingPointError, match="segment 0"):
+        next(broken.stream(random_portrait(), random_voice(640), face_box=BOX))
+
+
+@pytest.mark.parametrize("latents", [np.full((2, 1, 4, 16, 16, 4), np.nan), np.full((1, 1, 4, 8, 8, 4), -np.inf)])
+def test_latents_of_any_size_are_checked_in_full(pipeline, latents):
+    sampler, _ = pipeline._sampler(None, None, None, None)
+    latents = latents.astype(np.float32)
+    assert not sampler._usable(latents)
+    usable = np.zeros_like(latents)
+    assert sampler._usable(usable)
+    usable[-1, ..., -1, -1, -1] = latents[0, 0, 0, 0, 0, 0]
+    assert not sampler._usable(usable)
+
+
 @pytest.mark.parametrize("scale", [1e30, 3e38])
 def test_extreme_guidance_scales_raise_before_the_first_frames(pipeline, scale):
     for name in ("reference_scale", "audio_scale"):
