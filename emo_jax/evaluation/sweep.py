@@ -233,10 +233,11 @@ def _is_done(checkpoint):
     if not checkpoint.exists():
         return False
     from emo_jax.weights.checkpoint import put_aside
-    from emo_jax.weights.runs import Damaged, check_whole
+    from emo_jax.weights.integrity import Damaged
+    from emo_jax.weights.runs import check_checkpoint
 
     try:
-        check_whole(checkpoint)
+        check_checkpoint(checkpoint)
     except Damaged as error:
         print(f"warning: {error}", file=sys.stderr, flush=True)
         put_aside(checkpoint)

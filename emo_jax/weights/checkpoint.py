@@ -1,29 +1,39 @@
-"""Checkpoints: orbax saves the state, the data iterator and the resolved config together."""
+"""Checkpoints of training: orbax saves the state, the place in the data and the config together."""
+
+from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
-from emo_jax.weights.runs import _READ_ERRORS, _SIZES, Damaged, _check_sizes, _sizes, folder_of
+from emo_jax.weights.integrity import Damaged, check_files, write_manifest
+from emo_jax.weights.runs import READ_ERRORS, folder_of
 
 
 class Checkpoints:
     """The checkpoints of one run, `workdir/checkpoints/STEP/{state,data,config}`.
 
-    Saving is asynchronous and atomic: a killed run leaves whole checkpoints only, and parts that the next one removes.
+    Saving is asynchronous and atomic: a killed run leaves complete checkpoints, and temporary folders that the next run
+    removes. Each checkpoint holds checksums of its files (`weights/integrity.py`).
 
     Args:
-        keep: how many of the newest stay. keep_every: of which steps the multiples stay too; 0: of none.
+        workdir: the folder of the run.
+        keep: number of newest checkpoints to keep.
+        keep_every: keep the checkpoints of all multiples of this step as well; 0 for none.
     """
 
-    def __init__(self, workdir, keep=3, keep_every=0):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0):
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         self._manager = ocp.CheckpointManager(
@@ -31,20 +41,26 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._note_sizes),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
 
     @property
-    def latest(self):
-        """The newest step saved, or None."""
+    def latest(self) -> int | None:
+        """The newest saved step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step, state, iterator, config):
-        """Saves the state, the place in the data and the config under `step`.
+    def save(self, step: int, state: Any, iterator: Any, config: ConfigDict) -> None:
+        """Starts to save a checkpoint.
+
+        Args:
+            step: the number of the checkpoint.
+            state: the training state.
+            iterator: the data iterator, whose place is saved.
+            config: the config.
 
         Raises:
-            OSError: this or the checkpoint before could not be written; those that were there still are.
+            OSError: this or the previous checkpoint could not be written; earlier ones are kept.
             JaxRuntimeError: the step failed, or another process is gone.
         """
         arguments = ocp.args.Composite(
@@ -55,20 +71,26 @@ class Checkpoints:
         with self._writing():
             self._manager.save(step, args=arguments)
 
-    def check(self):
-        """Raises as `save` does, once the last save has ended; does not wait for it. To be called between saves."""
+    def check(self) -> None:
+        """Raises as `save` does if the last save has failed, without waiting for one that is in progress."""
         if not self._manager.is_saving_in_progress():
             with self._writing():
                 self._manager.wait_until_finished()
 
-    def _note_sizes(self):
-        """Puts the sizes of a checkpoint's files beside them, before it counts as whole: later losses then show."""
+    def _write_manifest(self) -> None:
+        """Writes checksums to a checkpoint that is about to get its final name."""
         for folder in self._manager.directory.iterdir() if processes.is_main() else ():
-            if ocp.utils.is_tmp_checkpoint(folder):  # by its name, or in a bucket by a file that is still missing
-                (folder / _SIZES).write_text(json.dumps(_sizes(folder)))
+            if ocp.utils.is_tmp_checkpoint(folder):  # by its name, or in a bucket by a missing commit file
+                write_manifest(folder)
 
-    def restore_newest(self, shapes, iterator):
-        """As `restore`, of the newest step that can be read; newer ones are told, and moved to workdir/damaged-STEP."""
+    def restore_newest(self, shapes: Any, iterator: Any) -> Any:
+        """Restores the newest checkpoint that can be read, as `restore` does.
+
+        Prints a warning for each newer one, and moves it to workdir/damaged-STEP.
+
+        Raises:
+            ValueError: no checkpoint can be read, or one has other parameters than `shapes`.
+        """
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -84,24 +106,31 @@ class Checkpoints:
             f"no checkpoint in {self._manager.directory} can be read; copy one back, or train in another --workdir"
         )
 
-    def _put_aside(self, steps):
-        """Or else the steps that follow could not be saved under their numbers."""
+    def _put_aside(self, steps: list[int]) -> None:
+        """Moves damaged checkpoints away, so that their steps can be saved again."""
         if not steps:
             return
         for step in steps if processes.is_main() else ():
             put_aside(self._manager.directory / str(step))
-        processes.max_over_processes(0)  # all wait for the first
+        processes.max_over_processes(0)  # waits for the main process
         self._manager.reload()
 
-    def restore(self, step, shapes, iterator):
-        """The state at `step`, placed as `shapes` (ShapeDtypeStructs with shardings) say; moves the iterator there.
+    def restore(self, step: int, shapes: Any, iterator: Any) -> Any:
+        """Restores a checkpoint, and moves the data iterator to its place.
 
-        The number of processes, and their devices, may be another than when it was saved. If one of the processes
-        cannot read its part, all raise.
+        The processes and devices may differ from those that saved it. If one process cannot read its part, all raise.
+
+        Args:
+            step: the checkpoint.
+            shapes: the state as ShapeDtypeStructs with shardings, as which the arrays are placed.
+            iterator: the data iterator.
+
+        Returns:
+            The state.
 
         Raises:
             Damaged: the checkpoint cannot be read.
-            ValueError: it holds other parameters than `shapes`.
+            ValueError: it has other parameters than `shapes`.
         """
         self._manager.wait_until_finished()
         error, folder = None, self._manager.directory / str(step)
@@ -117,13 +146,13 @@ class Checkpoints:
         iterator.start_prefetch()
         return shapes.replace(**state)
 
-    def close(self):
-        """Waits until what is being saved is saved; raises as `save` does."""
+    def close(self) -> None:
+        """Waits for the save in progress; raises as `save` does."""
         with self._writing(), contextlib.closing(self._manager) as manager:
             manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _writing(self):
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # of the file system, of tensorstore, of its threads
@@ -131,13 +160,13 @@ class Checkpoints:
                 if isinstance(lost, jax.errors.JaxRuntimeError):
                     raise lost from None
             raise OSError(
-                f"a checkpoint could not be written to {self._manager.directory}; the newest whole one is of step "
+                f"a checkpoint could not be written to {self._manager.directory}; the newest complete one is of step "
                 f"{self.latest}; make room and give the same command again ({' '.join(str(error).split())[:300]})"
             ) from error
 
 
-def put_aside(folder):
-    """Moves a damaged checkpoint, workdir/checkpoints/STEP, to workdir/damaged-STEP, and tells it."""
+def put_aside(folder: str | os.PathLike) -> None:
+    """Moves a damaged checkpoint, workdir/checkpoints/STEP, to workdir/damaged-STEP, and prints a warning."""
     folder = epath.Path(folder)
     target = folder.parent.parent / f"damaged-{folder.name}"
     target.rmtree(missing_ok=True)
@@ -145,34 +174,34 @@ def put_aside(folder):
     print(f"warning: step {folder.name} is now in {target}", file=sys.stderr, flush=True)
 
 
-def _read_state(folder, shapes):
-    """The state's dict; raises as Checkpoints.restore does."""
-    _check_sizes(folder)
+def _read_state(folder: epath.Path, shapes: Any) -> dict[str, Any]:
+    """Returns the fields of the state; raises as Checkpoints.restore does."""
+    check_files(folder, contents=processes.is_main())  # One process computes the checksums; all raise with it.
     _check_shapes(folder, shapes)
     try:
         # By its handler: the manager's restore would have the other processes wait for one that cannot read.
         return ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(vars(shapes)))
-    except _READ_ERRORS as error:
-        told = " ".join(str(error).split())[:200]
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
         if not _readable(folder):
-            raise Damaged(f"{folder} is damaged ({told})") from error
-        raise ValueError(f"{folder} does not fit this config (another model or optimizer?): {told}") from error
+            raise Damaged(f"{folder} is damaged ({reason})") from error
+        raise ValueError(f"{folder} does not fit this config (another model or optimizer?): {reason}") from error
 
 
-def _readable(folder):
-    """Whether all arrays can be read, as what they are."""
+def _readable(folder: epath.Path) -> bool:
+    """Returns whether all arrays can be read with their own shapes."""
     handler = ocp.PyTreeCheckpointHandler()
     try:
         tree = handler.metadata(folder / "state").tree
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         handler.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=plain))
-    except _READ_ERRORS:
+    except READ_ERRORS:
         return False
     return True
 
 
-def _read_place(folder, iterator):
-    """The state of the data iterator. All processes are at the same place, so any one's file serves all."""
+def _read_place(folder: epath.Path, iterator: Any) -> Any:
+    """Returns the state of the data iterator. All processes are at the same place, so any file serves all."""
     try:
         text = min((folder / "data").glob("process_*-of-*.json")).read_text()
         return json.loads(text) if isinstance(iterator, grain.DatasetIterator) else text.encode()
@@ -180,19 +209,19 @@ def _read_place(folder, iterator):
         raise Damaged(f"{folder}/data is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
-def _check_shapes(folder, shapes):
-    """Before anything is read, as `_check_sizes`."""
+def _check_shapes(folder: epath.Path, shapes: Any) -> None:
+    """Compares the shapes of a checkpoint's arrays with the expected ones, before any array is read."""
     try:
         metadata = ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise Damaged(f"{folder}/state is damaged ({' '.join(str(error).split())[:200]})") from error
     for name in ("trained", "frozen", "ema"):
-        found = {path: tuple(leaf.shape) for path, leaf in metadata.get(name, {}).items()}
-        wanted = {path: tuple(leaf.shape) for path, leaf in getattr(shapes, name).items()}
-        odd = sorted(path for path in {**found, **wanted} if found.get(path) != wanted.get(path))
-        if odd:
+        saved = {path: tuple(leaf.shape) for path, leaf in metadata.get(name, {}).items()}
+        expected = {path: tuple(leaf.shape) for path, leaf in getattr(shapes, name).items()}
+        differing = sorted(path for path in {**saved, **expected} if saved.get(path) != expected.get(path))
+        if differing:
+            path, more = differing[0], len(differing) - 1
             raise ValueError(
-                f"{folder} does not fit this config: {odd[0]} has shape {found.get(odd[0])} there, "
-                f"{wanted.get(odd[0])} here (and {len(odd) - 1} more differ); train in another --workdir, or with the "
-                "config of that run"
+                f"{folder} does not fit this config: {path} has shape {saved.get(path)} there, {expected.get(path)} "
+                f"here (and {more} more differ); train in another --workdir, or with the config of that run"
             )

@@ -152,9 +152,8 @@ def to_safetensors(checkpoint: str, output: str) -> None:
     Raises:
         ValueError: no such checkpoint.
     """
-    from safetensors.numpy import save_file
-
     from emo_jax.weights.assemble import KINDS
+    from emo_jax.weights.files import save_tensors
     from emo_jax.weights.store import read_flat
 
     _, flat = read_flat(checkpoint)
@@ -165,7 +164,7 @@ def to_safetensors(checkpoint: str, output: str) -> None:
         tensors = file_tensors(flat, kind)
         if tensors:
             with atomic_write(folder / f"{kind}.safetensors") as partial:
-                save_file(tensors, partial)
+                save_tensors(partial, tensors)
             print(f"{folder / kind}.safetensors: {len(tensors)} tensors", flush=True)
 
 

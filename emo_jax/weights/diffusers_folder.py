@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
 from emo_jax.weights import names
+from emo_jax.weights.files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from diffusers.configuration_utils import ConfigMixin
@@ -131,7 +130,7 @@ def _write_component(folder: pathlib.Path, name: str, config: ConfigDict, params
         fields = fields.to_dict() if isinstance(fields, ConfigDict) else {section: fields}
     _config(kind, "config.json", fields).save_config(folder)
     tensors = dict(names.from_path(path, np.asarray(array, dtype)) for path, array in params.items())
-    save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, folder / _TENSORS)
+    save_tensors(folder / _TENSORS, {key: np.ascontiguousarray(array) for key, array in tensors.items()})
     return [library, kind]
 
 
@@ -183,10 +182,7 @@ def _scheduler_fields(config: ConfigDict) -> dict[str, Any]:
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise ValueError(f"{file} is missing; export the model again")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); copy it again") from error
+    return load_tensors(file)
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:

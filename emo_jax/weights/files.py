@@ -1,24 +1,75 @@
-"""Tensors of the files that people have: safetensors, and torch's pickles where torch is installed."""
+"""Weight files: safetensors with a checksum, which we write, and the files of others, pickles included."""
+
+from __future__ import annotations
 
 import json
+import os
 import pathlib
+import zlib
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
 
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
-"""What weight files of diffusers and transformers are called, the first that is there is taken."""
+"""Names of weight files of diffusers and transformers, in the order of preference."""
+_CHECKSUM = "crc32"
 
 
-def read_tensors(path):
-    """{name: array} of a weight file, in the file's precision (bfloat16 as float32, which holds it exactly).
+def save_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
+    """Writes a safetensors file with a checksum of its tensors in the metadata.
 
-    A pickle is read by torch as weights alone: one that would run code is refused.
+    Args:
+        path: the file.
+        tensors: contiguous arrays by name.
+    """
+    save_file(tensors, path, metadata=_metadata(tensors))
+
+
+def load_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a safetensors file, and checks its checksum if it has one; files of earlier versions have none.
 
     Raises:
-        ValueError: no such file, another format, a damaged or hostile file, or torch is missing.
+        ValueError: the file is damaged.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); copy it again") from error
+    if set(metadata) - {"format"} and metadata != _metadata(tensors):
+        raise ValueError(f"{path} is damaged (its content has changed); copy it again")
+    return tensors
+
+
+def _metadata(tensors: dict[str, np.ndarray]) -> dict[str, str]:
+    return {"format": "pt", _CHECKSUM: str(tensors_checksum(tensors))}  # transformers requires a format
+
+
+def tensors_checksum(tensors: dict[str, np.ndarray]) -> int:
+    """Returns the CRC-32 of tensors with their names, types and shapes; 1 to 2 GB/s."""
+    value = 0
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        value = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
+    return value
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads a weight file of diffusers, transformers or an original release.
+
+    torch reads pickles with `weights_only`: a pickle that would run code is rejected.
+
+    Returns:
+        {name: array} in the file's type; bfloat16 becomes float32, which represents it exactly.
+
+    Raises:
+        ValueError: no such file, an unknown format, a damaged or hostile file, or torch is missing.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -31,38 +82,38 @@ def read_tensors(path):
             raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); fetch it again") from error
     if path.suffix in PICKLES:
         return _read_pickle(path)
-    raise ValueError(f"{path} is of no known format; expected .safetensors, {', '.join(PICKLES)}")
+    raise ValueError(f"{path} has an unknown format; expected .safetensors, {', '.join(PICKLES)}")
 
 
-def _plain(array):
+def _plain(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
-def _read_pickle(path):
+def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            f"{path} is a pickle, which takes torch to read: pip install -c constraints.txt -e '.[torch]', or give the "
+            f"{path} is a pickle, which needs torch: pip install -c constraints.txt -e '.[torch]', or give the "
             ".safetensors"
         ) from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ...
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} is damaged, or holds more than weights ({reason}); it is not loaded") from error
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict):
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict; give a file of weights")
-    tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
 
 
-def find_weights(folder):
-    """The weight file of a folder in the layout of diffusers or transformers.
+def find_weights(folder: str | os.PathLike) -> pathlib.Path:
+    """Returns the weight file of a folder in the layout of diffusers or transformers.
 
     Raises:
-        ValueError: there is none, or only a sharded one.
+        ValueError: there is no such file, or only a sharded one.
     """
     folder = pathlib.Path(folder)
     for suffix in SUFFIXES:
@@ -72,11 +123,11 @@ def find_weights(folder):
     raise ValueError(f"{folder} holds no weights; expected {STEMS[0]}.safetensors, {STEMS[1]}.safetensors or a .bin")
 
 
-def read_config(folder):
-    """The config.json of such a folder, as a dict; {} where there is none.
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """Returns the config.json of such a folder, or {} if there is none.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     file = pathlib.Path(folder) / "config.json"
     if not file.is_file():

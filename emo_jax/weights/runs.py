@@ -1,4 +1,10 @@
-"""Checkpoints: orbax saves the state, the data iterator and the resolved config together."""
+"""Runs of `emo train`: the folder of a run, and its averaged weights.
+
+`weights/checkpoint.py` writes a run's checkpoints, `workdir/checkpoints/STEP/{state,data,config}`. `emo convert`
+writes a checkpoint without a place in the data, as a run of no steps.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import importlib
@@ -9,8 +15,8 @@ import os
 import pathlib
 import sys
 import uuid
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,22 +26,20 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
+from emo_jax.weights.integrity import Damaged, check_files, write_manifest
 
 T = TypeVar("T")
-_SIZES = "sizes.json"
-_GROUP = 2**28  # bytes
-_READ_ERRORS = (ValueError, KeyError, TypeError, OSError)
+READ_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, AssertionError, IndexError)
+"""What orbax and tensorstore raise for damaged files."""
+_GROUP = 2**28
+"""Bytes of arrays that are read at a time."""
 
 
-class Damaged(ValueError):
-    """A checkpoint that cannot be read."""
-
-
-def folder_of(workdir):
-    """The epath.Path of a run's directory: absolute, or in a bucket, gs://BUCKET/PATH.
+def folder_of(workdir: str | os.PathLike) -> epath.Path:
+    """Returns the absolute path of a run's folder, on this machine or in a bucket (gs://BUCKET/PATH).
 
     Raises:
-        ValueError: another scheme, which orbax does not write to, or a bucket whose library is missing.
+        ValueError: another scheme, which orbax does not support, or a bucket without the library for it.
     """
     text = os.fspath(workdir)
     if "://" not in text:
@@ -43,79 +47,61 @@ def folder_of(workdir):
     if not text.startswith("gs://"):
         raise ValueError(f"{text} cannot be opened; expected a folder, or gs://BUCKET/PATH")
     try:
-        importlib.import_module("gcsfs")  # brings what TensorBoard's writer needs as well
+        importlib.import_module("gcsfs")  # also brings what TensorBoard's writer needs
     except ImportError as error:
         raise ValueError(f"{text} is in a bucket, whose library is missing: pip install gcsfs ({error})") from error
     return epath.Path(text)
 
 
-def check_workdir(workdir):
-    """Makes the directory of a run and writes to it once, so that what is wrong with it shows before anything is done.
+def check_workdir(workdir: str | os.PathLike) -> None:
+    """Creates the folder of a run and writes a file to it, so that a bad folder is an error before any work.
 
     Raises:
-        ValueError: it is a file, cannot be written, or is of a scheme that cannot be opened; one line.
+        ValueError: it is a file, cannot be written, or has an unsupported scheme.
     """
     folder = folder_of(workdir)
-    probe = folder / f".probe-{uuid.uuid4().hex}"  # of each process its own
+    probe = folder / f".probe-{uuid.uuid4().hex}"  # a different name in each process
     try:
         is_file = folder.exists() and not folder.is_dir()
         if not is_file:
             folder.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
             probe.unlink()
-    except Exception as error:  # OSError here; of a bucket its library's own kinds
-        told = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-        raise ValueError(f"--workdir {workdir} cannot be written ({told}); choose another folder") from error
+    except Exception as error:  # OSError, or an error of the bucket's library
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+        raise ValueError(f"--workdir {workdir} cannot be written ({reason}); choose another folder") from error
     if is_file:
         raise ValueError(f"--workdir {workdir} is a file; give a folder")
 
 
-def check_whole(folder):
-    """Checks a checkpoint, workdir/checkpoints/STEP, as far as that goes without its arrays and without a device.
+def check_checkpoint(folder: str | os.PathLike, contents: bool = True) -> None:
+    """Checks a checkpoint, workdir/checkpoints/STEP, without reading its arrays and without a device.
+
+    Args:
+        folder: the checkpoint.
+        contents: whether to compute the checksums of its files, or to check their sizes only.
 
     Raises:
-        Damaged: a file is missing or cut, or there is no checkpoint.
+        Damaged: there is no checkpoint, or a file is missing, cut or changed.
     """
     folder = epath.Path(folder)
-    _check_sizes(folder)
+    check_files(folder, contents)
     try:
-        json.loads((folder / "state" / "_METADATA").read_text())  # orbax's own reader would begin JAX's devices
+        json.loads((folder / "state" / "_METADATA").read_text())  # orbax's reader would initialise JAX's devices
     except (ValueError, OSError) as error:
         raise Damaged(f"{folder}/state is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
-def _sizes(folder):
-    """{path: bytes} of the files of a checkpoint's items; those beside the items are orbax's own, and may change."""
-    files = [path for item in folder.iterdir() if item.is_dir() for path in _files(item)]
-    return {str(path.relative_to(folder)): path.stat().length for path in files}
+def save_weights_as_run(workdir: str | os.PathLike, config: ConfigDict, flat: dict[str, Any]) -> None:
+    """Writes params as a run of no steps, which `train.init_from` and `load_run` accept.
 
+    Each array is written to a file, without a copy: with orbax's defaults, memory would also hold a copy of all arrays
+    and the database that they are written to.
 
-def _files(folder):
-    """All files in a folder; epath's own `walk` forgets the scheme of a bucket."""
-    for path in folder.iterdir():
-        yield from _files(path) if path.is_dir() else (path,)
-
-
-def _check_sizes(folder):
-    """Before anything is read: a read that orbax gives up half-way leaves tasks that complain on stderr later."""
-    if not (folder / _SIZES).exists():
-        return  # of an earlier version
-    try:
-        sizes = json.loads((folder / _SIZES).read_text())
-    except (ValueError, OSError) as error:
-        raise Damaged(f"{folder} is damaged ({_SIZES}: {' '.join(str(error).split())[:200]})") from error
-    found = _sizes(folder)
-    for path, size in sizes.items():
-        if found.get(path) != size:
-            told = f"has {found[path]} bytes of {size}" if path in found else "is missing"
-            raise Damaged(f"{folder} is damaged ({path} {told})")
-
-
-def save_weights_as_run(workdir, config, flat):
-    """Writes flat params {path: array} as a run of no steps, which `train.init_from` and `load_run` take.
-
-    The arrays are written where they lie, one file each: with orbax's defaults, a copy of all of them and the whole
-    database that they go to would be held in memory as well.
+    Args:
+        workdir: the folder of the run.
+        config: the config of the networks.
+        flat: the params {path: array}.
     """
     frozen = {path: np.asarray(a) for path, a in flat.items() if path.startswith("vae/")}
     state = dict(frozen=frozen, ema={path: np.asarray(a) for path, a in flat.items() if path not in frozen})
@@ -135,13 +121,14 @@ def save_weights_as_run(workdir, config, flat):
             directory, options=options, item_names=tuple(handlers), item_handlers=handlers
         ) as manager,
     ):
-        config = ocp.args.JsonSave(json.loads(config.to_json_best_effort()))
-        manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), config=config))
+        fields = ocp.args.JsonSave(json.loads(config.to_json_best_effort()))
+        manager.save(0, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), config=fields))
+    write_manifest(directory / "0")
 
 
 @contextlib.contextmanager
-def _only_errors():
-    """Keeps orbax from warning that there is no database to merge."""
+def _only_errors() -> Iterator[None]:
+    """Suppresses orbax's warning that there is no database to merge."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -192,7 +179,7 @@ def _read_newest(workdir: str | os.PathLike, step: int | None, read: Callable[[e
     raise ValueError(f"no checkpoint can be read: {_first_of(damaged)}; copy one back, or give another run")
 
 
-def _first_of(messages):
+def _first_of(messages: list[str]) -> str:
     return messages[0] + (f" (and {len(messages) - 1} more)" if len(messages) > 1 else "")
 
 
@@ -202,10 +189,10 @@ def _read_config(folder: epath.Path) -> ConfigDict:
 
 def _read_checked(folder: epath.Path, read: Callable[[epath.Path], T]) -> T:
     """Returns read(folder) of a checkpoint; raises Damaged if it cannot be read."""
-    check_whole(folder)
+    check_checkpoint(folder)
     try:
         return read(folder)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise Damaged(f"{folder} is damaged ({' '.join(str(error).split())[:200]})") from error
 
 

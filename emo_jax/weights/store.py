@@ -15,13 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from emo_jax import config as config_lib
 from emo_jax.files import atomic_write, write_text
 from emo_jax.models.parts import part_of
 from emo_jax.weights import diffusers_folder, hub
+from emo_jax.weights.files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from emo_jax.models.emo import EMO
@@ -50,7 +49,7 @@ def save_weights(directory: Name, config: ConfigDict, flat: Flat, dtype: type = 
     tensors = {path: np.asarray(a, dtype, order="C") for path, a in flat.items()}
     write_text(directory / _CONFIG, config_lib.to_json(config) + "\n")
     with atomic_write(directory / _TENSORS) as partial:
-        save_file(tensors, partial)
+        save_tensors(partial, tensors)
         shutil.copymode(directory / _CONFIG, partial)  # safetensors makes files that only their owner can read
 
 
@@ -84,10 +83,7 @@ def read_flat(name: Name) -> tuple[ConfigDict, Flat]:
         return load_run(name)
     if diffusers_folder.is_diffusers_folder(folder):
         return diffusers_folder.load(folder)
-    try:
-        flat = load_file(folder / _TENSORS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / _TENSORS} is damaged ({error}); copy it again") from error
+    flat = load_tensors(folder / _TENSORS)
     return _load_config(folder), flat
 
 

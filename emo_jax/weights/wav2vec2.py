@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
 
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from emo_jax.weights.files import find_weights, read_tensors
+from emo_jax.weights.files import find_weights, read_tensors, save_tensors
 
 UNUSED = (
     (r"masked_spec_embed$", "replaces masked steps in training"),
@@ -68,7 +67,7 @@ def save_wav2vec2(folder: pathlib.Path, config: ConfigDict, params: dict[str, An
     transformers.Wav2Vec2Config(**fields, architectures=["Wav2Vec2Model"]).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=16000, do_normalize=normalize).save_pretrained(folder)
     tensors = to_transformers({path: np.asarray(array, dtype) for path, array in params.items()})
-    save_file(tensors, folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", tensors)
 
 
 def from_transformers_config(fields: dict[str, Any]) -> Wav2Vec2Config:

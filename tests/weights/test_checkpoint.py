@@ -1,5 +1,6 @@
-"""Checkpoints: what is written comes back, and nothing half written is ever taken for whole."""
+"""Checkpoints: saving and restoring, damage, killed processes, buckets."""
 
+import json
 import os
 import re
 import resource
@@ -19,7 +20,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from emo_jax.training.step import new_state
 from emo_jax.weights.checkpoint import Checkpoints
-from emo_jax.weights.runs import Damaged, check_whole, check_workdir, load_run
+from emo_jax.weights.integrity import Damaged
+from emo_jax.weights.runs import check_checkpoint, check_workdir, load_run
 from emo_jax.weights.store import read_flat
 from tests.small import small_config
 
@@ -117,6 +119,17 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flip(path):
+    """Inverts one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
 DAMAGES = {
     "no metadata": lambda folder: (folder / "state" / "_METADATA").unlink(),
     "half the metadata": lambda folder: cut(folder / "state" / "_METADATA"),
@@ -124,11 +137,17 @@ DAMAGES = {
     "no values": lambda folder: [shutil.rmtree(path) for path in [*(folder / "state").rglob("d")]],
     "no state": lambda folder: shutil.rmtree(folder / "state"),
     "no place in the data": lambda folder: shutil.rmtree(folder / "data"),
+    "a flipped bit in the values": lambda folder: flip(largest(folder / "state")),
+    "a flipped bit in array_metadatas": lambda folder: flip(largest(folder / "state" / "array_metadatas")),
+    "a flipped bit in _sharding": lambda folder: flip(folder / "state" / "_sharding"),
+    "a flipped bit in the checksums": lambda folder: flip(folder / "checksums.json"),
+    "no array_metadatas": lambda folder: shutil.rmtree(folder / "state" / "array_metadatas"),
+    "no _sharding": lambda folder: (folder / "state" / "_sharding").unlink(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsys, damage):
+def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damage):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         config, state = toy(float(step))
@@ -141,9 +160,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, capsy
     assert re.match(r"warning: .*checkpoints/2.* is damaged .*; step 1 is read", warning), warning
     with pytest.raises(ValueError, match="checkpoints/2.* is damaged"):
         load_run(tmp_path, 2)  # asked for
-    check_whole(tmp_path / "checkpoints" / "1")
+    check_checkpoint(tmp_path / "checkpoints" / "1")
     with pytest.raises(Damaged):
-        check_whole(tmp_path / "checkpoints" / "2")
+        check_checkpoint(tmp_path / "checkpoints" / "2")
 
     checkpoints, place = Checkpoints(tmp_path), Place(0)
     assert_same(checkpoints.restore_newest(shapes(state), place), toy(1.0)[1])
@@ -305,8 +324,47 @@ def test_files_in_a_bucket_are_written_listed_and_checked(tmp_path, monkeypatch)
     for name, text in (("state/_METADATA", "{}"), ("state/d/a", "1234"), ("sizes.json", '{"state/d/a": 4}')):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    check_whole(folder)
+    check_checkpoint(folder)
     (folder / "state/d/a").write_text("12")
     with pytest.raises(Damaged, match=r"gs://bucket/run/checkpoints/1 is damaged \(state/d/a has 2 bytes of 4\)"):
-        check_whole(folder)
+        check_checkpoint(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_bit_is_detected(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    config, state = toy(1.0)
+    checkpoints.save(1, state, Place(1), config)
+    checkpoints.close()
+    folder = tmp_path / "checkpoints" / "1"
+    check_checkpoint(folder)
+    files = [path for item in ("state", "data", "config") for path in (folder / item).rglob("*") if path.is_file()]
+    rng = np.random.default_rng(0)
+    for path in files:
+        content = path.read_bytes()
+        for position in rng.integers(0, len(content), 5) if content else ():
+            changed = bytearray(content)
+            changed[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(changed)
+            with pytest.raises(Damaged, match=path.name):
+                check_checkpoint(folder)
+        path.write_bytes(content)
+    check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("manifest", ["sizes.json", None])
+def test_checkpoint_of_an_earlier_version_is_read(tmp_path, manifest):
+    checkpoints = Checkpoints(tmp_path)
+    config, state = toy(1.0)
+    checkpoints.save(1, state, Place(1), config)
+    checkpoints.close()
+    folder = tmp_path / "checkpoints" / "1"
+    entries = json.loads((folder / "checksums.json").read_text())
+    (folder / "checksums.json").unlink()
+    if manifest:
+        (folder / manifest).write_text(json.dumps({path: size for path, (size, _) in entries.items()}))
+    np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [1.0])
+    if manifest:
+        cut(largest(folder / "state"))
+        with pytest.raises(Damaged, match="bytes of"):
+            check_checkpoint(folder)

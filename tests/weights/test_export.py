@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from emo_jax.cli import main as cli
 from emo_jax.models.emo import build
@@ -15,7 +16,7 @@ from emo_jax.training.step import new_state
 from emo_jax.weights import runs
 from emo_jax.weights.checkpoint import Checkpoints
 from emo_jax.weights.export import export
-from emo_jax.weights.store import load_weights
+from emo_jax.weights.store import load_weights, save_weights
 from tests.small import small_config
 
 
@@ -77,3 +78,24 @@ def test_what_half_precision_cannot_hold_is_refused(run, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="a holds .* float16"):
             export(run[0], tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_bit_in_the_tensors_is_detected(tmp_path):
+    config, rng = small_config(), np.random.default_rng(0)
+    flat = {"a/kernel": rng.normal(size=(40, 30)).astype(np.float32), "b": np.float32(2.0)}
+    save_weights(tmp_path, config, flat, np.float32)
+    file = tmp_path / "model.safetensors"
+    content = file.read_bytes()
+    np.testing.assert_array_equal(load_weights(tmp_path)[1]["a/kernel"], flat["a/kernel"])
+    for position in rng.integers(0, len(content), 60):
+        changed = bytearray(content)
+        changed[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(changed)
+        with pytest.raises(ValueError, match="model.safetensors is damaged"):
+            load_weights(tmp_path)
+
+
+def test_file_without_a_checksum_is_read(tmp_path):
+    save_weights(tmp_path, small_config(), {"a": np.ones(3)})
+    save_file({"a": np.ones(3, np.float16)}, tmp_path / "model.safetensors")  # as earlier versions wrote it
+    assert load_weights(tmp_path)[1]["a"].shape == (3,)
