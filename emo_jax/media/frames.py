@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from fractions import Fraction
 
@@ -16,7 +17,7 @@ MAX_FRAME_PIXELS = 64_000_000
 WIDE_PRIMARIES = {ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432}
 HDR_TRANSFERS = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}  # PQ and HLG
 UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
-# Converters cache the tables of a tone mapping, which take seconds to compute, and must not be shared by threads.
+# A converter keeps the tables of its last colour transform, which take seconds to compute, and serves one thread.
 _LOCAL = threading.local()
 
 
@@ -43,7 +44,7 @@ def to_rgb(frame: VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
         raise ValueError(
             f"frames have {width}x{height} pixels; expected at most {MAX_FRAME_PIXELS // 1_000_000} million"
         )
-    options = {}
+    options, transform = {}, None
     if (height, width) != (frame.height, frame.width):
         options |= dict(height=height, width=width, interpolation=Interpolation.BICUBIC)
     if frame.colorspace == UNSPECIFIED and not frame.format.is_rgb:
@@ -53,8 +54,9 @@ def to_rgb(frame: VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
             options |= dict(src_colorspace=Colorspace.ITU709)
     if frame.color_trc in HDR_TRANSFERS or frame.color_primaries in WIDE_PRIMARIES:
         options |= dict(dst_color_trc=ColorTrc.BT709, dst_color_primaries=ColorPrimaries.BT709)
+        transform = frame.color_trc, frame.color_primaries
     try:
-        image = _reformatter().reformat(frame, format="rgb24", **options).to_ndarray()
+        image = _reformatter(transform).reformat(frame, format="rgb24", **options).to_ndarray()
     except FFmpegError as error:
         raise ValueError(
             f"frames have colours that cannot be converted (matrix {frame.colorspace}, transfer {frame.color_trc}, "
@@ -109,7 +111,8 @@ def _display_matrix(frame: VideoFrame) -> np.ndarray | None:
     return np.frombuffer(data, np.int32).reshape(3, 3)
 
 
-def _reformatter() -> VideoReformatter:
-    if not hasattr(_LOCAL, "reformatter"):
-        _LOCAL.reformatter = VideoReformatter()
-    return _LOCAL.reformatter
+def _reformatter(transform: tuple[int, int] | None) -> VideoReformatter:
+    """Returns this thread's converter for a colour transform; None is for frames that need none."""
+    if not hasattr(_LOCAL, "reformatters"):
+        _LOCAL.reformatters = collections.defaultdict(VideoReformatter)
+    return _LOCAL.reformatters[transform]

@@ -129,7 +129,8 @@ def _make_records(
     if not spans:
         reason, count = max(outcome.dropped.items(), key=lambda item: item[1])
         share = count / len(measurements)
-        outcome.reason = f"no usable span: {reason} in {share:.0%} of {len(measurements)} frames"
+        no_span = f"no usable span: {reason} in {share:.0%} of {len(measurements)} frames"
+        outcome.reason = "; ".join(filter(None, (no_span, outcome.reason)))
         return
     flags += analyzer_flags(analyzer)
     for span, frames in _read_spans(path, spans, settings.rules.size):

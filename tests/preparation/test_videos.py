@@ -344,3 +344,6 @@ def test_sound_with_damaged_time_stamps_is_left_out_with_the_reason(tmp_path):
     _, [record], rejected = prepare(tmp_path / "in", tmp_path / "out")
     assert "bad-sound" in record["flags"].split() and not len(record["audio"])
     assert "200000 s" in rejected["a.mkv"]
+    heads.write(tmp_path / "in" / "a.mkv", np.zeros((50, 64, 64, 3), np.uint8), 25, heads.voice(2), gap=(0, 10**10))
+    _, results, rejected = prepare(tmp_path / "in", tmp_path / "out2")
+    assert not results and "no face" in rejected["a.mkv"] and "625000 s" in rejected["a.mkv"]
