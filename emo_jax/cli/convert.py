@@ -1,10 +1,10 @@
-"""Converts released weights to a checkpoint that training starts from, and back.
+r"""Converts released weights to a checkpoint that training starts from, and back.
 
 Reads Stable Diffusion 1.5, AnimateDiff's motion module and wav2vec 2.0. The config, given by --config NAME_OR_FILE
 and --config.key=value, says which networks to fill; --to checkpoint requires it.
 
 Example:
-  emo convert --config base --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt --audio wav2vec2-base-960h \\
+  emo convert --config base --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt --audio wav2vec2-base-960h \
       -o runs/sd15
 
 emo convert --to safetensors --checkpoint runs/sd15 -o files writes the files back, and emo convert --describe

@@ -1,4 +1,4 @@
-"""Computes whether a program fits the chips of a TPU slice, and how fast it can run there, without the slice.
+r"""Computes whether a program fits the chips of a TPU slice, and how fast it can run there, without the slice.
 
 Compiles the training step of the config's stage, or with --program denoise one guided denoising step of emo generate,
 with the compiler of those chips (extra: tpu). --composed compiles each kind of block once and adds up what they need:
@@ -8,7 +8,7 @@ shapes alone. Compiled programs are cached. The exit status is 1 if the program 
 The config is given by --config NAME_OR_FILE[:STAGE] and --config.key=value.
 
 Example:
-  emo plan --config base:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \\
+  emo plan --config base:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \
       --config.train.batch_size=16
 """
 

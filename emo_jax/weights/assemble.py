@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -59,7 +60,7 @@ class Report:
 
 
 def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
-    """The flat params {path: array} of a model from files, in the files' precision, and a Report.
+    """Returns the flat params {path: array} of a model from files, in the precision of the files, and a Report.
 
     ReferenceNet starts as a copy of SD's UNet. In the Backbone, reference-attention takes the place of SD's attention
     to the prompt: queries, output and norm from there; keys and values, which have the width of the feature maps and
@@ -67,13 +68,17 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
     where model.init.reference says so). Parts that no file holds start as in `EMO.init`.
 
     Args:
-        sources: {kind of KINDS: (origin, {diffusers name: array})}. key: of the fresh parameters.
-        scaling_factor: of the VAE. hearing: (flat params, {name: reason}) of weights.wav2vec2, or None.
+        emo: the networks.
+        sources: {kind of KINDS: (origin, {diffusers name: array})}.
+        key: random key of the parameters that no file holds.
+        scaling_factor: scaling factor of the VAE.
+        hearing: (flat params, {name: reason}) of weights.wav2vec2, or None.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape: one line that names file and tensor.
     """
-    shapes = {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    flat_leaves: dict[str, Any] = dict(flatten_dict(emo.abstract_params(), sep="/"))
+    shapes = {path: leaf.shape for path, leaf in flat_leaves.items()}
     flat, report = {}, Report({}, {}, {})
     for kind, (origin, tensors) in sources.items():
         filled, unused = _fill(KINDS[kind], shapes, origin, tensors)
@@ -137,9 +142,10 @@ def disassemble(flat, kind):
 
 
 def parts(emo, flat=None):
-    """Rows (part, tensors, parameters, dtypes, MB, stages that train it) in the order of training.stages.PARTS.
+    """Returns rows (part, tensors, parameters, dtypes, MB, stages that train it) in the order of training.stages.PARTS.
 
     Args:
+        emo: the networks.
         flat: {path: array} of a checkpoint; without it, float32 as training has them.
     """
     trained_in = {part.name: part.stages for part in PARTS}

@@ -158,7 +158,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:  # of the file system, of tensorstore, of its threads
             for lost in (error, error.__cause__):  # a step that failed, or another process that is gone
                 if isinstance(lost, jax.errors.JaxRuntimeError):
-                    raise lost from None
+                    raise lost from None  # pyright: ignore[reportGeneralTypeIssues]
             raise OSError(
                 f"a checkpoint could not be written to {self._manager.directory}; the newest complete one is of step "
                 f"{self.latest}; make room and give the same command again ({' '.join(str(error).split())[:300]})"

@@ -200,6 +200,6 @@ def describe(checkpoint: str | None, config: ConfigDict | None) -> str:
         raise ValueError("nothing to describe; give --checkpoint or --config")
     rows = parts(build(config), flat)
     cells = [(part, str(n), f"{size:,}", dtype, f"{mb:.1f}", stages) for part, n, size, dtype, mb, stages in rows]
-    tensors, size, mb = (sum(row[i] for row in rows) for i in (1, 2, 4))
-    cells.append(("total", str(tensors), f"{size:,}", "", f"{mb:.1f}", ""))
+    _, tensors, size, _, mb, _ = zip(*rows, strict=True)
+    cells.append(("total", str(sum(tensors)), f"{sum(size):,}", "", f"{sum(mb):.1f}", ""))
     return format_table(cells, ("part", "tensors", "parameters", "dtype", "MB", "trained in"), "<>><>")

@@ -37,7 +37,7 @@ def to_path(name, array):
 
 
 def from_path(path, array):
-    """diffusers' (name, array) of our (path, array): the inverse of `to_path`."""
+    """Returns diffusers' (name, array) of our (path, array): the inverse of `to_path`."""
     *module, leaf = path.split("/")
     if leaf == "kernel":
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
@@ -61,7 +61,7 @@ _LDM_ENDS = {
 
 
 def ldm_unet(name, layers):
-    """diffusers' name of a tensor of the original UNet (without `model.diffusion_model.`), with `layers` per level."""
+    """Returns diffusers' name of a tensor of the original UNet, named without `model.diffusion_model.`."""
     for old, new in _LDM_ENDS.items():
         if name.startswith(f"{old}."):
             return new + name.removeprefix(old)
@@ -86,7 +86,7 @@ def _ldm_resnet(rest):
 
 
 def ldm_vae(name, levels):
-    """diffusers' name of a tensor of the original autoencoder (without `first_stage_model.`), of so many levels."""
+    """Returns diffusers' name of a tensor of the original autoencoder, named without `first_stage_model.`."""
     name = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", name)
     name = name.replace(".mid.attn_1.norm.", ".mid_block.attentions.0.group_norm.")
     name = re.sub(r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1.", name)
@@ -102,12 +102,12 @@ _OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_ou
 
 
 def old_vae(name):
-    """diffusers' name of today of a tensor of its autoencoder; older files call the attention's layers otherwise."""
+    """Returns diffusers' present name of a tensor of its autoencoder; older files name attention layers differently."""
     return re.sub(r"(attentions\.0)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD_VAE[m[2]]}.", name)
 
 
 def animatediff(name):
-    """diffusers' name of a tensor of AnimateDiff's own files (mm_sd_v15*.ckpt)."""
+    """Returns diffusers' name of a tensor of AnimateDiff's own files (mm_sd_v15*.ckpt)."""
     name = name.removeprefix("module.").replace(".temporal_transformer.", ".")
     name = re.sub(r"attention_blocks\.([01])\.", lambda m: f"attn{int(m[1]) + 1}.", name)
     name = re.sub(r"\.norms\.([01])\.", lambda m: f".norm{int(m[1]) + 1}.", name)

@@ -15,10 +15,12 @@ _NOT_OURS = {
 
 
 def stable_diffusion(path, layers, levels):
-    """Stable Diffusion 1.5 from a folder in diffusers' layout, a hub id, or a single file of the original release.
+    """Reads Stable Diffusion 1.5: a folder in diffusers' layout, a hub id, or a single file of the original release.
 
     Args:
-        layers: of the UNet's levels; levels: of the VAE (a single file's names depend on them).
+        path: the folder, hub id or file.
+        layers: number of layers of each level of the UNet, on which the names of a single file depend.
+        levels: number of levels of the VAE, likewise.
 
     Returns:
         ({"unet": (origin, tensors), "vae": ...} by diffusers' names, the VAE's scaling factor or None,

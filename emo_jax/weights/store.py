@@ -219,4 +219,5 @@ def nest(emo: EMO, flat: Flat, origin: object, only: re.Pattern[str] | None = No
 
 
 def _shapes(emo: EMO) -> dict[str, tuple[int, ...]]:
-    return {path: leaf.shape for path, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
+    flat_leaves: dict[str, Any] = dict(flatten_dict(emo.abstract_params(), sep="/"))
+    return {path: leaf.shape for path, leaf in flat_leaves.items()}

@@ -84,8 +84,10 @@ def from_transformers_config(fields: dict[str, Any]) -> Wav2Vec2Config:
     except Exception as error:  # transformers raises ValueError, TypeError and errors of huggingface_hub
         raise ValueError(f"config.json: {' '.join(str(error).split())[:300]}") from error
     names = {field.name for field in dataclasses.fields(Wav2Vec2Config)} - {"dtype"}
-    values = {name: value for name, value in (all_fields | fields).items() if name in names}
-    return Wav2Vec2Config(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    values: dict[str, Any] = {name: value for name, value in (all_fields | fields).items() if name in names}
+    for name, value in values.items():
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Wav2Vec2Config(**values)
 
 
 def from_transformers(
@@ -155,7 +157,8 @@ def _to_name(path: str, array: Any, parametrized: bool) -> tuple[str, np.ndarray
 
 def _shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
     abstract = jax.eval_shape(Wav2Vec2(config).init, jax.random.key(0), jnp.zeros((1, config.field)))["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(abstract, sep="/").items()}
+    flat_leaves: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
+    return {path: leaf.shape for path, leaf in flat_leaves.items()}
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

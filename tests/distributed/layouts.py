@@ -51,7 +51,6 @@ def smallest_config(stage):
 
 def steps(stage, names):
     """Returns {layout: distances of two training steps from those on one device, and bytes of the collectives}."""
-
     from emo_jax.models.emo import build
     from emo_jax.training.stages import get_stage
     from emo_jax.training.step import make_step, new_state
@@ -155,7 +154,6 @@ def vectors(names):
 
 def _compare(loss, params, inputs, names):
     """Returns {layout: distances of loss(params, *inputs) and its gradients from one device's, and collectives}."""
-
     from tests.steps import FAST
 
     def run(mesh):
@@ -256,7 +254,6 @@ def sampled_weights():
 
 def resnet(clips, names):
     """Returns {layout: a device's share of the FLOPs of a resnet's gradient, and its distance from one device's}."""
-
     from emo_jax.models.layers import ResnetBlock
 
     block, rng = ResnetBlock(32, groups=4), np.random.default_rng(0)

@@ -29,7 +29,7 @@ def regression(params, batch, key):
 
 @pytest.fixture
 def run(monkeypatch):
-    """Returns run(steps, loss=..., **train) -> (states, metrics); optimizer fields are mixed into `train`.
+    """A function of steps, loss and fields of `train` and its optimizer, which returns (states, metrics).
 
     `changes` {k: arrays} replaces arrays of the batch of step k.
     """

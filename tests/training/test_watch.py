@@ -57,7 +57,7 @@ def test_a_dead_data_worker_is_an_oserror():
 
 @pytest.fixture
 def traces(monkeypatch):
-    """Returns traces(count, left, calls) -> [batches, and the starts and stops of traces]; the profiler is replaced."""
+    """A function that returns the batches, and the starts and stops of traces; the profiler is replaced."""
     events = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(("start", pathlib.Path(folder).name)))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(("stop",)))

@@ -58,8 +58,10 @@ def hub():
 
 
 def locate(hub, home, offline="0"):
-    """The files that `locate` finds for the hub id, or its error, in a process of its own: the hub's address is read
-    when huggingface_hub is imported."""
+    """Returns the files that `locate` finds for the hub id, or its error.
+
+    Runs in another process, because huggingface_hub reads the address of the hub when it is imported.
+    """
     code = (
         "import pathlib; from emo_jax.weights.hub import locate; p = locate('owner/sd', ['unet'])\n"
         "print(*sorted(f.relative_to(p).as_posix() for f in p.rglob('*') if f.is_file()))"
