@@ -161,7 +161,7 @@ def load_probe(path: str | os.PathLike = WEIGHTS) -> dict:
         raise ValueError(f"{path} is damaged ({error}); copy it again") from error
     flat = {k.removeprefix("weights/"): v.astype(np.float32) for k, v in tensors.items() if k.startswith("weights/")}
     wanted = flatten_dict(jax.eval_shape(_init, jax.random.key(0))["params"], sep="/")
-    shapes = {name: np.shape(leaf) for name, leaf in wanted.items()}
+    shapes = {name: np.shape(leaf) for name, leaf in wanted.items()}  # pyright: ignore[reportCallIssue, reportArgumentType]
     shapes |= _STATISTICS
     found = {name: v.shape for name, v in (tensors | flat).items() if not name.startswith("weights/")}
     if found != shapes:

@@ -60,12 +60,12 @@ class Row:
     control_bar: float | None = None
     detail: dict = dataclasses.field(default_factory=dict)
 
-    @property
+    @property  # pyright: ignore[reportUnboundVariable]
     def passed(self) -> bool:
         """Whether the value reaches the bar."""
         return self.value <= self.bar if self.below else self.value >= self.bar
 
-    @property
+    @property  # pyright: ignore[reportUnboundVariable]
     def control_failed(self) -> bool | None:
         """Whether the control failed, as it must; None if it has no bar."""
         if self.control_bar is None or self.control_value is None:

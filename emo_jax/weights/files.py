@@ -56,7 +56,7 @@ def tensors_checksum(tensors: dict[str, np.ndarray]) -> int:
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         value = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), value)
-        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)  # pyright: ignore[reportArgumentType]
     return value
 
 
