@@ -188,7 +188,7 @@ def _context(features: np.ndarray) -> np.ndarray:
 def learn_law(hear: Hearing, passages: int, seconds: float = 12.0) -> np.ndarray:
     """Returns the regression (features,) from what is heard to the visemes' lip gap, learned from synthetic voices."""
     head = Head(Person.sample(3))
-    gram, moment = 0.0, 0.0
+    gram, moment = np.zeros((0, 0)), np.zeros(0)
     for seed in range(passages):
         rng = np.random.default_rng([seed, 99])
         voice = make_voice(rng, seconds)
@@ -203,7 +203,8 @@ def learn_law(hear: Hearing, passages: int, seconds: float = 12.0) -> np.ndarray
         moved = sample_frames(articulate(voice.phones, seconds, loudness(voice.sound, seconds)), FPS, frames)
         gap = np.array([head.gap(head.deform(mouth_weights(row))) for row in moved])
         features = _context(hear(sound, (np.arange(frames) + 0.5) / FPS))
-        gram, moment = gram + features.T @ features, moment + features.T @ (gap - gap.mean())
+        gram = features.T @ features + (gram if gram.size else 0.0)
+        moment = features.T @ (gap - gap.mean()) + (moment if moment.size else 0.0)
     return np.linalg.solve(gram + PENALTY * np.eye(len(moment)), moment)
 
 

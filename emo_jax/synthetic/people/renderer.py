@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +50,7 @@ class Pose:
 
 @functools.cache
 def _context() -> Any:
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # each worker renders on one core
     try:
         import moderngl  # pyright: ignore[reportMissingImports]
 

@@ -183,7 +183,7 @@ def mouth_weights(moved: np.ndarray, smile: float = 0.0) -> dict[str, float]:
     jaw, lips, rounded, spread, teeth, tongue, closure, bite = (float(v) for v in moved)
     open_ = 1 - closure
     drop = 0.58 * jaw
-    shut = max(closure, 0.72 * bite, 0.8 * rounded)  # rounded lips come together
+    shut = max(closure, 0.72 * bite, 0.9 * rounded)  # rounded lips come together
     apart = lips * open_ * (1 - 0.8 * bite)
     return _both(
         {
@@ -198,7 +198,7 @@ def mouth_weights(moved: np.ndarray, smile: float = 0.0) -> dict[str, float]:
         "jawOpen": drop,
         "mouthClose": drop * shut,
         "mouthPucker": 0.62 * rounded * (1 - 0.4 * jaw),
-        "mouthFunnel": 0.2 * rounded * (0.3 + 0.7 * min(jaw * 1.5, 1)) * open_ + 0.12 * teeth * rounded,
+        "mouthFunnel": 0.12 * rounded * (0.3 + 0.7 * min(jaw * 1.5, 1)) * open_ + 0.12 * teeth * rounded,
         "mouthRollLower": 0.18 * closure + 0.5 * bite,
         "mouthRollUpper": 0.12 * closure,
         "mouthShrugUpper": 0.1 * bite,
