@@ -137,16 +137,16 @@ def _inputs(
     images = jnp.concatenate([batch["reference"][:, None], batch["motion"], batch["frames"]], axis=1)
     encoded = images.dtype != jnp.uint8  # by `emo prepare latents`
     latents = images.astype(jnp.float32) if encoded else jax.lax.stop_gradient(emo.encode(params, images))
-    known, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
-    blur = config.motion_noise * jax.random.normal(keys["motion"], known.shape)
-    known = known.at[:, 1:].add(blur[:, 1:])
-    motion = known[:, 1:]
+    context, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
+    noise = config.motion_noise * jax.random.normal(keys["motion"], context.shape)
+    context = context.at[:, 1:].add(noise[:, 1:])
+    motion = context[:, 1:]
     if config.motion_patch_drop:
         key = jax.random.fold_in(keys["motion"], 1)
         motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size)
     conditions = emo.conditions(
         params,
-        reference=known[:, :1],
+        reference=context[:, :1],
         motion=motion,
         has_motion=batch["has_motion"],
         audio=emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None,
@@ -154,10 +154,10 @@ def _inputs(
         mask=batch["mask"],
         temporal=stage.video,
     )
-    alone = (("reference", config.drop_reference), ("audio", config.drop_audio))
-    keep = [jax.random.bernoulli(keys[name], 1 - rate, (size,)) for name, rate in alone]
-    either = jax.random.bernoulli(jax.random.fold_in(keys["reference"], 1), 1 - config.drop_both, (size,))
-    return x0, mask_conditions(conditions, *(kept & either for kept in keep))
+    keep_both = jax.random.bernoulli(jax.random.fold_in(keys["reference"], 1), 1 - config.drop_both, (size,))
+    keep_reference = jax.random.bernoulli(keys["reference"], 1 - config.drop_reference, (size,))
+    keep_audio = jax.random.bernoulli(keys["audio"], 1 - config.drop_audio, (size,))
+    return x0, mask_conditions(conditions, keep_reference & keep_both, keep_audio & keep_both)
 
 
 def _sum_and_count(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, "2"]:

@@ -1,6 +1,7 @@
 """The losses, against formulas, with networks that are formulas themselves (tests/echo.py)."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ from emo_jax.training.loop import train
 from emo_jax.training.losses import denoising_loss, drop_patches, face_weights, vae_loss
 from emo_jax.training.stages import get_stage
 from tests.echo import RecordingRule, echo
-from tests.steps import fixed_batch, training_config
+from tests.steps import FAST, fixed_batch, training_config
 
 
 def conditions_of(stage, size=2, batch=None, **train):
@@ -26,9 +27,9 @@ def conditions_of(stage, size=2, batch=None, **train):
     recorder = RecordingRule()
     emo = echo(config, recorder)
     batch = fixed_batch(config, size) if batch is None else batch
-    loss, metrics = denoising_loss(
-        emo, make_schedule(config.diffusion), get_stage(stage), config.train, {}, batch, jax.random.key(0)
-    )
+    schedule = make_schedule(config.diffusion)
+    loss_fn = jax.jit(functools.partial(denoising_loss, emo, schedule, get_stage(stage), config.train))
+    loss, metrics = loss_fn.lower({}, batch, jax.random.key(0)).compile(FAST)({}, batch, jax.random.key(0))
     jax.effects_barrier()
     (inputs,) = recorder.calls
     return inputs, dict(metrics, loss=loss, temporal=recorder.temporal), batch, emo
