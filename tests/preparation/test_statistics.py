@@ -6,6 +6,7 @@ import shlex
 
 import numpy as np
 import pytest
+from emo_jax.configs import base
 
 from emo_jax import config
 from emo_jax.cli.prepare import add_parser
@@ -67,7 +68,8 @@ def test_stats_command(record_dir, capsys):
     assert len(tracks.speeds) == sum(40 + 4 * k for k in range(6))
     np.testing.assert_allclose(tracks.boxes[0][0], [12 / 64, 8 / 48, 30 / 64, 28 / 48], rtol=1e-5)
     centres, radii = fit_speed_buckets(tracks.speeds, 3)
-    face = {f"clip.face.{name}": value for name, value in fit_face(tracks.boxes, 12).items()}
+    view = sum(base.get_config().data.crop_scale) / 2
+    face = {f"clip.face.{name}": value for name, value in fit_face(tracks.boxes, 12, view).items()}
     assert captured.out.strip() == format_config_options(
         {"model.speed.centres": centres, "model.speed.radii": radii} | face
     )
