@@ -11,6 +11,7 @@ import jax
 
 from emo_jax.distributed import processes
 from emo_jax.progress import call_periodically
+from emo_jax.workers import crash_cause
 
 _WARM_UP_STEPS = 3
 """Steps before the traced ones, in which programs are compiled and buffers filled."""
@@ -74,10 +75,11 @@ def next_batch(iterator: Iterator[Any], step: int, seconds: float) -> Any:
             match = re.search(r"Worker process was terminated unexpectedly with exit code (-?\d+)", str(error))
             if not match:
                 raise
+            cause = crash_cause([int(match[1])])
             raise OSError(
-                f"a data worker of {processes.name()} died before step {step} (exit code {match[1]}; -9 often means "
-                "out of memory: lower data.num_workers or data.prefetch); the same command continues from the newest "
-                "checkpoint"
+                f"a data worker of {processes.name()} died before step {step} (exit code {match[1]}, {cause}; "
+                "data.num_workers and data.prefetch set what the workers hold); the same command continues from the "
+                "newest checkpoint"
             ) from error
 
 

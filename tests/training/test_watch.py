@@ -43,13 +43,14 @@ def test_an_input_in_time_prints_nothing_and_leaves_no_thread(capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_dead_data_worker_is_an_oserror():
+@pytest.mark.parametrize("code, cause", [(-9, "memory"), (-7, "/dev/shm"), (-7, "--shm-size"), (-11, "SIGSEGV")])
+def test_a_dead_data_worker_is_an_oserror(code, cause):
     def raising(text):
         yield from ()
         raise RuntimeError(text)
 
-    with pytest.raises(OSError, match=r"process 0 of 1 on .* step 3 \(exit code -9") as error:
-        next_batch(raising("Worker process was terminated unexpectedly with exit code -9. Search the logs"), 3, 5)
+    with pytest.raises(OSError, match=rf"process 0 of 1 on .* step 3 \(exit code {code}, .*{cause}") as error:
+        next_batch(raising(f"Worker process was terminated unexpectedly with exit code {code}. Search the logs"), 3, 5)
     assert "\n" not in str(error.value)
     with pytest.raises(RuntimeError, match="something else"):
         next_batch(raising("something else"), 3, 5)
