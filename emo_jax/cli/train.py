@@ -1,8 +1,8 @@
 """Trains one stage of EMO on all devices.
 
-The config is given by --config NAME_OR_FILE[:STAGE] and --config.key=value. A SIGTERM saves a checkpoint and ends the
-run with exit status 143; the same command continues it. On a cluster, start the command once on every host (or GPU);
-launch/ has scripts that do.
+The config is given by --config NAME_OR_FILE[:STAGE] and --config.key=value. SIGTERM and Ctrl-C save a checkpoint and
+end the run with exit status 143 or 130; the same command continues it. A second Ctrl-C ends it without saving. On a
+cluster, start the command once on every host (or GPU); launch/ has scripts that do.
 
 Example:
   emo train --config tiny:image --workdir runs/image --config.data.directory=data/synthetic
@@ -14,7 +14,7 @@ import argparse
 import sys
 
 from emo_jax.cli.arguments import add_verb
-from emo_jax.cli.main import DIVERGED, TERMINATED
+from emo_jax.cli.main import DIVERGED
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -42,6 +42,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from emo_jax import config as config_lib
     from emo_jax.distributed import processes
     from emo_jax.training.loop import train
+    from emo_jax.training.termination import Termination
 
     config = config_lib.parse(rest)
     if args.profile < 0:
@@ -49,8 +50,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     processes.start(args.coordinator, args.processes, args.process)
     processes.check_devices()
     cache.keep_programs()
+    termination = Termination()
     try:
-        state = train(config, args.workdir, args.profile)
+        with termination.listening():
+            state = train(config, args.workdir, args.profile, termination)
     except ValueError:
         processes.exit_at_end(2)
         raise
@@ -73,5 +76,5 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if processes.is_main():
         saved = f"step {int(state.step)} is saved" if state.step else "before the first step"
-        print(f"emo train: terminated; {saved}", file=sys.stderr, flush=True)
-    return TERMINATED
+        print(f"emo train: {termination.reason}; {saved}", file=sys.stderr, flush=True)
+    return termination.status

@@ -1,14 +1,11 @@
 """Runs of several processes: joining, agreeing on values, and ending together."""
 
 import atexit
-import contextlib
 import os
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -189,56 +186,3 @@ def compile_together(jitted: Any) -> Callable:
         return compiled(*arguments)
 
     return call
-
-
-class Terminated(BaseException):
-    """Raised when SIGTERM arrives while the process waits for its data."""
-
-
-class Termination:
-    """Turns SIGTERM into a flag: while it listens, the signal does not end the process, but sets `requested`.
-
-    With several processes, JAX's preemption service forwards the signal of any of them, so that all see it at the same
-    step.
-    """
-
-    def __init__(self) -> None:
-        self._requested, self._interrupts, self._previous_handler = False, False, None
-
-    def listen(self) -> None:
-        """Handles the signal until `close`; without effect outside of the main thread, the only one that gets it."""
-        is_alone = jax.process_count() == 1  # otherwise JAX handles the signal
-        if is_alone and threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGTERM, self._handle)
-
-    def close(self) -> None:
-        """Restores the previous handler."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGTERM, self._previous_handler)
-            self._previous_handler = None
-
-    def _handle(self, number: int, frame: Any) -> None:
-        self._requested = True
-        if self._interrupts:
-            raise Terminated
-
-    @contextlib.contextmanager
-    def interrupting(self) -> Iterator[None]:
-        """Within this context the signal raises Terminated, for waits that may never end.
-
-        Only a process that runs alone is interrupted.
-
-        Raises:
-            Terminated: at once, if the signal has arrived since `requested` was last called.
-        """
-        self._interrupts = True
-        try:
-            if self._requested:
-                raise Terminated
-            yield
-        finally:
-            self._interrupts = False
-
-    def requested(self, step: int) -> bool:
-        """Returns whether to save and end after this step; call it after every step."""
-        return self._requested or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))

@@ -28,15 +28,18 @@ from emo_jax.training.flops import step_flops
 from emo_jax.training.initial_weights import initial_params
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
 from emo_jax.training.samples import SampleWriter
-from emo_jax.training.stages import clip_of, get_stage
+from emo_jax.training.stages import clip_of, get_stage, stage_of
 from emo_jax.training.step import TrainState, make_step, new_state
+from emo_jax.training.termination import Terminated, Termination
 from emo_jax.training.watch import ProfiledStep, next_batch
 from emo_jax.weights.checkpoint import Checkpoints
 from emo_jax.weights.runs import check_workdir
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> TrainState:
-    """Trains the config's stage for `train.steps` steps, or until a SIGTERM.
+def train(
+    config: ConfigDict, workdir: str | os.PathLike, profile: int = 0, termination: Termination | None = None
+) -> TrainState:
+    """Trains the config's stage for `train.steps` steps, or until termination is requested.
 
     Resumes from the newest checkpoint in `workdir`. Without one it starts from `train.init_from`, the run or weights
     of the previous stage, or from fresh parameters if that is empty.
@@ -45,6 +48,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
         config: the full config.
         workdir: the run's folder, which gets checkpoints, metrics and samples; may be a bucket.
         profile: the number of steps to trace for XProf.
+        termination: ends the run early, after saving; None: nothing does.
 
     Returns:
         The last state, which has been saved.
@@ -56,7 +60,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
     """
     config = FrozenConfigDict(config)
     _check(config)
-    stage, steps, batch_size = get_stage(config.train.stage), config.train.steps, config.train.batch_size
+    stage, steps, batch_size = stage_of(config), config.train.steps, config.train.batch_size
+    termination = termination or Termination()
 
     emo = emo_lib.build(config)
     mesh = make_mesh(**config.train.mesh, clips=stage.video)
@@ -84,22 +89,20 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
     step_fn = ProfiledStep(
         processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
     )
-    rescale, ending = _latent_rescaling(config, emo, mesh), processes.Termination()
+    rescale = _latent_rescaling(config, emo, mesh)
 
     with contextlib.ExitStack() as cleanup:  # also after an error: a save in progress ends, and so do Grain's workers
         cleanup.callback(_close, iterator)
         cleanup.callback(writer.close)
         cleanup.callback(checkpoints.close)
         cleanup.callback(step_fn.close)
-        cleanup.callback(ending.close)
-        ending.listen()
         batch = {}
         for step in range(first + 1, steps + 1):
             waiting_since = time.perf_counter()
             try:
-                with ending.interrupting():
+                with termination.interrupting():
                     local_batch = next_batch(iterator, step, config.train.stall_seconds)
-            except processes.Terminated:
+            except Terminated:
                 if step - 1 > first and checkpoints.latest != step - 1:
                     checkpoints.save(step - 1, rescale(state, batch), iterator, config)
                 break
@@ -110,15 +113,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike, profile: int = 0) -> T
             skips.add(step, metrics)
             checkpoints.check()
             writer.add(metrics, waited)
+            termination.nothing_to_save = False
 
-            terminated = ending.requested(step)
-            last = step == steps or terminated
+            ends = termination.requested(step)
+            last = step == steps or ends
             if step % config.train.log_every == 0 or last:
                 writer.write(step)
             if step % config.train.save_every == 0 or last:
                 state = rescale(state, batch)
                 checkpoints.save(step, state, iterator, config)
-            if terminated:
+            if ends:
                 break
             if config.train.sample_every and step % config.train.sample_every == 0:
                 with writer.paused():

@@ -18,23 +18,34 @@ from emo_jax.cli import main as cli
 from emo_jax.data.pipeline import make_iterator
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import make_mesh, place_batch
-from emo_jax.models.emo import build
+from emo_jax.models.emo import EMO, build
 from emo_jax.models.placement import state_sharding
 from emo_jax.training import loop
 from emo_jax.training.initial_weights import initial_params
 from emo_jax.training.loop import train
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import new_state
+from emo_jax.training.termination import Terminated, Termination
 from emo_jax.weights.checkpoint import Checkpoints
 from tests.steps import step_of, training_config
 from tests.training.test_metrics_writer import events
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_program():
-    """Compiles the step of the VAE's stage once, for other test files too."""
+def cheap_start():
+    """Shares the compiled step and the traced shapes between runs; skips the count of FLOPs (see test_flops.py)."""
+    shapes, trace = {}, EMO.abstract_params
+
+    def abstract_params(emo):
+        key = emo.config.model.to_json_best_effort(), emo.config.clip.to_json_best_effort()
+        if key not in shapes:
+            shapes[key] = trace(emo)
+        return shapes[key]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_step", lambda *args: step_of("vae")[2])
+        patch.setattr(loop, "step_flops", lambda *args: 10**9)
+        patch.setattr(EMO, "abstract_params", abstract_params)
         yield
 
 
@@ -101,22 +112,25 @@ def test_resumed_after_an_error_equals_uninterrupted(config, uninterrupted, tmp_
     assert "step 4/4" in capsys.readouterr().out
 
 
-def test_sigterm_saves_and_the_resumed_run_equals_uninterrupted(config, uninterrupted, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number, word", [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+def test_signal_saves_and_the_resumed_run_equals_uninterrupted(
+    config, uninterrupted, tmp_path, monkeypatch, capsys, number, word
+):
     place, calls = place_batch, []
 
     def place_and_terminate(mesh, batch):
         calls.append(batch)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return place(mesh, batch)
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     monkeypatch.setattr(loop, "place_batch", place_and_terminate)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
-    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 143
+    assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 128 + number
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("emo train: terminated") and "step 3" in line
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert line.startswith(f"emo train: {word}") and "step 3" in line
+    assert signal.getsignal(number) is handler
     assert len(calls) == 3 and (tmp_path / "checkpoints" / "3").is_dir()
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == 0
     assert len(calls) == 4  # no step was repeated
@@ -142,14 +156,12 @@ def test_sigterm_while_waiting_for_data(config, tmp_path, monkeypatch, capsys, b
 
 
 def test_sigterm_before_waiting_for_data_does_not_wait():
-    ending = processes.Termination()
-    ending.listen()
-    try:
+    termination = Termination()
+    termination.nothing_to_save = False
+    with termination.listening():
         os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(processes.Terminated), ending.interrupting():
+        with pytest.raises(Terminated), termination.interrupting():
             pytest.fail("waits for the batch")
-    finally:
-        ending.close()
 
 
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(config, uninterrupted, tmp_path, capsys):
