@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from emo_jax.cache import watch_compilation
 from emo_jax.data.latents import Layout
 from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.distributed import processes
@@ -30,6 +31,7 @@ from emo_jax.training.metrics import MetricsWriter, SkipLimit
 from emo_jax.training.samples import SampleWriter
 from emo_jax.training.stages import clip_of, get_stage, stage_of
 from emo_jax.training.step import TrainState, make_step, new_state
+from emo_jax.training.summary import start_lines
 from emo_jax.training.termination import Terminated, Termination
 from emo_jax.training.watch import ProfiledStep, next_batch
 from emo_jax.weights.checkpoint import Checkpoints
@@ -90,12 +92,14 @@ def train(
         processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
     )
     rescale = _latent_rescaling(config, emo, mesh)
+    _print("\n".join(start_lines(config, stage, sources, mesh, state)))
 
     with contextlib.ExitStack() as cleanup:  # also after an error: a save in progress ends, and so do Grain's workers
         cleanup.callback(_close, iterator)
         cleanup.callback(writer.close)
         cleanup.callback(checkpoints.close)
         cleanup.callback(step_fn.close)
+        cleanup.enter_context(watch_compilation(lambda: _print("compiling")))
         batch = {}
         for step in range(first + 1, steps + 1):
             waiting_since = time.perf_counter()
@@ -129,6 +133,11 @@ def train(
                     samples.write(step, state.flat(ema=True))
         skips.check()
     return state
+
+
+def _print(text: str) -> None:
+    if processes.is_main():
+        print(text, flush=True)
 
 
 def _check(config: ConfigDict) -> None:

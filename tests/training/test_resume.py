@@ -109,7 +109,9 @@ def test_resumed_after_an_error_equals_uninterrupted(config, uninterrupted, tmp_
     early, early_batch = restore(config, directory, 2)  # the comparison can fail
     assert not same(early.trained, end.trained) and not same(early.ema, end.ema)
     assert not same(early_batch, batch) and same(early_batch, calls[2])
-    assert "step 4/4" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "records: 5 of 5 in" in printed and "trained (vae)" in printed and "devices: 1 x cpu" in printed
+    assert "starts from random weights" in printed and "resumed from step 2" in printed and "step 4/4" in printed
 
 
 @pytest.mark.parametrize("number, word", [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
