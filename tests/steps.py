@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emo_jax.data.pipeline import element_spec
 from emo_jax.distributed.mesh import make_mesh, place_batch
+from emo_jax.media.moments import moment_frames
 from emo_jax.models.emo import EMO, build
 from emo_jax.models.placement import state_sharding
 from emo_jax.training.stages import clip_of, get_stage
@@ -51,6 +52,7 @@ def fixed_batch(config, size=2, seed=0):
         draw = rng.integers(0, 256, shape) if dtype == np.uint8 else rng.uniform(0, 1, shape)
         batch[name] = draw.astype(dtype)
     batch["audio"] = 0.4 * batch["audio"] - 0.2
+    batch["audio_moments"] = np.stack([moment_frames(audio, 10, 5) for audio in batch["audio"]])
     batch["has_motion"] = np.arange(size) % 2 == 0
     batch["mask"] = (batch["mask"] > 100).astype(np.uint8)
     return batch

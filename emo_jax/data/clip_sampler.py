@@ -51,7 +51,7 @@ class ClipSampler:
         gap = transforms.gap_frames(self.min_reference_gap, self.fps)
         reference = transforms.choose_reference(rng, total, start, self.frames, gap, before)
         return self._images(record, rng, reference, start, before) | {
-            "audio": self._audio(record, start),
+            **self._audio(record, start),
             "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
         }
 
@@ -93,9 +93,12 @@ class ClipSampler:
         """Returns the motion frames; zeros for the first clip of a video."""
         return images if len(images) else np.zeros((self.motion_frames, *images.shape[1:]), images.dtype)
 
-    def _audio(self, record: dict[str, Any], start: int) -> np.ndarray:
+    def _audio(self, record: dict[str, Any], start: int) -> dict[str, np.ndarray]:
         reach, context = self.audio_window, self.audio_context
-        return transforms.audio_window(record["audio"], start, self.frames, reach, self.fps, context)
+        return {
+            "audio": transforms.audio_window(record["audio"], start, self.frames, reach, self.fps, context),
+            "audio_moments": record["audio_moments"],
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +127,11 @@ class LatentClipSampler(ClipSampler):
             "mask": mask[:, ::-1] if mirrored else mask,
         }
 
-    def _audio(self, record: dict[str, Any], start: int) -> np.ndarray:
+    def _audio(self, record: dict[str, Any], start: int) -> dict[str, np.ndarray]:
         if not self.source.layout.layers:
             return super()._audio(record, start)
-        return self.source.features(record["position"], start - self.audio_window, self.frames + 2 * self.audio_window)
+        first, count = start - self.audio_window, self.frames + 2 * self.audio_window
+        return {"audio": self.source.features(record["position"], first, count)}
 
 
 def make_clip_sampler(source: Source, data_config: ConfigDict, clip_config: ConfigDict) -> ClipSampler:

@@ -20,11 +20,12 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emo_jax import schema
 from emo_jax.data import transforms
-from emo_jax.data.records import INDEX_SCHEMA
+from emo_jax.data.record_files import INDEX_SCHEMA
+from emo_jax.media.moments import audio_moments
 
 LATENTS_FILE = "latents.json"
 DTYPE = np.float16
-_FIELDS = ("boxes", "speed", "audio", "windows")
+_FIELDS = ("boxes", "speed", "audio", "windows", "audio_moments")
 _INDEX = ("frames", "fps", "sound")
 _SIZE = schema.integer(1, 1 << 15)
 _LAYOUT = schema.fields(
@@ -106,7 +107,7 @@ def pack_entries(
     """Serializes one record to its entries.
 
     Args:
-      fields: boxes (frames, 4), speed (frames,), audio (samples,) int16 and windows (windows, 4).
+      fields: boxes (frames, 4), speed (frames,), audio (samples,) int16, windows (windows, 4), audio_moments (20, 10).
       latents: latents (frames, h, w, c) of each window, each followed by its mirror image if the layout has them.
       features: audio features (layers, features) of each frame and of the frames beyond each end.
 
@@ -164,8 +165,10 @@ class LatentSource:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         (entry,) = self._read_entries(int(self._first_entry[position]), 1)
-        with np.load(io.BytesIO(entry)) as fields:
-            return {"position": int(position), **{name: fields[name] for name in _FIELDS}}
+        with np.load(io.BytesIO(entry)) as file:
+            fields = {name: file[name] for name in file}
+        fields.setdefault("audio_moments", audio_moments(fields["audio"]))  # absent in older directories
+        return {"position": int(position), **fields}
 
     def index(self) -> dict[str, np.ndarray]:
         """Returns `frames` (int), `fps` (float) and `sound` (bool) of all records, each (records,)."""

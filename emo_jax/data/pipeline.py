@@ -19,6 +19,7 @@ from absl import flags
 from emo_jax.data import latents, transforms
 from emo_jax.data.clip_sampler import make_clip_sampler
 from emo_jax.data.sources import Source, common_layout, open_sources, select_records
+from emo_jax.media import moments
 from emo_jax.media.timing import audio_context
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def element_spec(
         "mask": ((*size, 1), np.uint8),
         "speed": ((f + 2 * m,), np.float32),
     }
+    if layout is None or not layout.layers:
+        spec["audio_moments"] = ((2 * moments.FRAME, moments.FRAME), np.float32)
     return {name: ((batch_size, *shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
 
 

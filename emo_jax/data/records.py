@@ -1,4 +1,4 @@
-"""Records on disk: a record is one continuous shot of one person, stored as ArrayRecord by TFDS (without TensorFlow).
+"""Records on disk, stored as ArrayRecord by TFDS (without TensorFlow).
 
 A directory of records is a TFDS dataset directory with one more file, `index.json`, which lists the length, frame rate
 and presence of sound of each record, so that the pipeline can select records without reading the videos.
@@ -7,7 +7,6 @@ and presence of sound of each record, so that the pipeline can select records wi
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -19,155 +18,29 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core.utils import shard_utils, tqdm_utils
 
 from emo_jax import schema
+from emo_jax.data.record import BYTES_FIELDS, Record, has_reliable_speed, record_example, record_features
+from emo_jax.data.record_files import INDEX_SCHEMA, check_files, check_info, feature_error
 from emo_jax.files import write_text
-from emo_jax.media.mp4 import count_frames
-from emo_jax.media.timing import SAMPLE_RATE, exact_fps
+from emo_jax.media.moments import audio_moments
 
 INDEX_FILE = "index.json"
-MIN_SPEED_CONFIDENCE = 0.5
-"""Minimum confidence of a head rotation speed that is used."""
-INDEX_SCHEMA = schema.columns(
-    dict(frames=schema.integer(1, 1 << 31), fps=schema.number(1e-3, 1000), sound=schema.boolean()),
-    dict(reliable_speed=schema.boolean()),
-)
-"""The rows of records in `index.json` and `latents.json`."""
-_INFO_FILE = "dataset_info.json"
-_SPLIT_SCHEMA = schema.fields(
-    dict(name=schema.text(), shardLengths=schema.array(schema.integer_text(0, 10**9))),
-    dict(numBytes=schema.integer_text(0, 10**18), filepathTemplate=schema.text()),
-    extra=True,
-)
-_INFO_SCHEMA = schema.fields(
-    dict(
-        name=schema.text(),
-        version=schema.text(r"\d+\.\d+\.\d+", "a version such as 1.0.0"),
-        splits=schema.array(_SPLIT_SCHEMA),
-    ),
-    dict(description=schema.text("(?s:.*)"), fileFormat=schema.text(), moduleName=schema.text()),
-    extra=True,
-)
 _INDEX = ("frames", "fps", "sound")
-_BYTES_FIELDS = ("id", "source", "licence", "video", "analyzer", "flags", "phonemes")
-# Absent in older records: version 1.0.0 lacks all of these, 1.3.0 the phonemes.
-_LATER_FIELDS = ("speed_confidence", "span", "analyzer", "flags", "landmarks", "phonemes")
-
-
-@dataclasses.dataclass
-class Record:
-    """One shot of N frames.
-
-    Attributes:
-      id: unique name within the split.
-      source: name of the source of the shot.
-      licence: licence of the source.
-      video: mp4 file (H.264, GOP 16, no audio track); see `mp4.encode_video`.
-      audio: (round(N / fps * 16000),) int16, 16 kHz mono; (0,) if the record has no sound.
-      fps: frames per second.
-      boxes: (N, 4) float32, face box (x0, y0, x1, y1) of each frame in pixels.
-      rotation: (N, 3) float32, yaw, pitch and roll in degrees.
-      speed: (N,) float32, smoothed head rotation speed in degrees per frame.
-      mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for a real video.
-      appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for a real video.
-      speed_confidence: (N,) float32 in [0, 1], reliability of `speed`; (0,) if it is exact (rendered heads).
-      span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
-      analyzer: the face analyzer and what it measures, for example "haar: box and roll"; "" for a rendered head.
-      landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (468 points
-        for MediaPipe); (0, 0, 2) if the analyzer has none, and for a rendered head.
-      phonemes: of a rendered person: "begin end symbol" per line, in seconds and IPA, without silences; "" otherwise.
-      flags: space-separated warnings, for example "no-sound low-fps"; "" if there are none.
-    """
-
-    id: str
-    source: str
-    licence: str
-    video: bytes
-    audio: np.ndarray
-    fps: float
-    boxes: np.ndarray
-    rotation: np.ndarray
-    speed: np.ndarray
-    mouth: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.float32))
-    appearance: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
-    speed_confidence: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0,), np.float32))
-    span: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2,), np.float32))
-    analyzer: str = ""
-    flags: str = ""
-    phonemes: str = ""
-    landmarks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0, 2), np.float32))
-
-
-def has_reliable_speed(confidence: np.ndarray, flags: str) -> bool:
-    """Returns whether the head rotation speeds of a record can be used.
-
-    Args:
-      confidence: the record's speed_confidence (frames,); (0,) if its speeds are exact.
-      flags: its flags. With roll-only, yaw and pitch are unknown.
-    """
-    if not len(confidence):
-        return True
-    return float(np.mean(confidence)) >= MIN_SPEED_CONFIDENCE and "roll-only" not in flags.split()
-
-
-def record_features() -> tfds.features.FeaturesDict:
-    """Returns the TFDS schema of a `Record`, which every builder of records uses."""
-    floats = {"boxes": (None, 4), "rotation": (None, 3), "speed": (None,), "mouth": (None, 2), "appearance": (None,)}
-    floats |= {"speed_confidence": (None,), "span": (2,)}
-    return tfds.features.FeaturesDict(
-        {name: tfds.features.Text() for name in (*_BYTES_FIELDS, "landmarks")}  # TFDS is slow for lists of floats
-        | {"audio": tfds.features.Tensor(shape=(None,), dtype=np.int16), "fps": tfds.features.Scalar(np.float32)}
-        | {name: tfds.features.Tensor(shape=shape, dtype=np.float32) for name, shape in floats.items()}
-    )
-
-
-def record_example(record: Record) -> dict[str, Any]:
-    """Validates a `Record` and converts it to an example of `record_features`.
-
-    Raises:
-      ValueError: if a field has the wrong shape or type, or the fields disagree about the number of frames.
-    """
-    count = count_frames(record.video)
-    if not record.fps > 0:
-        raise ValueError(f"record {record.id!r}: fps is {record.fps}, expected more than 0")
-    samples = round(count * SAMPLE_RATE / exact_fps(record.fps))
-    audio = np.asarray(record.audio)
-    if audio.dtype != np.int16 or audio.shape not in ((0,), (samples,)):
-        raise ValueError(
-            f"record {record.id!r}: audio is {audio.dtype}{audio.shape}, expected int16({samples},) for {count} frames "
-            f"at {record.fps:g} fps, or int16(0,) for no sound; pad or trim it"
-        )
-    example = {name: getattr(record, name) for name in _BYTES_FIELDS} | {"audio": audio, "fps": np.float32(record.fps)}
-    shapes = {"boxes": (count, 4), "rotation": (count, 3), "speed": (count,), "mouth": (count, 2)}
-    shapes |= {"speed_confidence": (count,), "span": (2,)}
-    for name, shape in shapes.items():
-        value = np.asarray(getattr(record, name), np.float32)
-        if value.shape != shape and not (name in ("mouth", "speed_confidence") and value.shape == (0, *shape[1:])):
-            raise ValueError(
-                f"record {record.id!r}: {name} has shape {value.shape}, expected {shape}: one row per video frame"
-            )
-        if not np.isfinite(value).all():
-            raise ValueError(
-                f"record {record.id!r}: {name} contains values that are not finite; drop or repair the record"
-            )
-        example[name] = value
-    landmarks = np.asarray(record.landmarks, np.float16)
-    valid = landmarks.ndim == 3 and landmarks.shape[::2] == (count, 2) and np.isfinite(landmarks).all()
-    if landmarks.size and not valid:
-        raise ValueError(
-            f"record {record.id!r}: landmarks have shape {landmarks.shape}, expected ({count}, P, 2), finite: drop them"
-        )
-    example["landmarks"] = landmarks.tobytes()
-    example["appearance"] = np.asarray(record.appearance, np.float32).reshape(-1)
-    return example
+_LATER_FIELDS = (
+    *("speed_confidence", "span", "analyzer", "flags", "landmarks"),  # absent in version 1.0.0
+    "phonemes",  # absent before version 1.4.0
+    "audio_moments",  # absent before version 1.5.0
+)
 
 
 class EmoRecords(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """TFDS builder that writes the records that the given callables yield."""
 
-    VERSION = tfds.core.Version("1.4.0")  # 1.4.0: phonemes; 1.3.0: the loudness of a video's sound is normalized
+    # 1.3.0: the loudness of a video's sound is normalized. 1.4.0: phonemes. 1.5.0: audio_moments; gaps of the sound are
+    # filled, and its offset is removed.
+    VERSION = tfds.core.Version("1.5.0")
 
     def __init__(self, *, splits: dict[str, Callable[[], Iterable[Record]]], data_dir: str):
         """Takes a callable that yields the records of each split."""
@@ -269,7 +142,7 @@ class RecordSource:
         """Opens a split; see `open_records`."""
         self.directory, self.split = str(directory), split
         self._open()
-        self._check_files()
+        check_files(self.directory, self._source.dataset_info.splits, {name for name, _, _ in self._parts})
 
     def _open(self) -> None:
         path = pathlib.Path(self.directory)
@@ -279,14 +152,13 @@ class RecordSource:
             raise ValueError(
                 f"{path} is not a directory: write records first (`emo prepare`), or change data.directory"
             )
-        if (path / _INFO_FILE).is_file():
-            schema.read_json(path / _INFO_FILE, _INFO_SCHEMA)
+        check_info(path)
         try:
             builder = tfds.builder_from_directory(path)
             features: Any = builder.info.features
         except Exception as error:
             raise ValueError(
-                _feature_error(path)
+                feature_error(path, record_features())
                 or f"{path} holds no records (no TFDS dataset there): write them with `emo prepare`"
             ) from error
         missing = sorted(set(record_features()) - set(_LATER_FIELDS) - set(features or {}))
@@ -309,21 +181,6 @@ class RecordSource:
         lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
         self._parts = [(part.splitname, slice(part.from_, part.to), lengths[part.splitname]) for part in parts]
 
-    def _check_files(self) -> None:
-        """Compares the number of records in the files with that in `dataset_info.json`."""
-        splits = self._source.dataset_info.splits
-        for name in {name for name, _, _ in self._parts}:
-            files = [os.fspath(file) for file in splits[name].filepaths]
-            missing = [file for file in files if not os.path.exists(file)]
-            if missing:
-                raise ValueError(f"{missing[0]} is missing: copy it again, or prepare the records again")
-            count, expected = len(ArrayRecordDataSource(files)), splits[name].num_examples
-            if count != expected:
-                raise ValueError(
-                    f"{self.directory}, split {name}: the files contain {count} records, but {_INFO_FILE} says "
-                    f"{expected}; copy or make them again"
-                )
-
     def __getstate__(self) -> dict[str, str]:
         return {"directory": self.directory, "split": self.split}
 
@@ -339,10 +196,12 @@ class RecordSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            example = _default_fields() | dict(self._source[int(index)])
+            stored = dict(self._source[int(index)])
         except RuntimeError as error:  # raised by ArrayRecord if a checksum does not match
             raise ValueError(str(error)) from error
-        for name in _BYTES_FIELDS:
+        complete = all(name in stored for name in _LATER_FIELDS)
+        example = stored if complete else _default_fields(stored["audio"]) | stored
+        for name in BYTES_FIELDS:
             value = example[name]
             example[name] = value if name == "video" else value.decode()
         points, count = np.frombuffer(example["landmarks"], np.float16), len(example["boxes"])
@@ -404,25 +263,17 @@ def open_record(source: Any, position: int) -> Iterator[dict[str, Any]]:
         ) from error
 
 
-def _feature_error(path: pathlib.Path) -> str | None:
-    """Returns an error message that names the first field of a damaged `features.json`, if there is one."""
-    from google.protobuf import json_format
-
-    file = path / "features.json"
-    if not file.is_file():
-        return None
-    try:
-        stored = schema.read_json(file, schema.anything())
-    except ValueError as error:
-        return str(error)
-    field = schema.first_difference(stored, json_format.MessageToDict(record_features().to_proto()))
-    return field and f"{file}: {field}; copy it again, or prepare the records again"
-
-
-def _default_fields() -> dict[str, Any]:
-    """Returns the fields that records of version 1.0.0 lack, as TFDS would return them."""
-    texts = dict(analyzer=b"", flags=b"", landmarks=b"", phonemes=b"")
-    return dict(speed_confidence=np.zeros(0, np.float32), span=np.zeros(2, np.float32), **texts)
+def _default_fields(audio: np.ndarray) -> dict[str, Any]:
+    """Returns the fields that records of older versions lack, as TFDS would return them."""
+    return dict(
+        speed_confidence=np.zeros(0, np.float32),
+        span=np.zeros(2, np.float32),
+        analyzer=b"",
+        flags=b"",
+        landmarks=b"",
+        phonemes=b"",
+        audio_moments=audio_moments(audio),
+    )
 
 
 def open_records(directory: str | os.PathLike, split: str) -> RecordSource:

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
+from emo_jax.media.moments import moment_frames
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_count, window_bounds
 from emo_jax.models.wav2vec2 import Wav2Vec2Config
 
@@ -60,6 +61,20 @@ def mel_features(
     return (rearrange(decibels, "batch (frames steps) bands -> batch frames steps bands", steps=steps) + 35) / 35
 
 
+def standardise_by(
+    audio: Float[AnyArray, "batch samples"], moments: Float[AnyArray, "batch count kernel"]
+) -> tuple[Float[AnyArray, "batch samples"], Float[AnyArray, "batch count kernel"]]:
+    """Scales each waveform, and the moments of the recording that it is a part of, by the recording's statistics.
+
+    Args:
+        audio: waveforms.
+        moments: moments of their recordings, see `media.moments`.
+    """
+    mean, variance = moments.mean((-2, -1), keepdims=True), moments.var((-2, -1), keepdims=True)
+    scale = (variance + 1e-7) ** 0.5
+    return (audio - mean[..., 0]) / scale[..., 0], (moments - mean) / scale
+
+
 def standardise(audio: Float[AnyArray, "batch samples"]) -> Float[AnyArray, "batch samples"]:
     """Scales each waveform to mean 0 and variance 1, as transformers' feature extractor does."""
     mean, variance = audio.mean(-1, keepdims=True), audio.var(-1, keepdims=True)
@@ -93,31 +108,6 @@ def interpolate(
     return states[:, below] * (1 - share) + states[:, np.minimum(below + 1, last)] * share
 
 
-def moment_frames(
-    audio: Float[np.ndarray, " samples"], size: int, stride: int, block: int = 1 << 16
-) -> Float[np.ndarray, "2*{size} {size}"]:
-    """Computes a few frames with the mean and covariance of all frames of a recording.
-
-    A linear function has the same mean and variance over them as over all frames of `size` samples, one every `stride`
-    samples. Windows of a recording thereby share the group norm's statistics of the full recording.
-
-    Args:
-        audio: the recording.
-        size: samples per frame.
-        stride: samples between frames.
-        block: frames that are summed at once.
-    """
-    frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::stride]
-    total, products = np.zeros(size), np.zeros((size, size))
-    for i in range(0, len(frames), block):
-        part = frames[i : i + block].astype(np.float64)
-        total, products = total + part.sum(0), products + part.T @ part
-    mean = total / len(frames)
-    variances, directions = np.linalg.eigh(products / len(frames) - np.outer(mean, mean))
-    spread = (directions * np.sqrt(size * np.maximum(variances, 0))).T
-    return np.concatenate([mean + spread, mean - spread]).astype(np.float32)
-
-
 class Recording:
     """wav2vec 2.0's features of recordings of any length, computed in windows, so that memory stays bounded.
 
@@ -133,6 +123,7 @@ class Recording:
         config: sizes of the network.
         seconds: length of a window.
         overlap: context at either end of a window, in seconds.
+        moments: moments of the recordings that `audio` is a part of, see `media.moments`; None: of `audio` itself.
     """
 
     def __init__(
@@ -144,14 +135,18 @@ class Recording:
         config: Wav2Vec2Config,
         seconds: float = WINDOW_SECONDS,
         overlap: float = OVERLAP_SECONDS,
+        moments: Float[AnyArray, "batch count kernel"] | None = None,
     ):
         self.audio, self._hidden_states, self._fps, self._config = audio.copy(), hidden_states, fps, config
         self._start, length = window_bounds(-reach, frame_count(audio.shape[1], fps) + 2 * reach, fps)
-        standard: Any = standardise(audio) if config.do_normalize else audio
+        standard: Any = audio
+        if config.do_normalize:
+            standard, moments = (standardise(audio), None) if moments is None else standardise_by(audio, moments)
         self.waveform = np.stack([cut(a, self._start, length) for a in standard])
-        self._moment_frames = np.stack(
-            [moment_frames(a, config.conv_kernel[0], config.conv_stride[0]) for a in self.waveform]
-        )
+        if moments is None or moments.shape[-1] != config.conv_kernel[0]:
+            size, stride = config.conv_kernel[0], config.conv_stride[0]
+            moments = np.stack([moment_frames(a, size, stride) for a in self.waveform])
+        self._moment_frames = moments
         self._size, self._overlap = (round(s * SAMPLE_RATE / config.stride) for s in (seconds, overlap))
         self._count = config.length(length)
         self._window = functools.lru_cache(CACHED_WINDOWS)(self._compute_window)

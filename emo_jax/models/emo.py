@@ -154,7 +154,11 @@ class EMO:
         return reference_net_features(self.reference_net, variables, latents)
 
     def audio_features(
-        self, params: Params, audio: Float[AnyArray, "batch ..."], frames: int
+        self,
+        params: Params,
+        audio: Float[AnyArray, "batch ..."],
+        frames: int,
+        moments: Float[AnyArray, "batch count kernel"] | None = None,
     ) -> Float[AnyArray, "batch {frames} layers size"]:
         """Computes the audio features A^f of each frame.
 
@@ -164,6 +168,8 @@ class EMO:
                 it on either side. wav2vec 2.0 reads the complete waveform, standardised; log-mel spectra ignore the
                 context. Features of a `Recording` (batch, frames, layers, size) are returned unchanged.
             frames: number of frames.
+            moments: moments of the recordings that the waveforms are a part of (`media.moments`), by which wav2vec 2.0
+                normalizes its input as a `Recording` does; None: of the waveforms themselves.
         """
         fields, fps = self.config.model.audio, self.config.clip.fps
         if audio.ndim == 4:
@@ -172,7 +178,13 @@ class EMO:
         if self.audio_encoder is None:
             return audio_encoder.mel_features(audio[:, context:], frames, fps, bands=fields.bands, steps=fields.steps)
         config = self.audio_encoder.config
-        states = self.hidden_states(params, audio_encoder.standardise(audio) if config.do_normalize else audio)
+        if config.do_normalize and moments is not None:
+            audio, moments = audio_encoder.standardise_by(audio, moments)
+        elif config.do_normalize:
+            audio = audio_encoder.standardise(audio)
+        if moments is not None and moments.shape[-1] != config.conv_kernel[0]:
+            moments = None  # not the frames of the first convolution
+        states = self.hidden_states(params, audio, None, moments)
         positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN - context, config)
         return audio_encoder.interpolate(states, positions)
 

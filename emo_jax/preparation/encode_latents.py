@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.data import latents, records, transforms
 from emo_jax.data.latents import Layout
+from emo_jax.data.record import has_reliable_speed
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import batch_sharding, make_mesh, place_batch, replicated, traced_for_mesh
 from emo_jax.files import write_text
@@ -214,11 +215,14 @@ class RecordEncoder:
             parts.append(self._encode(self._params, place_batch(self._mesh, {"images": part})["images"]))
         return np.concatenate([np.asarray(part) for part in parts])[: len(images)]
 
-    def encode_audio(self, audio: np.ndarray, frames: int, fps: float, layout: Layout) -> np.ndarray:
+    def encode_audio(
+        self, audio: np.ndarray, moments: np.ndarray, frames: int, fps: float, layout: Layout
+    ) -> np.ndarray:
         """Computes the audio features of a record.
 
         Args:
           audio: (samples,) int16; (0,) if the record has no sound, which gives zeros.
+          moments: (20, 10) float32, moments of the recording that the audio is a part of; see `media.moments`.
           frames: number of frames of the record.
           fps: frames per second.
           layout: the layout of the latents.
@@ -226,13 +230,12 @@ class RecordEncoder:
         Returns:
           (frames + 2 * reach, layers, features) float16; no rows if the layout has no audio features.
         """
-        count = frames + 2 * layout.reach
-        encoder = self._emo.audio_encoder
+        count, encoder = frames + 2 * layout.reach, self._emo.audio_encoder
         if encoder is None or not layout.layers or not len(audio):
             return np.zeros((count if layout.layers else 0, *layout.audio_feature_shape), latents.DTYPE)
         hidden_states = functools.partial(self._hidden_states, self._params)
         waveform = audio[None].astype(np.float32) / 32768
-        recording = Recording(hidden_states, waveform, fps, layout.reach, encoder.config)
+        recording = Recording(hidden_states, waveform, fps, layout.reach, encoder.config, moments=moments[None])
         return np.asarray(recording(-layout.reach, count))[0].astype(latents.DTYPE)
 
 
@@ -256,7 +259,7 @@ def _write_records(
         index["frames"].append(len(record["boxes"]))
         index["fps"].append(float(record["fps"]))
         index["sound"].append(bool(len(record["audio"])))
-        index["reliable_speed"].append(records.has_reliable_speed(record["speed_confidence"], record["flags"]))
+        index["reliable_speed"].append(has_reliable_speed(record["speed_confidence"], record["flags"]))
         progress.add()
     return index
 
@@ -268,7 +271,8 @@ def _encode_record(
     total, layout = len(record["boxes"]), build.layout
     frames = mp4.decode_video(record["video"], 0, total)
     windows = list(latents.draw_windows(build.seed, position, total, frames.shape[1:3], layout))
-    fields = {name: record[name] for name in ("boxes", "speed", "audio")} | {"windows": np.array(windows)}
+    fields = {name: record[name] for name in ("boxes", "speed", "audio", "audio_moments")}
+    fields["windows"] = np.array(windows)
 
     def encode_windows() -> Iterator[np.ndarray]:
         for window in windows:
@@ -277,7 +281,7 @@ def _encode_record(
             if layout.mirrored:
                 yield encoder.encode_images(images[:, :, ::-1])
 
-    features = encoder.encode_audio(record["audio"], total, float(record["fps"]), layout)
+    features = encoder.encode_audio(record["audio"], record["audio_moments"], total, float(record["fps"]), layout)
     return latents.pack_entries(fields, encode_windows(), features)
 
 

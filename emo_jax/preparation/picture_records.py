@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from emo_jax.data.records import Record
+from emo_jax.data.record import Record
 from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.media.images import load_image
 from emo_jax.media.mp4 import encode_video

@@ -10,7 +10,8 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from emo_jax.data.records import Record, write_records
+from emo_jax.data.record import Record
+from emo_jax.data.records import write_records
 from emo_jax.files import write_text
 from emo_jax.progress import Progress
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
-from emo_jax.data.records import MIN_SPEED_CONFIDENCE, open_records
+from emo_jax.data.record import MIN_SPEED_CONFIDENCE
+from emo_jax.data.records import open_records
 from emo_jax.media.mp4 import decode_video
 from emo_jax.progress import Progress
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Generator, Iterator
@@ -14,12 +15,13 @@ from collections.abc import Callable, Generator, Iterator
 import cv2
 import numpy as np
 
-from emo_jax.data.records import Record, has_reliable_speed, record_example
+from emo_jax.data.record import Record, has_reliable_speed, record_example
 from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.faces.rotation import rotation_speed
 from emo_jax.media.audio import decode_audio
 from emo_jax.media.container import open_media
 from emo_jax.media.loudness import level_gain, remove_offset
+from emo_jax.media.moments import audio_moments
 from emo_jax.media.mp4 import encode_video
 from emo_jax.media.timing import SAMPLE_RATE, cut
 from emo_jax.media.video import read_video
@@ -64,6 +66,11 @@ class Sound:
     samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int16))
     gain: float = 1.0
     flag: str = ""
+
+    @functools.cached_property
+    def moments(self) -> np.ndarray:
+        """The moments of the normalized track, see `media.moments`."""
+        return audio_moments(self.samples) * np.float32(self.gain)
 
 
 @dataclasses.dataclass
@@ -219,6 +226,7 @@ def _make_record(
         licence=settings.licence,
         video=encode_video(frames, FPS),
         audio=audio,
+        audio_moments=sound.moments if len(audio) else audio_moments(audio),
         fps=float(FPS),
         boxes=np.clip(boxes, 0, size).astype(np.float32),
         landmarks=(measurements.landmarks[rows] - (left, top)) * (size / side),

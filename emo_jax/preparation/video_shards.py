@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from emo_jax.data.records import INDEX_FILE, EmoRecords, record_features
+from emo_jax.data.record import record_features
+from emo_jax.data.records import INDEX_FILE, EmoRecords
 from emo_jax.faces.analyzers import make_analyzer
 from emo_jax.files import remove_temporary_files, write_text
 from emo_jax.preparation.shards import ShardedBuild, shard_names

@@ -144,12 +144,13 @@ def _inputs(
     if config.motion_patch_drop:
         key = jax.random.fold_in(keys["motion"], 1)
         motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size)
+    frames, moments = batch["speed"].shape[1], batch.get("audio_moments")
     conditions = emo.conditions(
         params,
         reference=context[:, :1],
         motion=motion,
         has_motion=batch["has_motion"],
-        audio=emo.audio_features(params, batch["audio"], batch["speed"].shape[1]) if stage.sound else None,
+        audio=emo.audio_features(params, batch["audio"], frames, moments) if stage.sound else None,
         speed=batch["speed"] if stage.speed else None,
         mask=batch["mask"],
         temporal=stage.video,

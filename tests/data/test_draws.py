@@ -5,6 +5,7 @@ import pytest
 
 from emo_jax.data import clip_sampler, records, sources
 from emo_jax.media import mp4
+from emo_jax.media.moments import audio_moments
 from emo_jax.training.stages import get_stage
 from tests.data.test_pipeline import configs
 
@@ -23,7 +24,8 @@ class CodedSource(records.RecordSource):
     def _record(self, k, length):
         ramp = np.arange(0 if k in SILENT else round(length * 16000 / self.fps), dtype=np.int16)
         boxes = np.tile(np.float32([0, 0, 1, 1]), (length, 1))
-        return dict(video=k, audio=ramp, boxes=boxes, speed=1000.0 * k + np.arange(length))
+        moments = audio_moments(ramp)
+        return dict(video=k, audio=ramp, audio_moments=moments, boxes=boxes, speed=1000.0 * k + np.arange(length))
 
     def __len__(self):
         return len(LENGTHS)

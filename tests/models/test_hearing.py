@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from emo_jax.data.transforms import audio_window, audio_window_samples
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.sampler import VideoSampler
+from emo_jax.media.moments import audio_moments
 from emo_jax.media.timing import AUDIO_MARGIN, audio_context, cut, window_bounds
 from emo_jax.models.audio_encoder import Recording, frame_positions, interpolate, moment_frames, standardise
 from emo_jax.models.emo import build
@@ -190,6 +191,28 @@ def test_context_brings_the_features_of_a_clip_close_to_those_of_its_recording(e
     assert (more < 0.35 * alone).all() and more[1:4].max() < 0.05 and alone.min() > 0.2
 
 
+def test_clips_are_normalized_by_their_recording(emo, listen):
+    """With pauses, the statistics of a window differ from those of the recording, which generation uses."""
+    voice = make_voice(np.random.default_rng([5, 2]), 4.0)[0]
+    track = np.concatenate([0.02 * voice, np.zeros(96000, np.float32), voice, np.zeros(96000, np.float32)])
+    track = np.round(track * 32767).astype(np.int16)
+    record, moments = track[:160000], audio_moments(track)[None]  # ten seconds of the recording, mostly quiet
+    config, params = emo.audio_encoder.config, listen.args[0]
+    recording = Recording(listen, track[None].astype(np.float32) / 32768, FPS, M, config)
+    part = Recording(listen, record[None].astype(np.float32) / 32768, FPS, M, config, moments=moments)
+    features = jax.jit(emo.audio_features, static_argnums=2)
+
+    def error(found, want):
+        return np.sqrt(((np.asarray(found) - want) ** 2).mean() / (want**2).mean())
+
+    for start in (60, 70):  # in the quiet voice
+        window = audio_window(record, start, 4, M, FPS, 2.0)[None]
+        want = recording(start - M, 4 + 2 * M)
+        assert error(features(params, window, 4 + 2 * M, moments), want) < 0.05
+        assert error(part(start - M, 4 + 2 * M), want) < 0.05
+        assert error(features(params, window, 4 + 2 * M, None), want) > 0.2
+
+
 def test_log_mel_features_ignore_the_context():
     emo, record = build(small_config()), np.round(sound(2.0)[0] * 32767).astype(np.int16)
     windows = [audio_window(record, 20, 4, M, FPS, context)[None] for context in (0.0, 0.35)]
@@ -240,9 +263,7 @@ def test_sampling_conditions_every_clip_on_its_part_of_the_recording():
     found, recording = generate(voice)
     assert found.shape == (1, 20, 2, 16)
     listen = functools.partial(jax.jit(emo.hidden_states), params)
-    np.testing.assert_allclose(
-        found, features_at_once(listen, recording, 0, 20, emo.audio_encoder.config), atol=1e-4
-    )
+    np.testing.assert_allclose(found, features_at_once(listen, recording, 0, 20, emo.audio_encoder.config), atol=1e-4)
     again, cached = generate(voice.copy())
     np.testing.assert_array_equal(again, found)
     assert cached is recording and cached._window.cache_info().misses == 1

@@ -11,6 +11,7 @@ import pytest
 
 from emo_jax.cli import main as cli
 from emo_jax.data import records
+from emo_jax.data.record import MIN_SPEED_CONFIDENCE
 from emo_jax.faces.boxes import overlap
 from emo_jax.faces.detection import find_faces
 from emo_jax.faces.tracking import HaarTracker
@@ -129,7 +130,7 @@ def test_speeds_are_accurate_or_unreliable(jitter):
         rng = np.random.default_rng(seed)
         track = Track.sample(rng, 125, 25)
         _, speed, confidence = video_records.head_motion(track.rotation + rng.normal(0, jitter, track.rotation.shape))
-        if 0.9 * confidence.mean() >= records.MIN_SPEED_CONFIDENCE:
+        if 0.9 * confidence.mean() >= MIN_SPEED_CONFIDENCE:
             reliable += 1
             assert abs(speed.mean() / track.speed.mean() - 1) < 0.2, seed
     assert reliable >= (40 if jitter < 0.5 else 20)
@@ -234,6 +235,21 @@ def test_sound_level_is_normalized_over_the_track(tmp_path):
     wanted = normalise(recorded)[: len(stored)]
     assert 3 < np.abs(wanted).max() / np.abs(recorded).max() < 10
     np.testing.assert_allclose(stored, np.pad(wanted, (0, len(stored) - len(wanted))), atol=2e-4)
+
+
+def test_audio_moments_are_those_of_the_track(tmp_path):
+    (tmp_path / "in").mkdir()
+    sound = heads.voice(3.0) * np.float32([0.1, 1.0]).repeat(24000)
+    frames = np.concatenate([heads.heads(40), heads.heads(35, person=4)])
+    path = heads.write(tmp_path / "in" / "a.mp4", frames, 25, sound)
+    _, results, _ = prepare(tmp_path / "in", tmp_path / "out")
+    assert len(results) == 2
+    track = normalise(load_audio(path, align_to_video=True))
+    for record in results:
+        moments = record["audio_moments"]
+        assert moments.mean() == pytest.approx(track.mean(), abs=1e-4)
+        assert moments.std() == pytest.approx(track.std(), rel=0.01)
+        assert moments.std() != pytest.approx(record["audio"].std() / 32768, rel=0.1)
 
 
 @pytest.mark.parametrize("level, silent", [(0.8e-3, True), (1.2e-3, False)])
