@@ -1,4 +1,4 @@
-"""EMO's params from the tensors of Stable Diffusion 1.5, its VAE and AnimateDiff: strict, and reported."""
+"""Assembles EMO's params from Stable Diffusion 1.5, AnimateDiff and wav2vec 2.0, strictly and with a report."""
 
 import dataclasses
 import re
@@ -16,29 +16,32 @@ _DERIVED = r"/attentions_\d+/transformer_blocks_0/(attn2/to_[kv]|norm_reference)
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What one kind of file fills.
+    """The parameters that one kind of file fills.
 
     Attributes:
-        prefixes: branches of the params tree that its tensors go to; the first takes all of them.
-        fills: pattern of the paths of the first branch that it must fill.
+        prefixes: branches of the params tree that its tensors are copied to; the first branch uses all of them.
+        fills: pattern of the paths in the first branch that it must fill.
         unused: {pattern of diffusers names: why they are not used}.
+        optional: pattern of paths that a file may lack entirely; they then start as new parameters.
     """
 
     prefixes: tuple[str, ...]
     fills: str
     unused: dict[str, str]
+    optional: str | None = None
 
 
 KINDS = {
     "unet": Kind(
         ("backbone/", "reference_net/"),
         rf"backbone/(?!.*(motion_modules_|/audio_attn/|/norm_audio/))(?!.*{_DERIVED})",
-        {_TEXT: "keys and values of the text prompt, which EMO has not"},
+        {_TEXT: "keys and values of the text prompt, which EMO does not have"},
     ),
     "motion": Kind(
         ("backbone/",),
         r"backbone/.*/motion_modules_\d+/(?!.*/(speed_attn|norm_speed)/)",
         {names.POSITIONS: "positions of frames, which are computed"},
+        optional=r"backbone/mid_block/",  # AnimateDiff v1 and v3 have no module there; a new one starts silent
     ),
     "vae": Kind(("vae/",), r"vae/(?!scaling_factor)", {r"^(loss|model_ema)\.": "of the autoencoder's own training"}),
 }
@@ -46,12 +49,12 @@ KINDS = {
 
 @dataclasses.dataclass
 class Report:
-    """What became of every tensor and every parameter.
+    """What happened to every tensor and every parameter.
 
     Attributes:
-        used: {kind: how many tensors of its file are used}.
-        unused: {kind: {name: why not}}.
-        new: {path: how it starts}, the parameters that no file holds.
+        used: {kind: number of tensors of its file that are used}.
+        unused: {kind: {name: reason}}.
+        new: {path: how it starts} of the parameters that no file holds.
     """
 
     used: dict
@@ -93,16 +96,22 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
     return flat, report
 
 
-def _fill(kind, shapes, origin, tensors):
-    """The params that a file fills, and its unused tensors."""
+def _fill(
+    kind: Kind, shapes: dict[str, tuple[int, ...]], origin: str, tensors: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Returns the params that a file fills, and {name: reason} of its unused tensors."""
     wanted = {path for path in shapes if re.match(kind.fills, path)}
+    if kind.optional and not any(
+        re.match(kind.optional, kind.prefixes[0] + names.to_path(n, a)[0]) for n, a in tensors.items()
+    ):
+        wanted = {path for path in wanted if not re.match(kind.optional, path)}
     filled, unused, unknown, wrong = {}, {}, [], []
     for name, array in tensors.items():
         path, value = names.to_path(name, array)
         own = [prefix + path for prefix in kind.prefixes if prefix + path in shapes]
         reason = next((why for pattern, why in kind.unused.items() if re.search(pattern, name)), None)
         if reason is None and not own and re.search(names.TEXT_ATTENTION, name):
-            reason = "attention to the prompt, in whose place this model has no reference-attention"
+            reason = "attention to the prompt, which this model does not replace by reference-attention"
         if reason is not None:
             unused[name] = reason
             continue
@@ -119,7 +128,7 @@ def _fill(kind, shapes, origin, tensors):
 
 
 def _start(emo, flat, path, shape, key, scaling_factor):
-    """A parameter that no file holds, and how it starts."""
+    """Returns a parameter that no file holds, and how it starts."""
     if path == "vae/scaling_factor":
         return np.float32(scaling_factor), "the file's config, or SD's 0.18215"
     source = path.replace("/attn2/", "/attn1/").replace("/norm_reference/", "/norm1/")
@@ -132,7 +141,7 @@ def _start(emo, flat, path, shape, key, scaling_factor):
 
 
 def disassemble(flat, kind):
-    """The tensors {diffusers name: array} of one kind of file in flat params: the inverse of `assemble`."""
+    """Returns the tensors {diffusers name: array} of one kind of file: the inverse of `assemble`."""
     found = {}
     for path, array in flat.items():
         if re.match(KINDS[kind].fills, path):
@@ -142,7 +151,7 @@ def disassemble(flat, kind):
 
 
 def parts(emo, flat=None):
-    """Returns rows (part, tensors, parameters, dtypes, MB, stages that train it) in the order of training.stages.PARTS.
+    """Returns rows (part, tensors, parameters, dtypes, MB, stages that train it) in the order of models.parts.PARTS.
 
     Args:
         emo: the networks.

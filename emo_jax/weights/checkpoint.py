@@ -1,4 +1,4 @@
-"""Checkpoints of training: orbax saves the state, the place in the data and the config together."""
+"""Checkpoints of training: orbax saves the state, the position in the data and the config together."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:  # of the file system, of tensorstore, of its threads
+        except (OSError, ValueError, RuntimeError) as error:  # from the file system, tensorstore or its threads
             for lost in (error, error.__cause__):  # a step that failed, or another process that is gone
                 if isinstance(lost, jax.errors.JaxRuntimeError):
                     raise lost from None  # pyright: ignore[reportGeneralTypeIssues]

@@ -1,26 +1,28 @@
-"""Names and layouts of other people's files -> ours, and back: mechanical, one rule for every size.
+"""Names and array layouts of released weights, for models of any size.
 
-diffusers' dotted names are the common form: `ldm_unet`, `ldm_vae`, `old_vae` and `animatediff` bring other files to it,
-`to_path` and `from_path` lead from it to our params {path: array} and back, without changing a bit of any value.
+The dotted names of diffusers are the common form. `ldm_unet`, `ldm_vae`, `old_vae` and `animatediff` convert other
+names to it; `to_path` and `from_path` convert between it and our params {path: array}, without changing any value.
 """
 
 import re
 
+import numpy as np
+
 TEXT_ATTENTION = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.(attn2|norm2)\."
-"""SD's attention to the prompt. In a temporal module attn2 is the second attention over frames."""
+"""Stable Diffusion's attention to the prompt. In a temporal module attn2 is the second attention over frames."""
 
 POSITIONS = r"\.?pos_embed\.pe$"
-"""AnimateDiff's table of frame positions: computed here, no parameter."""
+"""AnimateDiff's table of frame positions, which emo_jax computes."""
 
 _NUMBERED = re.compile(
     r"^(down_blocks|up_blocks|attentions|resnets|downsamplers|upsamplers|motion_modules|transformer_blocks|to_out|net)_(\d+)$"
 )
 
 
-def to_path(name, array):
-    """Our (path, array) of diffusers' (name, array): channels-last kernels, 1x1 convolutions as dense layers."""
+def to_path(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    """Converts a diffusers tensor to our path and layout: channels-last kernels, 1x1 convolutions as dense layers."""
     *module, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
-    # The VAE's attention block holds its norm and projections side by side; ours wraps the projections.
+    # diffusers' VAE attention holds norm and projections side by side; ours wraps the projections.
     if len(module) > 1 and module[-2] == "attentions_0" and module[-1].startswith("to_"):
         module.insert(-1, "attn")
         if array.ndim == 4:
@@ -36,8 +38,8 @@ def to_path(name, array):
     return "/".join([*module, leaf]), array
 
 
-def from_path(path, array):
-    """Returns diffusers' (name, array) of our (path, array): the inverse of `to_path`."""
+def from_path(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    """Converts one of our parameters to the name and layout of diffusers: the inverse of `to_path`."""
     *module, leaf = path.split("/")
     if leaf == "kernel":
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
@@ -48,7 +50,7 @@ def from_path(path, array):
     return ".".join([*module, "bias" if leaf == "bias" else "weight"]), array
 
 
-# ---- other people's names -> diffusers'
+# ---- other names to those of diffusers
 
 _LDM_RESNET = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
@@ -60,8 +62,13 @@ _LDM_ENDS = {
 }  # fmt: skip
 
 
-def ldm_unet(name, layers):
-    """Returns diffusers' name of a tensor of the original UNet, named without `model.diffusion_model.`."""
+def ldm_unet(name: str, layers: int) -> str:
+    """Returns the diffusers name of a tensor of the original UNet.
+
+    Args:
+        name: its name without `model.diffusion_model.`.
+        layers: number of layers of each level.
+    """
     for old, new in _LDM_ENDS.items():
         if name.startswith(f"{old}."):
             return new + name.removeprefix(old)
@@ -80,13 +87,18 @@ def ldm_unet(name, layers):
     return name
 
 
-def _ldm_resnet(rest):
+def _ldm_resnet(rest: str) -> str:
     head, tail = rest.rsplit(".", 1)
     return f"{_LDM_RESNET.get(head, head)}.{tail}"
 
 
-def ldm_vae(name, levels):
-    """Returns diffusers' name of a tensor of the original autoencoder, named without `first_stage_model.`."""
+def ldm_vae(name: str, levels: int) -> str:
+    """Returns the diffusers name of a tensor of the original autoencoder.
+
+    Args:
+        name: its name without `first_stage_model.`.
+        levels: number of levels.
+    """
     name = re.sub(r"\.mid\.block_([12])\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", name)
     name = name.replace(".mid.attn_1.norm.", ".mid_block.attentions.0.group_norm.")
     name = re.sub(r"\.mid\.attn_1\.([qkv])\.", r".mid_block.attentions.0.to_\1.", name)
@@ -101,13 +113,13 @@ def ldm_vae(name, levels):
 _OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def old_vae(name):
-    """Returns diffusers' present name of a tensor of its autoencoder; older files name attention layers differently."""
+def old_vae(name: str) -> str:
+    """Returns the current diffusers name of a VAE tensor; older files name attention layers differently."""
     return re.sub(r"(attentions\.0)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{_OLD_VAE[m[2]]}.", name)
 
 
-def animatediff(name):
-    """Returns diffusers' name of a tensor of AnimateDiff's own files (mm_sd_v15*.ckpt)."""
+def animatediff(name: str) -> str:
+    """Returns the diffusers name of a tensor of AnimateDiff's files (mm_sd_v15*.ckpt)."""
     name = name.removeprefix("module.").replace(".temporal_transformer.", ".")
     name = re.sub(r"attention_blocks\.([01])\.", lambda m: f"attn{int(m[1]) + 1}.", name)
     name = re.sub(r"\.norms\.([01])\.", lambda m: f".norm{int(m[1]) + 1}.", name)

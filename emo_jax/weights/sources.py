@@ -1,20 +1,29 @@
-"""Where weights come from: folders of diffusers, single files of the original releases, or the hub."""
+"""Sources of weights: folders in diffusers' layout, single files of the original releases, and the hub."""
 
+import os
+import pathlib
 import re
+
+import numpy as np
 
 from emo_jax.weights import names
 from emo_jax.weights.files import find_weights, read_config, read_tensors
 from emo_jax.weights.hub import locate
 
+Source = tuple[str, dict[str, np.ndarray]]
+"""Where tensors come from, and the tensors by diffusers names."""
+
 _SINGLE = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
-_NOT_OURS = {
-    r"^cond_stage_model\.": "the text encoder; EMO has no prompt",
-    r"^model_ema\.": "a second, averaged copy of the UNet",
-    r"": "the noise schedule, which is computed",
+_UNUSED = {
+    r"^cond_stage_model\.": "text encoder; EMO has no prompt",
+    r"^model_ema\.": "second, averaged copy of the UNet",
+    r"": "noise schedule, which is computed",
 }
 
 
-def stable_diffusion(path, layers, levels):
+def stable_diffusion(
+    path: str | os.PathLike, layers: int, levels: int
+) -> tuple[dict[str, Source], float | None, dict[str, str]]:
     """Reads Stable Diffusion 1.5: a folder in diffusers' layout, a hub id, or a single file of the original release.
 
     Args:
@@ -23,11 +32,11 @@ def stable_diffusion(path, layers, levels):
         levels: number of levels of the VAE, likewise.
 
     Returns:
-        ({"unet": (origin, tensors), "vae": ...} by diffusers' names, the VAE's scaling factor or None,
-        {name: reason} of the tensors of a single file that EMO has no use for).
+        {"unet": source, "vae": source}, the scaling factor of the VAE or None, and {name: reason} of the tensors in a
+        single file that EMO does not use.
 
     Raises:
-        ValueError: nothing there, or not such a file.
+        ValueError: the path does not exist or holds something else.
     """
     path = locate(path, ["unet", "vae"])
     if path.is_dir():
@@ -40,29 +49,37 @@ def stable_diffusion(path, layers, levels):
     if not parts["unet"]:
         raise ValueError(f"{path} holds no {_SINGLE['unet']}*; expected a checkpoint of Stable Diffusion 1.5")
     rest = [n for n in tensors if not n.startswith(tuple(_SINGLE.values()))]
-    unused = {n: next(why for pattern, why in _NOT_OURS.items() if re.match(pattern, n)) for n in rest}
+    unused = {n: next(why for pattern, why in _UNUSED.items() if re.match(pattern, n)) for n in rest}
     found = {"unet": (str(path), {names.ldm_unet(n, layers): a for n, a in parts["unet"].items()})}
     if parts["vae"]:
         found["vae"] = (str(path), {names.ldm_vae(n, levels): a for n, a in parts["vae"].items()})
     return found, None, unused
 
 
-def autoencoder(path, levels):
-    """The VAE alone: (origin, tensors) by diffusers' names and its scaling factor, or None. Raises ValueError."""
+def autoencoder(path: str | os.PathLike, levels: int) -> tuple[Source, float | None]:
+    """Reads an autoencoder: its source, and its scaling factor or None.
+
+    Raises:
+        ValueError: the path does not exist or holds something else.
+    """
     path = locate(path, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
     scale = read_config(path).get("scaling_factor") if path.is_dir() else None
     return (origin, {names.ldm_vae(names.old_vae(n), levels): a for n, a in tensors.items()}), scale
 
 
-def motion_module(path):
-    """AnimateDiff's motion module: (origin, tensors) by diffusers' names. Raises ValueError."""
+def motion_module(path: str | os.PathLike) -> Source:
+    """Reads a motion module of AnimateDiff.
+
+    Raises:
+        ValueError: the path does not exist or holds something else.
+    """
     path = locate(path, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
     return origin, {names.animatediff(n): a for n, a in tensors.items()}
 
 
-def _folder(folder):
+def _folder(folder: pathlib.Path) -> Source:
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist; expected a folder in diffusers' layout")
     file = find_weights(folder)

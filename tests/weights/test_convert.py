@@ -115,6 +115,20 @@ def test_every_tensor_goes_where_it_belongs(tensors):
     assert report.used["unet"] == len(tensors["unet"]) - len(text)
 
 
+def test_motion_module_without_mid_block_starts_it_silent(tensors):
+    """AnimateDiff v1 and v3 have no temporal module in the mid block."""
+    shallow = {name: a for name, a in tensors["motion"].items() if not name.startswith("mid_block.")}
+    flat, report = assemble(build(miniature()), {"motion": ("mm_v3", shallow)}, jax.random.key(0))
+    assert report.new["backbone/mid_block/motion_modules_0/proj_out/kernel"] == "zero"
+    assert report.used["motion"] == len(shallow) - len(report.unused["motion"])
+    assert not flat["backbone/mid_block/motion_modules_0/proj_out/kernel"].any()
+    cut = shallow | {
+        "mid_block.motion_modules.0.norm.weight": tensors["motion"]["mid_block.motion_modules.0.norm.weight"]
+    }
+    with pytest.raises(ValueError, match="mid_block.motion_modules"):
+        assemble(build(miniature()), {"motion": ("cut", cut)}, jax.random.key(0))
+
+
 def test_the_config_chooses_how_new_parts_start(tensors):
     config, level = miniature(), "backbone/down_blocks_0"
     config.model.init.update(reference="fresh", added="fresh")
