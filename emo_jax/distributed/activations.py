@@ -84,7 +84,7 @@ def per_device(
 
 
 def per_frame(function: Callable, x: AnyArray, *params: AnyArray) -> Array:
-    """Computes function(x, *params) on each device for the frames that it holds.
+    """Computes ``function(x, *params)`` on each device for the frames that it holds.
 
     For functions of (batch, frames, height, width, channels) that fold batch and frames into one axis: folded before
     they are split, no device would hold a contiguous part, and the compiler would gather all frames.

@@ -12,8 +12,7 @@ from emo_jax.models.emo import EMO
 from emo_jax.ops.attention import traced_for
 from emo_jax.training.step import TrainState, make_flat_loss
 
-Shapes = Any
-"""A pytree of arrays or of `jax.ShapeDtypeStruct`s."""
+Shapes = Any  # A pytree of arrays or of `jax.ShapeDtypeStruct`s
 
 
 def step_flops(emo: EMO, config: ConfigDict, state: TrainState, batch: Mapping[str, Shapes]) -> int:
