@@ -1,6 +1,5 @@
 """Sources of weights: folders in diffusers' layout, single files of the original releases, and the hub."""
 
-import os
 import pathlib
 import re
 
@@ -21,9 +20,7 @@ _UNUSED = {
 }
 
 
-def stable_diffusion(
-    path: str | os.PathLike, layers: int, levels: int
-) -> tuple[dict[str, Source], float | None, dict[str, str]]:
+def stable_diffusion(path: str, layers: int, levels: int) -> tuple[dict[str, Source], float | None, dict[str, str]]:
     """Reads Stable Diffusion 1.5: a folder in diffusers' layout, a hub id, or a single file of the original release.
 
     Args:
@@ -56,7 +53,7 @@ def stable_diffusion(
     return found, None, unused
 
 
-def autoencoder(path: str | os.PathLike, levels: int) -> tuple[Source, float | None]:
+def autoencoder(path: str, levels: int) -> tuple[Source, float | None]:
     """Reads an autoencoder: its source, and its scaling factor or None.
 
     Raises:
@@ -68,7 +65,7 @@ def autoencoder(path: str | os.PathLike, levels: int) -> tuple[Source, float | N
     return (origin, {names.ldm_vae(names.old_vae(n), levels): a for n, a in tensors.items()}), scale
 
 
-def motion_module(path: str | os.PathLike) -> Source:
+def motion_module(path: str) -> Source:
     """Reads a motion module of AnimateDiff.
 
     Raises:
