@@ -24,7 +24,7 @@ def stable_diffusion(path: str, layers: int, levels: int) -> tuple[dict[str, Sou
     """Reads Stable Diffusion 1.5: a folder in diffusers' layout, a hub id, or a single file of the original release.
 
     Args:
-        path: the folder, hub id or file.
+        source: the folder, hub id or file.
         layers: number of layers of each level of the UNet, on which the names of a single file depend.
         levels: number of levels of the VAE, likewise.
 
@@ -35,7 +35,7 @@ def stable_diffusion(path: str, layers: int, levels: int) -> tuple[dict[str, Sou
     Raises:
         ValueError: the path does not exist or holds something else.
     """
-    path = locate(path, ["unet", "vae"])
+    path = locate(source, ["unet", "vae"])
     if path.is_dir():
         found = {"unet": _folder(path / "unet")}
         if (path / "vae").is_dir():
@@ -53,25 +53,25 @@ def stable_diffusion(path: str, layers: int, levels: int) -> tuple[dict[str, Sou
     return found, None, unused
 
 
-def autoencoder(path: str, levels: int) -> tuple[Source, float | None]:
+def autoencoder(source: str, levels: int) -> tuple[Source, float | None]:
     """Reads an autoencoder: its source, and its scaling factor or None.
 
     Raises:
         ValueError: the path does not exist or holds something else.
     """
-    path = locate(path, [""])
+    path = locate(source, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
     scale = read_config(path).get("scaling_factor") if path.is_dir() else None
     return (origin, {names.ldm_vae(names.old_vae(n), levels): a for n, a in tensors.items()}), scale
 
 
-def motion_module(path: str) -> Source:
+def motion_module(source: str) -> Source:
     """Reads a motion module of AnimateDiff.
 
     Raises:
         ValueError: the path does not exist or holds something else.
     """
-    path = locate(path, [""])
+    path = locate(source, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
     return origin, {names.animatediff(n): a for n, a in tensors.items()}
 
