@@ -20,7 +20,7 @@ _UNUSED = {
 }
 
 
-def stable_diffusion(path: str, layers: int, levels: int) -> tuple[dict[str, Source], float | None, dict[str, str]]:
+def stable_diffusion(source: str, layers: int, levels: int) -> tuple[dict[str, Source], float | None, dict[str, str]]:
     """Reads Stable Diffusion 1.5: a folder in diffusers' layout, a hub id, or a single file of the original release.
 
     Args:
