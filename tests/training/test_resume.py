@@ -189,7 +189,7 @@ def test_consecutive_non_finite_steps_end_the_run(config, tmp_path, monkeypatch,
     statuses = []
     monkeypatch.setattr(loop, "make_step", make_poisoned_step)
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
-    monkeypatch.setattr(processes, "leave", statuses.append)
+    monkeypatch.setattr(processes, "exit_at_end", statuses.append)
     config.train.max_skipped = 2
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any"]) == cli.DIVERGED == 3
     assert statuses == [3]  # with several processes, too
