@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from emo_jax.evaluation.properties import (
     LONG_PEOPLE,
@@ -85,7 +86,7 @@ def evaluate(
     keep_programs()
     check_devices()
     emo, params = load_model(checkpoint)
-    config, probe = emo.config, load_probe()
+    config, probe = ConfigDict(emo.config), load_probe()  # a copy that is not frozen
     set_fields(config.sampling, sampling, "sampling")
     check_sampling(config.sampling, config.diffusion.train_steps)
     try:
