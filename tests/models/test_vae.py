@@ -23,7 +23,7 @@ def test_unfold_inverts_fold(patch):
 
 
 def test_fold_stacks_the_pixels_of_a_square():
-    x = np.arange(4 * 6).reshape(4, 6, 1)
+    x = np.arange(4.0 * 6).reshape(4, 6, 1)
     np.testing.assert_array_equal(fold(x, 2)[1, 2], [16, 17, 22, 23])
 
 
