@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+import json
 import math
 import shutil
 import subprocess
@@ -103,9 +104,8 @@ def espeak(text: str, voice: str = "en-us", rate: int = 170, pitch: int = 50) ->
     """
     if not espeak_available():
         raise RuntimeError("espeak-ng is not installed: pip install espeakng-loader, or install the program espeak-ng")
-    native, sound = (
-        _speak_library(text, voice, rate, pitch) if _has_package() else _speak_program(text, voice, rate, pitch)
-    )
+    speak = speak_with_phonemes if _has_package() else _speak_program
+    native, sound, *_ = speak(text, voice, rate, pitch)
     divisor = math.gcd(native, SAMPLE_RATE)
     return signal.resample_poly(sound / 32768, SAMPLE_RATE // divisor, native // divisor).astype(np.float32)
 
@@ -129,17 +129,29 @@ def espeak_passage(rng: np.random.Generator, seconds: float) -> np.ndarray:
 
 
 _CHILD = """
-import ctypes, sys
+import ctypes, json, sys
 library_path, data, voice, rate, pitch = sys.argv[1:]
-library, chunks = ctypes.CDLL(library_path), []
+library, chunks, phones = ctypes.CDLL(library_path), [], []
 
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+class Name(ctypes.Union):
+    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+
+class Event(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_int), ("uid", ctypes.c_uint), ("text", ctypes.c_int), ("length", ctypes.c_int),
+                ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("id", Name)]
+
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
 def collect(samples, count, events):
     if samples and count > 0:
         chunks.append(ctypes.string_at(samples, 2 * count))
+    index = 0
+    while events[index].type:
+        if events[index].type == 7:
+            phones.append((events[index].milliseconds, events[index].id.string.decode("utf8", "replace")))
+        index += 1
     return 0
 
-native = library.espeak_Initialize(1, 0, data.encode(), 1 << 15)
+native = library.espeak_Initialize(1, 0, data.encode(), 3 | 1 << 15)
 if native <= 0:
     sys.exit("espeak-ng could not start; reinstall the package espeakng-loader")
 try:
@@ -154,12 +166,28 @@ library.espeak_SetParameter(3, int(pitch), 0)
 text = sys.stdin.buffer.read() + bytes(1)
 library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, None)
 library.espeak_Synchronize()
-sys.stdout.buffer.write(native.to_bytes(4, "little") + b"".join(chunks))
+head = json.dumps([native, phones]).encode()
+sys.stdout.buffer.write(len(head).to_bytes(4, "little") + head + b"".join(chunks))
 """
 
 
-def _speak_library(text: str, voice: str, rate: int, pitch: int) -> tuple[int, np.ndarray]:
-    """Runs the library in a separate process: its globals outlive a sentence, and reloading it can crash."""
+def speak_with_phonemes(text: str, voice: str, rate: int, pitch: int) -> tuple[int, np.ndarray, list[tuple[int, str]]]:
+    """Speaks a text with the library of espeakng_loader.
+
+    The library runs in a separate process: its globals outlive a sentence, and reloading it can crash.
+
+    Args:
+        text: the text.
+        voice: name of an espeak-ng voice.
+        rate: words per minute, 80 to 450.
+        pitch: 0 to 99.
+
+    Returns:
+        The sample rate in Hz, int16 samples (samples,), and (start in milliseconds, IPA name) of each phoneme.
+
+    Raises:
+        ValueError: espeak-ng has no such voice, or fails.
+    """
     import espeakng_loader
 
     paths = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
@@ -169,7 +197,9 @@ def _speak_library(text: str, voice: str, rate: int, pitch: int) -> tuple[int, n
         raise ValueError(f"espeak-ng doesn't know the voice {voice!r}; `espeak-ng --voices` lists them")
     if done.returncode:
         raise ValueError(done.stderr.decode(errors="replace").strip() or f"espeak-ng failed ({done.returncode})")
-    return int.from_bytes(done.stdout[:4], "little"), np.frombuffer(done.stdout[4:], "<i2")
+    split = 4 + int.from_bytes(done.stdout[:4], "little")
+    native, events = json.loads(done.stdout[4:split])
+    return native, np.frombuffer(done.stdout[split:], "<i2"), [(start, name) for start, name in events]
 
 
 def _speak_program(text: str, voice: str, rate: int, pitch: int) -> tuple[int, np.ndarray]:

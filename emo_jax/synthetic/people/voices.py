@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import math
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import wave
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ import numpy as np
 from scipy import signal
 
 from emo_jax.media.timing import SAMPLE_RATE
-from emo_jax.synthetic.espeak import SENTENCES, VARIANTS
+from emo_jax.synthetic.espeak import SENTENCES, VARIANTS, speak_with_phonemes
 from emo_jax.synthetic.people.visemes import Phone, split_phones
 
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
@@ -105,7 +103,7 @@ def speak(text: str, engine: str, voice: str = "en-us", rate: int = 165, pitch: 
 
     Raises:
       ValueError: if the engine is missing.
-      RuntimeError: if it fails.
+      RuntimeError or ValueError: if it fails.
     """
     if engine not in engines():
         raise ValueError(
@@ -164,62 +162,10 @@ def _resample(sound: np.ndarray, rate: int) -> np.ndarray:
     return signal.resample_poly(sound, SAMPLE_RATE // divisor, rate // divisor).astype(np.float32)
 
 
-_CHILD = """
-import ctypes, json, sys
-library_path, data, voice, rate, pitch = sys.argv[1:]
-library, chunks, phones = ctypes.CDLL(library_path), [], []
-
-class Name(ctypes.Union):
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
-
-class Event(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_int), ("uid", ctypes.c_uint), ("text", ctypes.c_int), ("length", ctypes.c_int),
-                ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("id", Name)]
-
-@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
-def collect(samples, count, events):
-    if samples and count > 0:
-        chunks.append(ctypes.string_at(samples, 2 * count))
-    index = 0
-    while events[index].type:
-        if events[index].type == 7:
-            phones.append((events[index].milliseconds, events[index].id.string.decode("utf8", "replace")))
-        index += 1
-    return 0
-
-native = library.espeak_Initialize(1, 0, data.encode(), 3 | 1 << 15)
-if native <= 0:
-    sys.exit("espeak-ng could not start; reinstall the package espeakng-loader")
-try:
-    ctypes.CDLL(None).srand(1)  # espeak-ng draws its noise from the C library
-except (AttributeError, OSError, TypeError):
-    pass
-library.espeak_SetSynthCallback(collect)
-if library.espeak_SetVoiceByName(voice.encode()) != 0:
-    sys.exit("espeak-ng doesn't know the voice " + voice)
-library.espeak_SetParameter(1, int(rate), 0)
-library.espeak_SetParameter(3, int(pitch), 0)
-text = sys.stdin.buffer.read() + bytes(1)
-library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, None)
-library.espeak_Synchronize()
-head = json.dumps([native, phones]).encode()
-sys.stdout.buffer.write(len(head).to_bytes(4, "little") + head + b"".join(chunks))
-"""
-
-
 def _speak_espeak(text: str, voice: str, rate: int, pitch: int) -> Voice:
-    """Runs the library in another process: its globals outlive a sentence, and reloading it can crash."""
-    import espeakng_loader
-
-    paths = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-    command = [sys.executable, "-I", "-S", "-c", _CHILD, *map(str, paths), voice, str(rate), str(pitch)]
-    done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr.decode(errors="replace").strip() or f"espeak-ng failed ({done.returncode})")
-    split = 4 + int.from_bytes(done.stdout[:4], "little")
-    native, events = json.loads(done.stdout[4:split])
-    sound = np.frombuffer(done.stdout[split:], "<i2").astype(np.float32) / 32768
-    ends = [event[0] / 1000 for event in events[1:]] + [len(sound) / native]
+    native, sound, events = speak_with_phonemes(text, voice, rate, pitch)
+    sound = sound.astype(np.float32) / 32768
+    ends = [milliseconds / 1000 for milliseconds, _ in events[1:]] + [len(sound) / native]
     phones = [p for (start, name), end in zip(events, ends, strict=True) for p in split_phones(name, start / 1000, end)]
     return Voice(_resample(sound, native), phones, f"espeak {voice}")
 
