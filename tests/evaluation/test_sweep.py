@@ -145,7 +145,7 @@ def test_a_stage_whose_checkpoint_is_damaged_is_trained_again(file, ran, tmp_pat
     ran.fails = lambda command: 0
     assert emo(file, tmp_path / "out", "--points", "one") == 0 and ran.done == POINT[:2] + POINT[1:]
     told = capsys.readouterr().err.splitlines()
-    assert any("video/checkpoints/7" in line for line in told), told
+    assert any("video/checkpoints/7 is damaged (state/_METADATA" in line for line in told), told
     assert (video / "damaged-7").is_dir() and (video / "checkpoints/7").is_dir()
 
 
