@@ -186,7 +186,7 @@ def _context(features: np.ndarray) -> np.ndarray:
 
 
 def learn_law(hear: Hearing, passages: int, seconds: float = 12.0) -> np.ndarray:
-    """Returns the regression (features,) from what is heard to the visemes' lip gap, learned from synthetic voices."""
+    """Fits a regression (features,) from speech features to the lip gap of the visemes, on synthetic voices."""
     head = Head(Person.sample(3))
     gram, moment = np.zeros((0, 0)), np.zeros(0)
     for seed in range(passages):

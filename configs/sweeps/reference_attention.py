@@ -1,4 +1,4 @@
-"""Reference-attention as a layer of its own (cross, the paper), as additional keys in self-attention (concat), or off.
+"""Reference-attention as a separate layer (cross, the paper), as additional keys in self-attention (concat), or off.
 
     emo sweep configs/sweeps/reference_attention.py --output runs/reference --init-from runs/vae \
         --config.data.directory=data/synthetic

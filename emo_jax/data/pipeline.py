@@ -75,7 +75,7 @@ def make_dataset(
 ) -> elastic.ElasticDataset:
     """Makes batches of clips as described by `element_spec`: one clip per record and epoch, shuffled in each epoch.
 
-    Each of several sources has epochs of its own; the weights decide how often a sample is drawn from it. The
+    Each source is shuffled in separate epochs; its weight sets how often a sample is drawn from it. The
     `get_state()` and `set_state(state)` of an iterator resume exactly, given the same records, seed, `clip_config` and
     `data_config` (except num_workers and prefetch); batch_size and the number of processes may differ.
 

@@ -136,9 +136,9 @@ def rendered(people: People, person: int, at: list[int], fps: float) -> np.ndarr
     identity = Identity.sample(seed)
     track = Track.sample(np.random.default_rng([seed, 1]), len(opening), fps, opening)
     mouths = np.stack([opening, people.widths[person]], 1)
-    whole = _record_size(height, people.scale)
-    frames = np.stack([render(identity, track.state(t, mouths[t]), whole) for t in at])
-    edge = (whole - height) // 2
+    full = _record_size(height, people.scale)
+    frames = np.stack([render(identity, track.state(t, mouths[t]), full) for t in at])
+    edge = (full - height) // 2
     return frames[:, edge : edge + height, edge : edge + width]
 
 

@@ -65,7 +65,7 @@ def mask_centres(masks: np.ndarray) -> np.ndarray:
     height, width = masks.shape[-3:-1]
     marked = masks.reshape(-1, height, width) > 0
     if not marked.any((1, 2)).all():
-        raise ValueError("a mask marks nothing: the face lies outside the image; shift it less")
+        raise ValueError("a mask marks nothing: the face is outside the image; shift it less")
     centres = []
     for mask in marked:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -170,8 +170,8 @@ class EmoPipeline:
             **options: keyword arguments of `stream`. With lists of portraits or audio, each may be a list, too.
 
         Returns:
-            The video. With a list of n portraits or n audio, n videos, which are generated one after the other with one
-            program; each is what a call of its own gives. Anything that is not a list serves all of them.
+            The video. With a list of n portraits or n audio, a list of n videos, generated one after the other by one
+            program and equal to those of n calls. An argument that is not a list applies to all of them.
 
         Raises:
             ValueError: an input cannot be used, or lists have different lengths.

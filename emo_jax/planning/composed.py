@@ -1,9 +1,9 @@
 """Plans a training step from its parts: every kind of block is compiled once, and the compiler's figures are added up.
 
-Compiling a full-size step for TPU takes XLA 20 minutes and 20 GB. Most of the step are blocks (resnets, transformers,
-temporal modules, resamplings) that occur several times. Here each kind is compiled as a program of its own: forward
-and backward pass with the gathers and sums of its parameters, placed as in the step. Two more programs are the rest of
-the loss, with stand-ins for the blocks, and the optimizer's update.
+Compiling a full-size step for TPU takes XLA 20 minutes and 20 GB. Most of the step consists of blocks (resnets,
+transformers, temporal modules, resamplings) that occur several times. Here each kind is compiled once as a separate
+program: forward and backward pass with the gathers and sums of its parameters, placed as in the step. Two more
+programs are the rest of the loss, with stand-ins for the blocks, and the optimizer's update.
 """
 
 import concurrent.futures

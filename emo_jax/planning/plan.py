@@ -41,7 +41,7 @@ from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
 
 Plan = dict[str, Any]
-"""What is known of a program on its devices, as `emo plan --output` writes it; see `count_program`."""
+"""Memory, FLOPs and limits of a program on its devices, as `emo plan --output` writes them; see `count_program`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _step(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, dict[
         activations = step_activations(emo, config, state, batch) * train.batch_size / shares
     work: dict[str, Any] = dict(mesh=dict(mesh.shape), clips=train.batch_size, input=_bytes(batch))
     work |= dict(activations=activations, rounds=train.accumulate)
-    # Without donation the new state lies beside the old one.
+    # Without donation the old and the new state are in memory at the same time.
     work["second"] = 0 if train.donate else sum(sizes[name]["held"] for name in ("trained", "ema", "opt_state"))
     work["flops"] = step_flops(emo, config, state, batch)
     work["computed"] = computed_flops(emo, config, state, batch)
