@@ -80,7 +80,7 @@ def remove_leftovers(folder: pathlib.Path) -> None:
     Args:
         folder: an existing or missing folder of this machine.
     """
-    pattern = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)(-\d+)?\.(tmp|part\.mp4|complete\.mp4)")
+    pattern = re.compile(rf"\..*\.{re.escape(socket.gethostname())}-(\d+)(-\d+)?\.(tmp|(part|complete)\.\w+)")
     try:
         names = os.listdir(folder)
     except OSError:

@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--portrait", required=True, help="image file: PNG, JPEG, WebP, ...")
     parser.add_argument("--audio", required=True, help="file with a sound track: WAV, MP3, MP4, ...")
-    add_output(parser, "mp4 file to write", required=True)
+    add_output(parser, "file to write: .mp4, .mov, .webm, .gif, or a folder of PNG (ends in /)", required=True)
     add_weights(parser)
     parser.add_argument("--steps", type=int, help="number of denoising steps")
     parser.add_argument("--solver", help="ddim or dpm++2m")
@@ -31,6 +31,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="box of the face in the portrait, in pixels")
     parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="size of the frames in pixels (default: the model's)")
     parser.add_argument("--fps", type=float, help="frame rate of the file (default: the model's)")
+    parser.add_argument("--codec", help="h264, hevc, av1 or vp9 (default: the format's)")
+    parser.add_argument("--label", metavar="TEXT", help="notice to draw into the frames, such as AI-generated")
     parser.set_defaults(main=main, takes_more=True)
 
 
@@ -64,5 +66,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
         fps=args.fps,
         seed=args.seed,
         face_box=None if args.face_box is None else parse_box(args.face_box),
+        codec=args.codec,
+        notice=args.label,
         sampling=sampling_fields(rest, **{name: getattr(args, name) for name in names}),
     )

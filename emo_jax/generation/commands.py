@@ -9,8 +9,8 @@ from typing import Any
 
 from emo_jax.faces.boxes import check_box
 from emo_jax.generation.inputs import ASSETS, check_options, load_portrait, load_voice
+from emo_jax.media.targets import check_target
 from emo_jax.media.timing import frame_count, require_frames
-from emo_jax.media.video_writer import check_target
 
 _STREAM_FIELDS = ("steps", "solver", "reference_scale", "audio_scale", "speed")
 """Fields of `sampling` that `EmoPipeline.stream` takes; the others are set when the pipeline is loaded."""
@@ -26,6 +26,8 @@ def generate_file(
     fps: float | None = None,
     seed: int = 0,
     face_box: tuple[float, float, float, float] | None = None,
+    codec: str | None = None,
+    notice: str | None = None,
     sampling: dict[str, Any] | None = None,
 ) -> None:
     """Generates a video file from a portrait and a sound file. Checks all inputs before it loads the model.
@@ -33,12 +35,14 @@ def generate_file(
     Args:
         portrait: an image file.
         audio: a file with a sound track.
-        output: the mp4 file to write.
+        output: the file or folder to write, as `open_writer` takes it.
         weights: a preset, a folder of weights, or the folder of a training run.
         size: (height, width) of the frames in pixels; None: the model's.
         fps: the file's frame rate, for which frames are repeated or left out; None: the model's.
         seed: the seed of the noise.
         face_box: the face in the portrait, (x0, y0, x1, y1) in pixels; None: detect it.
+        codec: the video codec; None: the default of the file's format.
+        notice: a text to draw into the frames.
         sampling: fields of the config's `sampling` to override.
 
     Raises:
@@ -46,7 +50,7 @@ def generate_file(
     """
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields, fps)
-    check_target(output)
+    check_target(output, codec)
     image = load_portrait(portrait)
     if face_box is not None:
         check_box(face_box, *image.shape[:2])
@@ -59,7 +63,19 @@ def generate_file(
 
     pipe = load_pipeline(weights, size, fields)
     require_frames(voice.samples, fps or pipe.fps, audio)
-    write_video(output, pipe, image, voice, label="generate", fps=fps, seed=seed, face_box=face_box, **stream_fields)
+    write_video(
+        output,
+        pipe,
+        image,
+        voice,
+        label="generate",
+        fps=fps,
+        codec=codec,
+        notice=notice,
+        seed=seed,
+        face_box=face_box,
+        **stream_fields,
+    )
 
 
 def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling: dict[str, Any] | None = None) -> None:

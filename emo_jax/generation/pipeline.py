@@ -26,7 +26,7 @@ from emo_jax.generation.inputs import (
     place_portrait,
 )
 from emo_jax.generation.sampler import SAMPLING_OPTIONS, Params, VideoSampler, check_sampling, mesh_for
-from emo_jax.generation.video import Video
+from emo_jax.generation.video import Video, provenance
 from emo_jax.media.loudness import normalise
 from emo_jax.media.timing import frame_count, require_frames
 from emo_jax.models.emo import EMO
@@ -50,16 +50,18 @@ class EmoPipeline:
     Args:
         emo: the networks (`models.emo.build`).
         params: their parameters.
+        name: name of the weights, for the metadata of written files.
 
     Attributes:
         config: the config of the networks, with the defaults of `stream` in `config.sampling`.
         params: the parameters.
     """
 
-    def __init__(self, emo: EMO, params: Params):
+    def __init__(self, emo: EMO, params: Params, name: str = "unnamed"):
         _check_process()
         self.config: ConfigDict = emo.config
         self.params = params
+        self.name = name
         self._emo = emo
         self._samplers: dict[tuple[str, int, str], VideoSampler] = {}
         self._progress_bar: dict[str, Any] = {}
@@ -109,7 +111,8 @@ class EmoPipeline:
             raise ValueError(f"sampling: {error}") from error
         check_sampling(fields, config.diffusion.train_steps)
         _check_params(params, name_or_dir)
-        return cls(dataclasses.replace(emo, config=FrozenConfigDict(config)), params)
+        name = os.path.basename(os.path.normpath(name_or_dir))
+        return cls(dataclasses.replace(emo, config=FrozenConfigDict(config)), params, name)
 
     @property
     def fps(self) -> float:
@@ -204,7 +207,8 @@ class EmoPipeline:
                 bar.update(len(frames))
                 if callback is not None:
                     callback(self, index, frames)
-        return Video(np.concatenate(segments), self.fps, voice.track.read(), voice.track.rate)
+        comment = provenance(self.name, options.get("seed", 0))
+        return Video(np.concatenate(segments), self.fps, voice.track.read(), voice.track.rate, comment)
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Sets arguments of the progress bar (tqdm) of later calls, such as disable=True."""

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from emo_jax.media.video_writer import VideoWriter
+from emo_jax import __version__
+from emo_jax.media.notice import Notice
+from emo_jax.media.soundtrack import array_track
+from emo_jax.media.video_writer import open_writer
 
 MAX_EMBEDDED = 50_000_000
 """Largest mp4 file, in bytes, that a notebook shows."""
+
+
+def provenance(weights: str, seed: int) -> str:
+    """Returns the comment of a generated file: that it is generated, by what, from which weights and seed.
+
+    trainedAlgorithmicMedia is the IPTC's term (digital source type) for what a trained model made.
+    """
+    return f"AI-generated (trainedAlgorithmicMedia) by emo_jax {__version__}, weights {weights}, seed {seed}"
 
 
 @dataclass(eq=False, repr=False)
@@ -23,27 +34,37 @@ class Video:
         fps: frames per second.
         audio: sound in [-1, 1], (samples,) or (samples, channels).
         audio_rate: samples per second of `audio`.
+        comment: a text that is stored in saved files; it says that the video is generated (`provenance`).
     """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
     fps: float
     audio: Float[np.ndarray, " samples *channels"]
     audio_rate: int
+    comment: str = ""
 
     @property
     def seconds(self) -> float:
         """Length of the video."""
         return len(self.frames) / self.fps
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the video to an mp4 file (H.264, AAC).
+    def save(self, path: str | os.PathLike, *, codec: str | None = None, label: str | None = None) -> None:
+        """Writes the video to a file whose ending chooses the format, or to a folder of PNG (`path` ends in /).
+
+        Args:
+            path: ends in .mp4, .mov, .webm, .gif or a slash.
+            codec: "h264", "hevc", "av1" or "vp9"; None for the default of the format.
+            label: a text to draw into the lower left corner of each frame.
 
         Raises:
-            ValueError: `path` does not end in .mp4 or cannot be written.
+            ValueError: `path` has another ending, cannot be written, or does not hold the codec.
         """
         height, width = self.frames.shape[1:3]
-        with VideoWriter(path, (height, width), self.fps, self.audio, audio_rate=self.audio_rate) as writer:
-            writer.write(self.frames)
+        frames = self.frames if label is None else Notice(label, (height, width)).draw(self.frames)
+        metadata = {"comment": self.comment} if self.comment else {}
+        track = array_track(self.audio, self.audio_rate)
+        with open_writer(path, (height, width), self.fps, track, codec=codec, metadata=metadata) as writer:
+            writer.write(frames)
 
     def __repr__(self) -> str:
         """Returns the size, length and rates in one line."""

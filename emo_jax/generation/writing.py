@@ -1,4 +1,4 @@
-"""Writing of a video while it is generated: frame-rate conversion, the mp4 file, progress, and a strip of frames."""
+"""Writing of a video while it is generated: frame-rate conversion, the file, progress, and a strip of frames."""
 
 import math
 import os
@@ -14,8 +14,10 @@ from PIL import Image
 from emo_jax.cache import watch_compilation
 from emo_jax.generation.inputs import PortraitLike, Voice
 from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.video import provenance
+from emo_jax.media.notice import Notice
 from emo_jax.media.timing import exact_fps, require_frames
-from emo_jax.media.video_writer import VideoWriter
+from emo_jax.media.video_writer import open_writer
 from emo_jax.progress import Progress
 
 STRIP_FRAMES = 8
@@ -59,21 +61,25 @@ def write_video(
     *,
     label: str,
     fps: float | None = None,
+    codec: str | None = None,
+    notice: str | None = None,
     on_frames: Callable[[np.ndarray], None] | None = None,
     **options: Any,
 ) -> None:
-    """Generates a video and writes it to an mp4 file segment by segment.
+    """Generates a video and writes it segment by segment, with a comment that says that it is generated.
 
     Prints progress to stderr and one line about the result to stdout. After an error no partial file stays, and a file
     that existed under the name is kept.
 
     Args:
-        path: the mp4 file. The video has ceil(seconds * fps) frames.
+        path: the file or folder, as `open_writer` takes it. The video has ceil(seconds * fps) frames.
         pipe: the pipeline.
         portrait: as `EmoPipeline.stream` takes it.
         voice: the recording.
         label: name of the progress bar.
         fps: frame rate of the file; None for the pipeline's.
+        codec: the video codec; None for the default of the file's format.
+        notice: a text to draw into the frames; None for none.
         on_frames: called with each group of frames (n, height, width, 3) after it is written.
         **options: keyword arguments of `EmoPipeline.stream`.
 
@@ -83,11 +89,14 @@ def write_video(
     fps = pipe.fps if fps is None else fps
     total = require_frames(voice.samples, fps)
     segments = convert_frame_rate(pipe.stream(portrait, voice.samples, **options), pipe.fps, fps, total)
-    writer = VideoWriter(path, pipe.size, fps, voice.track)
+    overlay = None if notice is None else Notice(notice, pipe.size)
+    metadata = {"comment": provenance(pipe.name, options.get("seed", 0))}
+    writer = open_writer(path, pipe.size, fps, voice.track, codec=codec, metadata=metadata)
     print(f"{label}: generating {total} frames", file=sys.stderr)
     progress = Progress(total, label, "frame")
     with writer, progress, watch_compilation(lambda: progress.say(f"{label}: compiling")):
         for frames in segments:
+            frames = frames if overlay is None else overlay.draw(frames)
             writer.write(frames)
             progress.add(len(frames))
             if on_frames is not None:

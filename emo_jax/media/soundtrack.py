@@ -97,6 +97,39 @@ def file_track(path: str | os.PathLike, index: int = 0) -> SoundTrack:
     return SoundTrack(rate, channels, blocks)
 
 
+def convert_track(track: SoundTrack, rate: int) -> SoundTrack:
+    """Returns a track at another sample rate in Hz, resampled while it is read."""
+    if track.rate == rate:
+        return track
+    return track._replace(rate=rate, blocks=lambda: _convert(((track.rate, b) for b in track.blocks()), rate))
+
+
+class TrackReader:
+    """Reads a sound track in pieces of any length, followed by silence.
+
+    Args:
+      track: the sound track.
+    """
+
+    def __init__(self, track: SoundTrack):
+        self.track = track
+        self._blocks = track.blocks()
+        self._held = np.zeros((0, track.channels), np.float32)
+
+    def read(self, count: int) -> np.ndarray:
+        """Returns the next `count` samples, (count, channels)."""
+        blocks, held = [self._held], len(self._held)
+        while held < count:
+            block = next(self._blocks, None)
+            if block is None:
+                block = np.zeros((count - held, self.track.channels), np.float32)
+            blocks.append(block)
+            held += len(block)
+        samples = np.concatenate(blocks)
+        self._held = samples[count:]
+        return samples[:count]
+
+
 def _convert(blocks: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
     for block in resample_blocks(blocks, rate):
         yield np.clip(block, -1.0, 1.0)

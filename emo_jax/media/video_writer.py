@@ -1,11 +1,13 @@
-"""Writes an mp4 file clip by clip, so that memory does not grow with its length and it can be watched as it grows."""
+"""Writes a video clip by clip, so that memory does not grow with its length and it can be watched as it grows."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import av
 import numpy as np
@@ -16,31 +18,64 @@ from av.error import FFmpegError
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from emo_jax.files import process_tag, remove_leftovers
-from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, array_track
+from emo_jax.media.formats import CODECS, Format, find_format, is_picture_folder
+from emo_jax.media.gif import convert_to_gif
+from emo_jax.media.picture_folder import PictureFolderWriter
+from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, TrackReader, array_track, convert_track
+from emo_jax.media.targets import beside, create_partial
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
 KEYFRAME_SECONDS = 2
 """Seconds between keyframes, which are also the steps in which a growing file becomes watchable."""
-AAC_FRAME = 1024
-MAX_NAME = 255
-"""Longest file name in bytes on Linux and macOS."""
+AUDIO_FRAME = 1024
+"""Samples that are encoded at once: one frame of AAC. Other encoders are given what they ask for."""
 BT601 = 5  # AVCOL_SPC_BT470BG, the matrix that readers assume when they ignore the tag
 BT709 = 1  # AVCOL_PRI_BT709 and AVCOL_TRC_BT709
 LIMITED = 1  # AVCOL_RANGE_MPEG
+_SAMPLE_FORMATS = {"aac": "fltp", "libopus": "flt"}
+
+
+def open_writer(
+    path: str | os.PathLike,
+    size: tuple[int, int],
+    fps: float | Fraction,
+    audio: np.ndarray | SoundTrack | None = None,
+    *,
+    codec: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> VideoWriter | PictureFolderWriter:
+    """Returns the writer for a path: a file by its ending (`formats.FORMATS`), or a folder of PNG (`path` ends in /).
+
+    Args:
+      path: the file or folder to write.
+      size: (height, width) of the frames in pixels.
+      fps: frames per second.
+      audio: as `VideoWriter` takes it.
+      codec: a name in `formats.CODECS`; None for the format's default.
+      metadata: texts that are stored in the file, such as its comment.
+
+    Raises:
+      ValueError: if an argument is invalid or the path cannot be written.
+    """
+    if not is_picture_folder(path):
+        return VideoWriter(path, size, fps, audio, codec=codec, metadata=metadata)
+    if codec is not None:
+        raise ValueError(f"codec is {codec!r}, but {path} is a folder of PNG pictures; leave the codec out")
+    return PictureFolderWriter(path, size, fps, audio, metadata=metadata)
 
 
 class VideoWriter:
-    """Context manager that writes an mp4 file: H.264 (yuv420p) and, if `audio` is given, AAC of the same length.
+    """Context manager that writes a video file and, if `audio` is given, its sound of the same length.
 
         with VideoWriter("out.mp4", (512, 512), 25, audio) as writer:
             writer.write(frames)  # once per clip
 
-    Audio is encoded up to the last frame written, so that video and audio are interleaved. Until the file is complete
-    it is `.NAME.HOST-PID.part.mp4` beside the target (`partial_path`), fragmented so that players can open it. On exit
-    it is rewritten as a plain mp4 with its index in front and moved to the final name. After an exception it is
-    removed, and an earlier file of the final name is kept; what a killed process has left is removed by the next writer
-    in that folder. A symbolic link is followed: the file that it points to is written.
+    The ending of the file chooses the format (`formats.FORMATS`). Audio is encoded up to the last frame written, so
+    that video and audio are interleaved. Until the file is complete it is `.NAME.HOST-PID.part.mp4` beside the target
+    (`partial_path`), fragmented so that players can open it. On exit it is rewritten as a plain file with its index in
+    front and moved to the final name. After an exception it is removed, and an earlier file of the final name is kept;
+    what a killed process has left is removed by the next writer in that folder. A symbolic link is followed: the file
+    that it points to is written.
     """
 
     def __init__(
@@ -51,21 +86,25 @@ class VideoWriter:
         audio: np.ndarray | SoundTrack | None = None,
         *,
         audio_rate: int = SAMPLE_RATE,
-        crf: int = 18,
-        preset: str = "veryfast",
+        codec: str | None = None,
+        crf: int | None = None,
+        preset: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ):
         """Checks the arguments and opens the partial file.
 
         Args:
-          path: the mp4 file to write.
-          size: (height, width) of the frames in pixels. H.264 needs even sides: an odd one is extended by a copy of the
-            last row or column.
+          path: the file to write.
+          size: (height, width) of the frames in pixels. The codecs need even sides: an odd one is extended by a copy of
+            the last row or column.
           fps: frames per second, converted by `exact_fps`.
           audio: float32 (samples,) or (samples, channels) in [-1, 1], or a sound track. It is padded with silence or
-            trimmed to the number of frames.
+            trimmed to the number of frames. GIF files have no sound.
           audio_rate: sample rate in Hz of an array; `array_track` converts one that mp4 files do not carry.
-          crf: quality of x264, 0 (lossless) to 51.
-          preset: x264's preset, a choice between speed and size.
+          codec: a name in `formats.CODECS`; None for the format's default.
+          crf: quality, from 0 (lossless) to the encoder's worst, 51 or 63; None for the codec's default.
+          preset: the encoder's choice between speed and size; None for the codec's default.
+          metadata: texts that are stored in the file, such as its comment.
 
         Raises:
           ValueError: if an argument is invalid or the file cannot be written.
@@ -73,36 +112,46 @@ class VideoWriter:
         self.path = Path(path)
         self.fps = exact_fps(fps)
         self.frames = 0
+        self._format, name = find_format(self.path, codec)
+        self._codec, self._metadata = CODECS[name], dict(metadata or {})
+        crf, preset = self._codec.crf if crf is None else crf, preset or self._codec.preset
         height, width = self._size = int(size[0]), int(size[1])
-        if height < 1 or width < 1 or not 0 <= crf <= 51:
-            raise ValueError(f"video of size {size} with crf {crf}; expected (height, width) above 0 and crf 0 to 51")
-        track = array_track(audio, audio_rate) if isinstance(audio, np.ndarray) else audio
-        self._audio = None if track is None else _TrackReader(track)
+        if height < 1 or width < 1 or not 0 <= crf <= self._codec.max_crf:
+            raise ValueError(
+                f"video of size {size} with crf {crf}; expected (height, width) above 0 and crf 0 to "
+                f"{self._codec.max_crf}"
+            )
+        track = _track(audio, audio_rate, self._format)
+        self._audio = None if track is None else TrackReader(track)
         self._audio_written = 0
         self._target = Path(os.path.realpath(self.path))
-        self.partial_path = _create_partial(self.path)
+        self.partial_path = create_partial(self.path)
         self._container: OutputContainer | None = None
-        movflags = "frag_keyframe+delay_moov+default_base_moof"
-        options = {"movflags": movflags, "flush_packets": "1"}
+        options = {"flush_packets": "1"}
+        if self._format.container != "webm":
+            options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
         try:
-            container = av.open(str(self.partial_path.absolute()), "w", format="mp4", options=options)
-            self._container = container
+            path_text, container_name = str(self.partial_path.absolute()), self._format.container
+            container = self._container = av.open(path_text, "w", format=container_name, options=options)
+            container.metadata.update(self._metadata)
             self._video = self._add_video(container, height + height % 2, width + width % 2, crf, preset)
-            self._audio_stream = None if track is None else _add_audio(container, track)
+            self._audio_stream = None if track is None else _add_audio(container, track, self._format.audio)
         except (FFmpegError, OSError) as error:
             self._discard()
             raise ValueError(f"{path} cannot be written ({error}); change size, rate, preset or place") from error
 
     def _add_video(self, container: OutputContainer, height: int, width: int, crf: int, preset: str) -> VideoStream:
-        stream = container.add_stream("libx264", rate=self.fps)
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
+        stream = cast(VideoStream, container.add_stream(self._codec.encoder, rate=self.fps))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.time_base = stream.time_base = 1 / self.fps
         context.gop_size = max(1, round(KEYFRAME_SECONDS * self.fps))
         context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
         context.color_range = LIMITED
-        # x264's output varies from run to run with its macroblock tree on.
-        stream.options = {"crf": str(crf), "preset": preset, "x264-params": "mbtree=0"}
+        if self._codec.tag and self._format.container != "webm":
+            context.codec_tag = self._codec.tag
+        stream.options = dict[str, object](self._codec.encoder_options(crf, preset))
         context.open()
         return stream
 
@@ -140,10 +189,14 @@ class VideoWriter:
             return
         rate, channels = self._audio.track.rate, self._audio.track.channels
         due = round(self.frames * rate / self.fps)
-        while self._audio_written + AAC_FRAME <= due or (last and self._audio_written < due):
-            count = min(AAC_FRAME, due - self._audio_written)
+        size = self._audio_stream.codec_context.frame_size or AUDIO_FRAME
+        while self._audio_written + size <= due or (last and self._audio_written < due):
+            count = min(size, due - self._audio_written)
             samples = np.ascontiguousarray(self._audio.read(count).T)
-            frame = AudioFrame.from_ndarray(samples, format="fltp", layout=LAYOUTS[channels])
+            if self._format.audio == "libopus":
+                samples = np.ascontiguousarray(samples.T).reshape(1, -1)
+            form = _SAMPLE_FORMATS[self._format.audio]
+            frame = AudioFrame.from_ndarray(samples, format=form, layout=LAYOUTS[channels])
             frame.sample_rate, frame.pts, frame.time_base = rate, self._audio_written, Fraction(1, rate)
             container.mux(self._audio_stream.encode(frame))
             self._audio_written += count
@@ -163,9 +216,12 @@ class VideoWriter:
             if self._audio_stream is not None:
                 container.mux(self._audio_stream.encode(None))
             container.close()
-            complete = _beside(self._target, "complete")
+            complete = beside(self._target, "complete")
             try:
-                _remux(self.partial_path, complete)
+                if self._target.suffix.lower() == ".gif":
+                    convert_to_gif(self.partial_path, complete, self._metadata.get("comment", ""))
+                else:
+                    _remux(self.partial_path, complete, self._format, self._metadata)
                 os.replace(complete, self._target)
             finally:
                 complete.unlink(missing_ok=True)
@@ -196,79 +252,33 @@ class VideoWriter:
             self._discard()
 
 
-def check_target(path: str | os.PathLike) -> None:
-    """Checks that `VideoWriter` could write to `path`; leaves no file.
-
-    Raises:
-      ValueError: if it could not.
-    """
-    _create_partial(Path(path)).unlink(missing_ok=True)
-
-
-def _create_partial(path: Path) -> Path:
-    """Creates the empty temporary file beside `path`, so that an unwritable place is an error before the work."""
-    target = Path(os.path.realpath(path))
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"{path} does not end in .mp4, the only format written; rename it")
-    if not target.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {target.parent}; create it first")
-    if len(os.fsencode(target.name)) > MAX_NAME:
-        raise ValueError(f"{path} cannot be written: its name exceeds {MAX_NAME} bytes; choose a shorter one")
-    if target.is_dir():
-        raise ValueError(f"{path} is a directory; give the name of an mp4 file in it")
-    remove_leftovers(target.parent)
-    partial = _beside(target, "part")
-    try:
-        partial.write_bytes(b"")
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
-    return partial
-
-
-def _beside(target: Path, kind: str) -> Path:
-    """Returns the name of a temporary file beside `target`, with the process: another run may write the same file."""
-    ending = f".{process_tag()}.{kind}.mp4"
-    fits = len(os.fsencode(target.stem)) + len(ending) < MAX_NAME
-    return target.with_name(f".{target.stem if fits else 'video'}{ending}")
-
-
-def _remux(source: Path, target: Path) -> None:
-    """Copies the packets of a fragmented mp4 into a plain one with its index in front, without encoding again."""
+def _remux(source: Path, target: Path, form: Format, metadata: Mapping[str, str]) -> None:
+    """Copies the packets of a fragmented file into a plain one with its index in front, without encoding again."""
+    options = {"cues_to_front": "1"} if form.container == "webm" else {"movflags": "faststart"}
     with av.open(str(source.absolute())) as old:
-        with av.open(str(target.absolute()), "w", format="mp4", options={"movflags": "faststart"}) as new:
-            streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        with av.open(str(target.absolute()), "w", format=form.container, options=options) as new:
+            new.metadata.update(metadata)
+            # opaque: without looking for an encoder of the name of the decoder, such as libdav1d.
+            streams = {stream.index: new.add_stream_from_template(stream, opaque=True) for stream in old.streams}
             for packet in old.demux():
                 if packet.dts is not None:
                     packet.stream = streams[packet.stream.index]
                     new.mux(packet)
 
 
-class _TrackReader:
-    """Reads a sound track in pieces of any length, followed by silence."""
-
-    def __init__(self, track: SoundTrack):
-        self.track = track
-        self._blocks = track.blocks()
-        self._held = np.zeros((0, track.channels), np.float32)
-
-    def read(self, count: int) -> np.ndarray:
-        """Returns the next `count` samples, (count, channels)."""
-        blocks, held = [self._held], len(self._held)
-        while held < count:
-            block = next(self._blocks, None)
-            if block is None:
-                block = np.zeros((count - held, self.track.channels), np.float32)
-            blocks.append(block)
-            held += len(block)
-        samples = np.concatenate(blocks)
-        self._held = samples[count:]
-        return samples[:count]
+def _track(audio: np.ndarray | SoundTrack | None, rate: int, form: Format) -> SoundTrack | None:
+    """Returns the sound track in a rate of the format, or None if there is no sound to write."""
+    track = array_track(audio, rate) if isinstance(audio, np.ndarray) else audio
+    if track is None or not form.audio:
+        return None
+    return convert_track(track, form.audio_rates[0]) if form.audio_rates else track
 
 
-def _add_audio(container: OutputContainer, track: SoundTrack) -> AudioStream:
-    stream = container.add_stream("aac", rate=track.rate, layout=LAYOUTS[track.channels])
+def _add_audio(container: OutputContainer, track: SoundTrack, encoder: str) -> AudioStream:
+    stream = cast(AudioStream, container.add_stream(encoder, rate=track.rate, layout=LAYOUTS[track.channels]))
     # AAC allows 6144 bits for a channel's frame of 1024 samples.
     stream.bit_rate = track.channels * min(128_000 if track.rate > 24000 else 96_000, 6 * track.rate)
     stream.time_base = stream.codec_context.time_base = Fraction(1, track.rate)
+    stream.codec_context.format = _SAMPLE_FORMATS[encoder]  # pyright: ignore[reportAttributeAccessIssue]
     stream.codec_context.open()
     return stream

@@ -6,6 +6,7 @@ import os
 import sys
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,3 +56,23 @@ def test_command_shows_each_step(pipeline, monkeypatch, tmp_path, capsys):
     loading, generating, *progress = capsys.readouterr().err.splitlines()
     assert "loading weights" in loading and "15 frames" in generating
     assert all("compiling" not in line for line in progress[1:]) and "15/15 frames" in progress[-1]
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.gif", "frames/"])
+def test_command_writes_the_format_of_the_name_with_its_provenance(pipeline, monkeypatch, tmp_path, name):
+    Image.fromarray(random_portrait()).save(tmp_path / "a.png")
+    write_wav(tmp_path / "a.wav", random_voice(2500))
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    out = f"{tmp_path}/{name}"
+    generate_file(f"{tmp_path}/a.png", f"{tmp_path}/a.wav", out, face_box=BOX, seed=5, notice="AI")
+    first = f"{out}000001.png" if name.endswith("/") else out
+    if name == "a.webm":
+        with av.open(first) as container:
+            comment = container.metadata["COMMENT"]
+    else:
+        with Image.open(first) as image:
+            text = image.info.get("comment") or image.text["Comment"]
+            comment = text.decode() if isinstance(text, bytes) else text
+            corner = np.asarray(image.convert("RGB"))[-10:, :10]
+        assert corner.std() > 20  # letters of the notice
+    assert "AI-generated" in comment and "emo_jax" in comment and comment.endswith("seed 5")
