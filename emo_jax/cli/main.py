@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
-from emo_jax import __version__
+from emo_jax import __version__, tpu
 from emo_jax.tables import format_table
 
 GROUPS = {
@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 (bad input, one line on stderr), 1, TERMINATED, DIVERGED, or 130 after Ctrl-C.
     """
+    tpu.describe_no_slice()
     with _sigterm_as_exception():
         return _run(sys.argv[1:] if argv is None else argv)
 

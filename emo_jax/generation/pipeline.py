@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm.auto import tqdm
 
+from emo_jax import tpu
 from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
@@ -98,6 +99,7 @@ class EmoPipeline:
             RuntimeError: this process was forked from one that used a pipeline.
         """
         _check_process()
+        tpu.describe_no_slice()
         keep_programs()
         emo, params = load_model(name_or_dir, None if size is None else check_size(size))
         config = ConfigDict(emo.config)  # a copy: that of the networks is frozen
