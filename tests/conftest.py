@@ -1,4 +1,4 @@
-"""Records whose pictures, sound and speed tell which record and frame they are."""
+"""Fixtures that several folders share: records, weights and a pipeline."""
 
 import functools
 import os
@@ -23,7 +23,7 @@ SILENT = (1, 4)
 
 
 def pytest_configure(config):
-    """Programs that several tests or their processes compile are compiled once a session; before JAX is imported."""
+    """Sets a compilation cache for the session, before JAX is imported: tests and their processes share programs."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="emo-tests-")
         config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
@@ -88,7 +88,7 @@ def weights_dir(tmp_path_factory):
     config = small_config()
     config.sampling.update(steps=2, clips=2, reference_scale=1.5, audio_scale=2.0)
     flat = flatten_dict(build(config).init(jax.random.key(0)), sep="/")
-    rng = np.random.default_rng(1)  # what starts at zero must show too
+    rng = np.random.default_rng(1)  # parameters that start at zero must take effect too
     flat = {path: a + rng.normal(0, 0.1, np.shape(a)).astype(np.float32) for path, a in flat.items()}
     directory = tmp_path_factory.mktemp("weights") / "small"
     save_weights(directory, config, flat)

@@ -70,7 +70,7 @@ _FRESH = {}
 
 
 def random_params(emo, fresh=None):
-    """Returns the same with noise added: weights that start at zero would hide what lies behind them.
+    """Returns the same with noise added: weights that start at zero would hide the layers after them.
 
     Args:
         emo: the networks.

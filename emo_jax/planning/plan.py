@@ -114,8 +114,8 @@ def count_program(
         program: one of PROGRAMS.
 
     Returns:
-        The plan and the program. In the plan, `bytes` has the bytes of each kind of array, on a chip (`held`) and in
-        total (`whole`); `held` is their sum on a chip; `activations` the bytes that a chip keeps for the backward
+        The plan and the program. In the plan, `bytes` has the bytes of each kind of array, on a chip (`held`) and on
+        all chips (`total`); `held` is their sum on a chip; `activations` the bytes that a chip keeps for the backward
         pass; `flops` the useful FLOPs of all chips, `computed` those with recomputation; `rounds` how often the
         program runs the networks; `idle` the number of unused chips. `fits` is False if `held` exceeds a chip's
         memory, otherwise None.
@@ -152,7 +152,7 @@ def compile_program(plan: Plan, program: Program, device: Device, composed: bool
         holds, activations, gradients, and the temporaries of the largest part; `fits` is then None if that is too
         close to the chip's memory to decide.
     """
-    plan = plan | (_compile_parts if composed else _compile_whole)(program, plan, device)
+    plan = plan | (_compile_parts if composed else _compile_program)(program, plan, device)
     if plan["peak"] is not None:
         plan["peak"] += plan.get("unread", 0)
     plan["fits"] = _fits(plan["peak"], plan["memory"], composed)
@@ -206,7 +206,7 @@ def _step(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, dict[
     arrays = {"batch": (batch, batch_placement)}
     for name in ("trained", "frozen", "ema", "opt_state"):
         arrays[name] = getattr(state, name), getattr(placement, name)
-    sizes = {name: dict(held=_bytes(*pair), whole=_bytes(pair[0])) for name, pair in arrays.items()}
+    sizes = {name: dict(held=_bytes(*pair), total=_bytes(pair[0])) for name, pair in arrays.items()}
     shares = math.prod(mesh.shape[name] for name in ("data", "fsdp", "frame")) * train.accumulate
     with traced_for(devices[0].platform):
         activations = step_activations(emo, config, state, batch) * train.batch_size / shares
@@ -256,7 +256,7 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
     everywhere = replicated(mesh)
     jitted = jax.jit(traced_for_mesh(mesh, step), in_shardings=everywhere, out_shardings=everywhere)
     sizes = {  # weights of all parts, whether this program reads them or not
-        name: dict(held=_bytes(tree), whole=_bytes(tree))
+        name: dict(held=_bytes(tree), total=_bytes(tree))
         for name, tree in (("weights", params), ("conditions", conditions))
     }
     flops = jaxpr_flops(jaxpr)
@@ -291,7 +291,7 @@ def _bytes(tree: Any, placement: Any = None) -> int:
     return sum(math.prod(shape) * jnp.dtype(a.dtype).itemsize for shape, a in zip(shapes, leaves, strict=True))
 
 
-def _compile_whole(program: Program, plan: Plan, device: Device) -> dict[str, Any]:
+def _compile_program(program: Program, plan: Plan, device: Device) -> dict[str, Any]:
     with _progress("tracing"), traced_for(device.platform):
         lowered = program.lower()
     with _progress("compiling"):

@@ -17,7 +17,7 @@ def counted_lines(plan: Plan) -> list[str]:
     topology = f"{plan['slices']} x {plan['topology']}" if plan["slices"] > 1 else plan["topology"]
     lines = [f"{title} on {topology} ({chips}; {mesh}; clips: {plan['clips']})", "counted from shapes:"]
     sizes = plan["bytes"].items()
-    rows = [_row(name, size["held"], f", of {size['whole'] / 1e9:.3f} in total") for name, size in sizes]
+    rows = [_row(name, size["held"], f", of {size['total'] / 1e9:.3f} in total") for name, size in sizes]
     if "activations" in plan:
         rows.append(_row("activations", plan["activations"], ", kept for the backward pass"))
     held, memory = plan["held"], plan["memory"]

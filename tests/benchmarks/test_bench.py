@@ -15,7 +15,7 @@ from emo_jax.planning.plan import Program
 from tests.small import small_config
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_pipeline_reports_clips_per_cpu_second(record_dir, tmp_path, capsys):
     output = tmp_path / "pipeline.json"
     options = ["--config", "configs/tiny.py:video", "--config.clip.image_size=(64,64)", "--batches", "2"]
@@ -69,6 +69,6 @@ def test_denoising_step_is_timed_against_its_plan():
 
 
 @pytest.mark.parametrize("option", [["pipeline", "--batches", "0"], ["attention", "--rounds", "0"]])
-def test_counts_below_one_are_refused(option, capsys):
+def test_counts_below_one_are_rejected(option, capsys):
     assert cli.main(["bench", *option]) == 2
     assert option[1] in capsys.readouterr().err

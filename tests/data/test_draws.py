@@ -7,7 +7,7 @@ from emo_jax.data import clip_sampler, records, sources
 from emo_jax.media import mp4
 from emo_jax.media.moments import audio_moments
 from emo_jax.training.stages import get_stage
-from tests.data.test_pipeline import configs
+from tests.data.clips import configs
 
 DRAWS, LENGTHS, SILENT = 4_000, np.array([6, 18, 31, 40, 47]), (0, 3)
 EVERY = {(k, t) for k, length in enumerate(LENGTHS) for t in range(length)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emo_jax.data import pipeline, records
-from tests.data.test_pipeline import assert_same, configs, plain_record, record_number, samples
+from tests.data.clips import assert_same, configs, plain_record, record_number, samples
 
 RECORDS = 24
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from emo_jax import config as config_lib
 from emo_jax.data import clip_sampler, pipeline, records, sources, transforms
 from emo_jax.training.stages import clip_of, get_stage
-from tests.data.test_pipeline import assert_same, configs, plain_record, record_number, samples, take
+from tests.data.clips import assert_same, configs, plain_record, record_number, samples, take
 
 PICTURES = 3
 
@@ -103,7 +103,7 @@ def test_stages_use_suitable_records(mixed, stage, numbers):
     assert {record_number(sample) for sample in drawn} == numbers
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_sources_on_the_command_line(record_dir, pictures):
     given = f"(('{record_dir}','train',3),('{pictures}','train',0.5))"
     config = config_lib.parse([f"--config={tiny.__file__}:image", f"--config.data.sources={given}"])

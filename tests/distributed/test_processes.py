@@ -67,7 +67,7 @@ def test_a_program_that_has_used_jax_runs_alone(monkeypatch):
     assert jax.devices()
     processes.start()
     assert jax.process_count() == 1
-    with pytest.raises(ValueError, match="localhost:1 .*must be called before"):
+    with pytest.raises(ValueError, match="localhost:1 "):
         processes.start("localhost:1", 2, 0)
 
 

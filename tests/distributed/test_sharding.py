@@ -208,11 +208,11 @@ def test_a_mesh_that_does_not_divide_the_config_raises(changes, message):
 
 def test_a_batch_that_does_not_divide_over_the_devices_raises():
     batch = {"speed": np.zeros((6, 2))}
-    with pytest.raises(ValueError, match="6 samples .* 8 devices"):
+    with pytest.raises(ValueError, match="6 .* 8"):
         place_batch(_Mesh(), batch)
-    with pytest.raises(ValueError, match="6 samples .* 4 devices"):
+    with pytest.raises(ValueError, match="6 .* 4"):
         place_batch(_Mesh(tensor=2), batch)
-    with pytest.raises(ValueError, match="frame x tensor = 16 .* divisor of 8"):
+    with pytest.raises(ValueError, match="frame x tensor = 16 .* 8"):
         place_batch(_Mesh(tensor=2, frame=8), batch)
 
 

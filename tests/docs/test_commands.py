@@ -22,7 +22,7 @@ from emo_jax.synthetic.assets import ASSETS
 from tests.docs.pages import PAGES, ROOT, blocks, commands
 from tests.runs import FLAGS  # these halve the time to compile
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 
 FEW = {
     r"--records 1600": "--records 4 --held-out 2 --seconds 3",

@@ -1,4 +1,4 @@
-"""The bundled weights still talk: lips, identity and seams of two held-out people."""
+"""The bundled weights keep lips, identity and seams of two held-out people."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Held-out people: none that training sees, the same every time."""
+"""Held-out people: not in the training data, and the same in every call."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def people():
     return heldout.choose_people(2, 1, 0.4, CLIP, 0.8)
 
 
-def test_seeds_lie_in_a_validation_block_beyond_any_validation_split():
+def test_seeds_are_in_a_validation_block_beyond_any_validation_split():
     block = heldout.FIRST_SEED // SPLIT_SEEDS
     assert block % 2 == 1  # prepare: even blocks train, odd ones validate
     assert (heldout.FIRST_SEED + heldout.LONG_SEEDS + 1000) // SPLIT_SEEDS == block
@@ -49,16 +49,16 @@ def test_renders_of_a_person_with_the_given_voice(people):
     assert frames.shape == (2, 64, 64, 3) and (frames[0] != frames[1]).any()
 
 
-def test_unfit_records_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="two of each"):
+def test_unsuitable_records_raise(tmp_path):
+    with pytest.raises(ValueError, match="1 identities"):
         heldout.choose_people(1, 0, 1.0, CLIP, 0.8)
-    with pytest.raises(ValueError, match="not a directory"):
+    with pytest.raises(ValueError, match="none"):
         heldout.choose_people(2, 0, 1.0, CLIP, 0.8, str(tmp_path / "none"))
 
 
-def test_too_few_records_are_one_line(tmp_path, make_record):
+def test_too_few_records_raise(tmp_path, make_record):
     write_records(tmp_path / "out", {"validation": lambda: map(make_record, (0, 2))}, progress=False)
-    with pytest.raises(ValueError, match="out, split validation: 2 records, expected 3: lower --identities") as caught:
+    with pytest.raises(ValueError, match="out, split validation: .* --identities") as caught:
         heldout.choose_people(3, 64, 1.0, CLIP, 0.8, str(tmp_path / "out"))
     assert "\n" not in str(caught.value)
 

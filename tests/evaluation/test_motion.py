@@ -35,7 +35,7 @@ def test_measured_speed_is_near_the_truth_for_readings_without_error():
         assert measured_speed(_turning(rate, 0)).mean() == pytest.approx(truth, rel=0.05)
 
 
-def test_smoothing_takes_most_of_the_noise():
+def test_smoothing_removes_most_of_the_noise():
     raw = rotation_speed(_turning(0.1, 0.8)[0]).mean()
     assert measured_speed(_turning(0.1, 0.8)).mean() < 0.4 * raw
     assert measured_speed(_turning(0.1, 0.8)).shape == (1, 200)
@@ -46,13 +46,13 @@ def test_mask_centres():
     masks[0, 2:6, 4:8] = 1
     masks[1, :, :] = 1
     assert mask_centres(masks).tolist() == [[0.3, 0.4], [0.5, 0.5]]
-    with pytest.raises(ValueError, match="shift it less"):
+    with pytest.raises(ValueError, match="mask"):
         mask_centres(np.zeros((1, 4, 4, 1), np.uint8))
 
 
 def test_following_slope():
     moved = np.array([[-0.1, 0.4], [0.0, 0.5], [0.1, 0.6]])
-    people = np.array([0.2, 0.7])  # where a face is apart from the mask does not matter
+    people = np.array([0.2, 0.7])  # a constant offset between face and mask does not matter
     assert following_slope(moved, 0.8 * moved + people) == pytest.approx(0.8)
     assert following_slope(moved, np.broadcast_to(people, (3, 2))) == pytest.approx(0)
     with pytest.raises(ValueError, match="not moved"):

@@ -80,7 +80,7 @@ def test_parse_box():
 def test_check_box():
     assert check_box((0, 0, 20, 10), 10, 20) == (0.0, 0.0, 20.0, 10.0)
     for bad in ((-1, 0, 5, 5), (0, 0, 21, 10), (0, 0, 20, 11)):
-        with pytest.raises(ValueError, match="outside the image"):
+        with pytest.raises(ValueError, match="outside"):
             check_box(bad, 10, 20)
     for bad in ((5, 5, 5, 9), (5, 9, 8, 9), (1, 2, 3), (np.nan, 0, 1, 1)):
         with pytest.raises(ValueError, match="empty"):
@@ -88,7 +88,7 @@ def test_check_box():
 
 
 @pytest.mark.parametrize("box", [(None, 0, 20, 10), (0, 0, None, None), "abcd", ("a", 0, 20, 10), 5, (0, 0, 20)])
-def test_check_box_refuses_values_of_other_types(box):
+def test_check_box_rejects_values_of_other_types(box):
     with pytest.raises(ValueError, match="^face box "):
         check_box(box, 10, 20)
 

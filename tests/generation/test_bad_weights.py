@@ -56,7 +56,7 @@ def test_extreme_guidance_scales_raise_before_the_first_frames(pipeline, scale):
 
 
 @pytest.mark.parametrize(("part", "factor"), [("vae", np.nan), ("vae", 0.0), ("backbone", 0.0)])
-def test_from_pretrained_refuses_zero_weights_and_a_broken_vae(weights_dir, tmp_path, part, factor):
+def test_from_pretrained_rejects_zero_weights_and_a_broken_vae(weights_dir, tmp_path, part, factor):
     config, flat = load_weights(weights_dir)
     flat = {path: np.asarray(a) * (factor if path.startswith(part) else 1) for path, a in flat.items()}
     save_weights(tmp_path, config, flat)

@@ -44,7 +44,7 @@ def test_cosine_basis_is_orthogonal(factor, channels):
 
 
 @pytest.mark.parametrize("size, patch, factor", [((64, 128), 4, 16), ((128, 64), 4, 16), ((64, 32), 1, 4)])
-def test_shapes(size, patch, factor):
+def test_shapes_of_latents_and_frames(size, patch, factor):
     config = small_config(face_locator=False)
     config.model.vae.patch = patch
     config.clip.image_size = size

@@ -65,7 +65,7 @@ def spelt(tensors, parametrized, prefix):
 
 
 @pytest.mark.parametrize("parametrized, prefix, dtype", [(True, "", "float32"), (False, "wav2vec2.", "float16")])
-def test_there_and_back_is_exact(torch_weights, parametrized, prefix, dtype):
+def test_conversion_and_back_is_exact(torch_weights, parametrized, prefix, dtype):
     fields, tensors = torch_weights
     tensors = {name: a.astype(dtype) for name, a in spelt(tensors, parametrized, prefix).items()}
     flat, _ = weights.from_transformers(weights.from_transformers_config(fields), tensors)
@@ -92,7 +92,7 @@ def folder(tmp_path, recorded):  # noqa: F811
     return write
 
 
-def test_a_folder_gives_its_weights_and_says_what_it_leaves(folder, recorded):  # noqa: F811
+def test_folder_is_loaded_and_unused_tensors_are_reported(folder, recorded):  # noqa: F811
     config, flat, unused = weights.load_wav2vec2(folder())
     expected = weights.from_transformers_config(cases.WAV2VEC2["base"] | dict(do_normalize=False))
     assert config == expected and not config.do_normalize
@@ -122,29 +122,29 @@ CORRUPTIONS = {
 }
 
 
-@pytest.mark.parametrize("told", CORRUPTIONS)
-def test_weights_that_do_not_fit_are_one_line(folder, told):
-    refuses(folder(CORRUPTIONS[told]), told)
+@pytest.mark.parametrize("message", CORRUPTIONS)
+def test_weights_that_do_not_fit_raise(folder, message):
+    check_error(folder(CORRUPTIONS[message]), message)
 
 
-def refuses(directory, told):
+def check_error(directory, message):
     with pytest.raises(ValueError) as error:
         weights.load_wav2vec2(directory)
     line = str(error.value)
-    assert told in line and str(directory) in line and "\n" not in line, line
+    assert message in line and str(directory) in line and "\n" not in line, line
 
 
-def test_damaged_and_missing_files_are_one_line(folder, monkeypatch):
+def test_damaged_and_missing_files_raise(folder, monkeypatch):
     directory = folder()
-    whole = (directory / "model.safetensors").read_bytes()
-    (directory / "model.safetensors").write_bytes(whole[:-100])
-    refuses(directory, "model.safetensors is damaged")
+    intact = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(intact[:-100])
+    check_error(directory, "model.safetensors is damaged")
     (directory / "model.safetensors").unlink()
-    refuses(directory, "holds no weights")
+    check_error(directory, "holds no weights")
     (directory / "pytorch_model.bin").write_bytes(b"not a pickle")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refuses(directory, "pip install -c constraints.txt -e '.[torch]'")
+    check_error(directory, "pip install -c constraints.txt -e '.[torch]'")
     (directory / "config.json").write_text("{")
-    refuses(directory, "config.json is damaged")
+    check_error(directory, "config.json is damaged")
     (directory / "config.json").unlink()
-    refuses(directory, "has no config.json")
+    check_error(directory, "has no config.json")

@@ -91,8 +91,8 @@ def test_compose_adds_up_the_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("stage, more, value", [("video", ["--program=denoise"], "denoise"), ("vae", [], "vae")])
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
-def test_composed_is_refused_for_programs_without_blocks(stage, more, value, capsys):
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
+def test_composed_plan_of_programs_without_blocks_raises(stage, more, value, capsys):
     command = ["plan", f"--config=configs/tiny.py:{stage}", "--topology=cpu:1", "--composed", *more]
     assert cli.main(command) == 2
     [line] = capsys.readouterr().err.splitlines()

@@ -24,7 +24,7 @@ from emo_jax.training import losses
 from emo_jax.training.encoders import check_encoders
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.weights.store import save_weights
-from tests.data.test_pipeline import configs, plain_record
+from tests.data.clips import configs, plain_record
 from tests.small import WAV2VEC2, small_config
 from tests.steps import random_params
 
@@ -314,7 +314,7 @@ def test_latents_of_other_encoders_raise(model, encoded):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_prepare_latents_and_train_commands(model, talking_records, tmp_path, capsys):
     (tmp_path / "small.py").write_text(
         "from tests.preparation.test_encode_latents import hearing_config\n\n\n"

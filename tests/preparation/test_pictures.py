@@ -14,7 +14,7 @@ from emo_jax.media import mp4
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import render
-from tests.data.test_pipeline import configs, samples, take
+from tests.data.clips import configs, samples, take
 from tests.faces import heads
 
 

@@ -32,7 +32,7 @@ def difference(first, second):
     return np.abs(first.astype(int) - second.astype(int)).mean()
 
 
-def test_equal_seeds_equal_people_and_pictures():
+def test_equal_seeds_give_equal_people_and_pictures():
     state = State(yaw=12, opening=0.5)
     for seed in range(6):
         drawn = render(Identity.sample(seed), state, SIZE)
@@ -43,7 +43,7 @@ def test_equal_seeds_equal_people_and_pictures():
         assert drawn.shape == (SIZE, SIZE, 3) and drawn.dtype == np.uint8
 
 
-def test_people_differ_and_their_appearance_says_so():
+def test_people_and_their_appearance_vectors_differ():
     people = [Identity.sample(seed) for seed in range(40)]
     table = np.stack([person.appearance for person in people])
     assert table.shape == (40, len(APPEARANCE_NAMES)) and table.dtype == np.float32
@@ -135,7 +135,7 @@ def test_heads_may_follow_the_voice():
     assert np.array_equal(silent.rotation, free[0].rotation)  # nothing to follow
 
 
-def test_record_holds_what_was_drawn():
+def test_record_contains_what_was_drawn():
     record = synthetic.make_record(7, seconds=1.0, size=64, fps=25)
     frames = mp4.decode_video(record.video, 0, 25)
     assert frames.shape == (25, 64, 64, 3) and record.audio.shape == (16000,) and record.audio.dtype == np.int16
@@ -157,7 +157,7 @@ def test_record_is_deterministic(monkeypatch):
     assert not np.array_equal(seen[0], seen[2])
 
 
-def test_babble_is_heard_and_moves_no_mouth():
+def test_babble_is_audible_and_does_not_move_the_mouth():
     alone, among, other = (synthetic.make_record(7, seconds=2, size=32, babble=share) for share in (0, 0.5, 1))
     assert np.array_equal(alone.mouth, among.mouth) and np.array_equal(alone.rotation, among.rotation)
     own, mixed, strange = (record.audio / np.float32(32767) for record in (alone, among, other))
@@ -172,7 +172,7 @@ def run(*arguments):
     args.main(args)
 
 
-def test_prepare_writes_two_splits_with_other_people(tmp_path):
+def test_prepare_writes_two_splits_of_different_people(tmp_path):
     options = ("--seconds", "1", "--size", "32", "--workers", "1", "--follow", "1", "--babble", "0.5")
     run("--output", str(tmp_path / "set"), "--records", "3", "--held-out", "2", *options)
     splits = [records.open_records(tmp_path / "set", split) for split in ("train", "validation")]
@@ -195,7 +195,7 @@ def negative_or_killed(seed):
     return -seed
 
 
-def test_a_worker_that_is_killed_is_one_line():
+def test_killed_worker_is_reported_on_one_line():
     made = map_in_order(negative_or_killed, range(8), 2)
     assert next(made) == 0
     with pytest.raises(OSError, match="SIGKILL.*fewer workers") as caught:
@@ -203,7 +203,7 @@ def test_a_worker_that_is_killed_is_one_line():
     assert "\n" not in str(caught.value) and not multiprocessing.active_children()
 
 
-def test_records_are_not_made_long_before_they_are_wanted_and_no_worker_stays():
+def test_records_are_made_on_demand_and_workers_are_stopped():
     seeds = itertools.count()
     made = map_in_order(abs, seeds, 2)
     assert [next(made) for _ in range(3)] == [0, 1, 2]
@@ -223,13 +223,13 @@ def test_records_are_not_made_long_before_they_are_wanted_and_no_worker_stays():
         ("--babble", "-1"),
     ],
 )
-def test_bad_options_are_named(tmp_path, option, value):
+def test_error_names_the_bad_option(tmp_path, option, value):
     with pytest.raises(ValueError, match=option):
         run("--output", str(tmp_path / "set"), option, value)
     assert not (tmp_path / "set").exists()
 
 
-def test_bad_arguments_are_named():
+def test_error_names_the_bad_argument():
     with pytest.raises(ValueError, match="-1"):
         Identity.sample(-1)
     with pytest.raises(ValueError, match="size 4"):

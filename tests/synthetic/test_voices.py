@@ -20,12 +20,12 @@ def tone(seconds, amplitude=0.2, hertz=500):
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1.0, 2.503])
-def test_length(seconds):
+def test_voice_has_the_requested_length(seconds):
     sound = voice(0, seconds)
     assert sound.shape == (round(seconds * RATE),) and sound.dtype == np.float32
 
 
-def test_equal_seeds_equal_voices():
+def test_equal_seeds_give_equal_voices():
     assert np.array_equal(voice(1), voice(1))
     assert not np.array_equal(voice(1), voice(6))  # the same language
 
@@ -63,7 +63,7 @@ def test_width_follows_the_spectrum():
     assert balance(0.01) < 0.1 < 0.4 < balance(0.3) < balance(1.0)
 
 
-def test_the_mouth_hears_100_ms_around_it_only():
+def test_mouth_depends_on_100_ms_of_sound_around_its_frame():
     sound = np.tile(tone(0.05), 40) * np.repeat(np.random.default_rng(0).uniform(0.5, 1, 40), 800).astype(np.float32)
     sound = normalise(sound)
     other = sound.copy()
@@ -73,7 +73,7 @@ def test_the_mouth_hears_100_ms_around_it_only():
     assert not np.allclose(mouth_track(sound, 25, 50)[:20], mouth_track(other, 25, 50)[:20], atol=2e-2)
 
 
-def test_bad_input_is_named():
+def test_error_names_the_bad_input():
     with pytest.raises(ValueError, match="klingon"):
         synthesise(np.random.default_rng(0), 1, "klingon", Speaker())
     with pytest.raises(ValueError, match="positive"):
@@ -83,7 +83,7 @@ def test_bad_input_is_named():
 
 
 @pytest.mark.skipif(not espeak.espeak_available(), reason="espeak-ng is not on this machine")
-def test_espeak_says_the_same_whatever_it_said_before():
+def test_espeak_output_does_not_depend_on_earlier_calls():
     before = espeak.espeak("Nobody knew.", "en-us+m1")
     espeak.espeak("Die Kinder spielen.", "de+f4", 150, 70)
     assert np.array_equal(espeak.espeak("Nobody knew.", "en-us+m1"), before)
@@ -92,7 +92,7 @@ def test_espeak_says_the_same_whatever_it_said_before():
         espeak.espeak("Hello.", "nowhere")
 
 
-def test_absent_espeak_is_one_clear_line(monkeypatch):
+def test_missing_espeak_names_the_package(monkeypatch):
     monkeypatch.setattr(espeak, "espeak_available", lambda: False)
-    with pytest.raises(RuntimeError, match="pip install espeakng-loader"):
+    with pytest.raises(RuntimeError, match="espeakng-loader"):
         espeak.espeak("Hello.")

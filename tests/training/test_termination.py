@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run: saved where there is something to save, at once otherwise."""
+"""SIGTERM and Ctrl-C end a run: with a checkpoint if there are steps to save, otherwise at once."""
 
 import os
 import signal

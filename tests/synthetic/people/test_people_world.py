@@ -50,7 +50,7 @@ def test_performance_repeats_and_has_a_pose_for_each_frame():
 @needs_voices
 @needs_heads
 @needs_opengl
-def test_record_holds_the_truth_of_its_frames(tmp_path):
+def test_record_contains_the_true_values_of_its_frames(tmp_path):
     record = prepare.make_kept_record(5, folder=str(tmp_path), world="people", seconds=0.8, size=64, fps=25)
     record_example(record)  # checks shapes and types
     assert mp4.decode_video(record.video, 0, 20).std() > 20
@@ -86,7 +86,7 @@ def test_unknown_world_and_options_of_the_other_world_raise(tmp_path):
 
 @needs_voices
 @needs_heads
-def test_bilabials_of_a_voice_close_the_lips_in_the_frames_that_hold_them():
+def test_bilabials_of_a_voice_close_the_lips_in_their_frames():
     """In a passage, the gap of the frames in the middle of p, b and m is under a fifth of the 90th percentile."""
     head = Head(Person.sample(3))
     shut, gaps = [], []
