@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--to", choices=("checkpoint", "safetensors"), default="checkpoint", help="what to write")
     parser.add_argument("--checkpoint", help="what to read, with --to safetensors or --describe")
     parser.add_argument("--describe", action="store_true", help="list the parts of --checkpoint or --config and exit")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the parameters that no file holds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the parameters that are in no file")
     parser.set_defaults(main=main, takes_more=True)
 
 

@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--reference-scale", type=float, help="guidance scale of the portrait; 1 disables it")
     parser.add_argument("--audio-scale", type=float, help="guidance scale of the voice; 1 disables it")
     parser.add_argument("--speed", type=float, help="head rotation speed in degrees per frame, about 0.2 to 2")
-    parser.add_argument("--clips", type=int, help="clips per segment; fewer show sooner and take less memory")
+    parser.add_argument("--clips", type=int, help="clips per segment; fewer start sooner and need less memory")
     parser.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="box of the face in the portrait, in pixels")
     parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="size of the frames in pixels (default: the model's)")
     parser.add_argument("--fps", type=float, help="frame rate of the file (default: the model's)")

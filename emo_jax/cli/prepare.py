@@ -79,7 +79,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _add_videos(sources: argparse._SubParsersAction) -> None:
-    videos = sources.add_parser("videos", help="crop talking heads out of videos")
+    videos = sources.add_parser("videos", help="crop talking heads from videos")
     videos.add_argument(
         "--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns such as 'in/**/*.mp4'"
     )
@@ -130,7 +130,7 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
 
 
 def _add_images(sources: argparse._SubParsersAction) -> None:
-    images = sources.add_parser("images", help="crop faces out of single pictures, for the stages vae and image")
+    images = sources.add_parser("images", help="crop faces from single pictures, for the stages vae and image")
     images.add_argument("--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns")
     add_output(images, "output directory; must not exist, or be empty", required=True)
     images.add_argument(

@@ -32,7 +32,7 @@ def prepare_videos(
     runner: str | None = None,
     runner_options: Sequence[str] = (),
 ) -> dict:
-    """Crops talking heads out of videos and writes them as the split train of a dataset.
+    """Crops talking heads from videos and writes them as the split train of a dataset.
 
     Equal arguments give equal records, even if the run was interrupted and called again; `workers` and `runner` do not
     change them. A video that cannot be used is listed in `rejected.jsonl`.
