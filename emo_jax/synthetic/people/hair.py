@@ -61,21 +61,23 @@ class Cut:
 
 
 CUTS: dict[str, Cut] = {
-    "buzz": Cut(2200, (0.07, 0.12), 1.0, 0.35, 0.025, 0.2, 0.5, clump=0.0, width=0.022),
-    "crop": Cut(1300, (0.14, 0.3), 1.7, 0.45, 0.12, 0.25, 0.45, comb="forward"),
-    "side": Cut(1300, (0.16, 0.34), 2.7, 0.35, 0.17, 0.3, 0.4, comb="part"),
-    "back": Cut(1200, (0.3, 0.5), 2.2, 0.35, 0.17, 0.15, 0.45, comb="back"),
-    "spiky": Cut(1100, (0.16, 0.28), 1.7, 0.95, 0.3, 0.0, 0.85, clump=0.75, comb="crown"),
-    "curly": Cut(1100, (0.4, 0.8), 1.1, 0.75, 0.38, 0.2, 0.5, curl=0.07, turns=3.0, clump=0.55, width=0.028),
-    "afro": Cut(1500, (0.35, 0.75), 1.1, 1.0, 0.6, 0.0, 0.9, curl=0.06, turns=4.0, clump=0.1, width=0.03),
-    "bob": Cut(1000, (1.25, 1.5), 1.35, 0.3, 0.22, 0.75, 0.35, clump=0.3, comb="part", width=0.034),
-    "long": Cut(900, (2.4, 3.4), 1.15, 0.3, 0.24, 0.8, 0.35, clump=0.4, comb="part", width=0.038),
+    "buzz": Cut(1700, (0.05, 0.09), 1.0, 0.35, 0.02, 0.2, 0.5, clump=0.0, width=0.018),
+    "crop": Cut(1450, (0.12, 0.24), 2.0, 0.4, 0.11, 0.25, 0.45, comb="forward", width=0.022),
+    "side": Cut(1450, (0.13, 0.28), 3.0, 0.4, 0.18, 0.25, 0.4, comb="part", width=0.022),
+    "back": Cut(1400, (0.25, 0.42), 2.6, 0.45, 0.2, 0.12, 0.45, comb="back", width=0.023),
+    "spiky": Cut(1400, (0.12, 0.2), 1.9, 0.8, 0.24, 0.05, 0.75, clump=0.6, comb="crown", width=0.02),
+    "curly": Cut(1300, (0.35, 0.6), 1.1, 0.7, 0.3, 0.25, 0.5, curl=0.06, turns=2.5, clump=0.5, width=0.02),
+    "afro": Cut(1750, (0.25, 0.5), 1.1, 1.0, 0.42, 0.0, 0.9, curl=0.05, turns=4.0, clump=0.1, width=0.022),
+    "pixie": Cut(1400, (0.3, 0.42), 1.8, 0.35, 0.15, 0.45, 0.4, comb="part", width=0.022),
+    "bob": Cut(1150, (1.2, 1.4), 1.35, 0.3, 0.18, 0.8, 0.35, clump=0.3, comb="part", width=0.024),
+    "long": Cut(1100, (2.3, 3.2), 1.15, 0.3, 0.19, 0.85, 0.35, clump=0.4, comb="part", width=0.027),
     "wavy": Cut(
-        950, (1.8, 2.9), 1.15, 0.45, 0.34, 0.7, 0.35, curl=0.09, turns=2.6, clump=0.6, comb="part", width=0.036
+        1100, (1.7, 2.7), 1.15, 0.4, 0.26, 0.75, 0.35, curl=0.07, turns=2.4, clump=0.55, comb="part", width=0.026
     ),
-    "tied": Cut(1200, (1.1, 1.5), 1.0, 0.1, 0.1, 0.0, 0.3, clump=0.2, comb="knot", width=0.032),
-    "receding": Cut(1200, (0.1, 0.25), 1.2, 0.4, 0.08, 0.25, 0.45, comb="crown", width=0.024),
+    "tied": Cut(1400, (1.1, 1.5), 1.0, 0.1, 0.09, 0.0, 0.3, clump=0.2, comb="knot", width=0.022),
+    "receding": Cut(1150, (0.1, 0.2), 1.2, 0.4, 0.07, 0.25, 0.45, comb="crown", width=0.02),
 }
+_FALLING = ("bob", "long", "wavy")  # hair that hangs beside the face
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -132,7 +134,8 @@ def grow_hair(head: Head) -> Strands | None:
         return None
     cut = CUTS[person.hair_style]
     rng = np.random.default_rng([person.seed, 13])
-    recede = 1.0 if person.hair_style == "receding" else float(rng.uniform(0, 0.25)) * (person.male > 0.5)
+    recede = float(rng.uniform(0, 0.25)) * (1 if person.male > 0.5 else -1)
+    recede = 1.0 if person.hair_style == "receding" else recede
 
     def weigh(rest):
         inside = hairline(np.arctan2(rest[:, 0], rest[:, 2] - AXIS_Z), rest[:, 1], recede)
@@ -146,11 +149,10 @@ def grow_hair(head: Head) -> Strands | None:
     length = rng.uniform(*cut.length, len(start)) * (1 + (cut.top - 1) * up)
     length *= np.interp(rng.random(), [0, 1], [0.8, 1.25])
     frontal = (np.abs(rest[:, 0]) < 0.62) & (rest[:, 2] > 0.55)
-    fringe = frontal & (person.fringe != "none") & (rng.random(len(start)) < 0.8)
-    length = np.where(
-        fringe, rng.uniform(0.72, 0.86, len(start)) * (0.9 if person.fringe == "straight" else 1.15), length
-    )
-    if person.hair_style in ("bob", "long", "wavy"):  # hair from the temples hides less of the cheeks
+    fringe = frontal & (person.fringe != "none")
+    to_brows = (0.12 + 1.15 * (rest[:, 1] - 7.58)) * rng.uniform(0.85, 1.05, len(start))
+    length = np.where(fringe, to_brows * (1.0 if person.fringe == "straight" else 1.15), length)
+    if person.hair_style in _FALLING:  # hair from the temples hides less of the cheeks
         length = np.where(frontal & ~fringe, length * 0.95, length)
     layer = cut.layer * rng.uniform(0.15, 1, len(start)) ** 0.8 * (0.55 + 0.45 * up)
     points, outward = _grow(start, rest, length, layer, cut, fringe, person, body, rng)
@@ -158,7 +160,10 @@ def grow_hair(head: Head) -> Strands | None:
     points = _curl(points, cut, outward, rng)
     if person.hair_style == "tied":
         points, outward, vertices, shares, layer = _add_bun(points, outward, vertices, shares, layer, head, rng)
-    return _ribbons(points, outward, cut.width, layer / cut.layer, vertices, shares, rng, person.hair_style)
+    inside = hairline(np.arctan2(rest[:, 0], rest[:, 2] - AXIS_Z), rest[:, 1], recede)
+    fine = np.pad(np.clip(0.45 + 2.5 * inside, 0.45, 1), (0, len(points) - len(rest)), constant_values=1.0)
+    width = cut.width * fine  # a hairline of single hairs instead of locks
+    return _ribbons(points, outward, width, layer / cut.layer, vertices, shares, rng, person.hair_style)
 
 
 def _comb(places: np.ndarray, rest: np.ndarray, kind: str, parting: float) -> np.ndarray:
@@ -197,7 +202,8 @@ def _grow(start, rest, length, layer, cut, fringe, person, body, rng):
         elif cut.comb == "crown" and cut.lift > 0.6:
             combed = _unit(normal + 0.4 * combed)
         combed = np.where(fringe[:, None], _unit(ahead), combed)
-        combed = combed * np.clip(1.15 - 1.6 * index / _STEPS * (cut.gravity > 0.5), 0, 1)
+        if cut.gravity > 0.5:  # combed on the head, hair hangs freely below it
+            combed = combed * np.clip(1.3 - index * step / 0.55, 0, 1)
         along = combed - (combed * normal).sum(1, keepdims=True) * normal * (1 - cut.lift)
         pull = np.where(fringe, 0.3, cut.gravity) * (0.3 + 0.7 * index / _STEPS) * 2
         want = _unit(along + pull[:, None] * (0, -1, 0) + 0.06 * rng.standard_normal(start.shape))
@@ -256,16 +262,17 @@ def _add_bun(points, outward, vertices, shares, layer, head, rng):
 def _ribbons(points, outward, width, depth, vertices, shares, rng, style) -> Strands:
     order = np.argsort(-points[..., 2].mean(1) - 0.6 * depth, kind="stable")  # front to back: hidden hair costs little
     points, outward, depth, vertices, shares = (a[order] for a in (points, outward, depth, vertices, shares))
+    width = np.broadcast_to(width, len(points))[order]
     tangents = _unit(np.gradient(points, axis=1))
     outward = _unit(outward - (outward * tangents).sum(-1, keepdims=True) * tangents)
     along = np.linspace(0, 1, points.shape[1])
-    taper = np.interp(along, [0, 0.15, 0.7, 1], [0.8, 1, 1, 0.4 if style == "afro" else 0.08])
+    taper = np.interp(along, [0, 0.15, 0.7, 1], [0.8, 1, 1, 0.4 if style == "afro" else 0.15])
     occlusion = (0.5 + 0.5 * np.clip(depth, 0, 1))[:, None] * np.interp(along, [0, 0.3, 1], [0.62, 0.95, 1.0])
     return Strands(
         points=points.astype(np.float32),
         tangents=tangents.astype(np.float32),
         outward=outward.astype(np.float32),
-        width=(width * taper * rng.uniform(0.7, 1.3, (len(points), 1))).astype(np.float32),
+        width=(np.reshape(width, (-1, 1)) * taper * rng.uniform(0.7, 1.3, (len(points), 1))).astype(np.float32),
         random=rng.random(len(points)).astype(np.float32),
         occlusion=occlusion.astype(np.float32),
         follow=follow_weight(points).astype(np.float32)
@@ -288,11 +295,11 @@ def grow_beard(head: Head) -> Strands | None:
         texel = np.clip((cylinder_uv(rest) * SIZE).astype(int), 0, SIZE - 1)
         return mask[texel[:, 1], texel[:, 0]] * (rest[:, 2] > 0.3)
 
-    vertices, shares = _roots(head, rng, 1300 if person.beard == "full" else 700, weigh)
+    vertices, shares = _roots(head, rng, 1500 if person.beard == "full" else 800, weigh)
     start = (head.rest[vertices] * shares[..., None]).sum(1)
     rest = (head.heads.rest[vertices] * shares[..., None]).sum(1)
     normal = _unit((vertex_normals(head.rest)[vertices] * shares[..., None]).sum(1))
-    long = rng.uniform(0.06, 0.3) if person.beard == "full" else rng.uniform(0.05, 0.12)
+    long = rng.uniform(0.05, 0.18) if person.beard == "full" else rng.uniform(0.05, 0.12)
     length = long * rng.uniform(0.6, 1.2, len(start)) * np.where(rest[:, 1] > 6.62, 0.6, 1)
     sideways = np.where(rest[:, 1] > 6.66, np.sign(rest[:, 0]) * 0.8, 0.15 * np.sign(rest[:, 0]))
     want = np.column_stack([sideways, np.full(len(start), -1.0), np.full(len(start), 0.1)])
@@ -305,7 +312,7 @@ def grow_beard(head: Head) -> Strands | None:
     bend = np.array([0, -0.25, 0]) * steps**2
     points = start[:, None] + length[:, None, None] * (direction[:, None] * steps + bend) + 0.004 * normal[:, None]
     outward = np.repeat(normal[:, None], 4, 1)
-    return _ribbons(points, outward, 0.017, np.full(len(start), 0.8), vertices, shares, rng, "beard")
+    return _ribbons(points, outward, 0.012, np.full(len(start), 0.8), vertices, shares, rng, "beard")
 
 
 @functools.cache

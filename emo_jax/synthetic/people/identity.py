@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from emo_jax.synthetic.people.assets import HeadData
+from emo_jax.synthetic.people.colours import hsv, sample_cloth, sample_hair, sample_iris, sample_lips, sample_skin
 
 HAIR_STYLES = (
     "bald",
@@ -18,6 +19,7 @@ HAIR_STYLES = (
     "spiky",
     "curly",
     "afro",
+    "pixie",
     "bob",
     "long",
     "wavy",
@@ -27,27 +29,10 @@ HAIR_STYLES = (
 FRINGES = ("none", "straight", "swept")
 BEARDS = ("none", "stubble", "moustache", "goatee", "full")
 GLASSES = ("none", "round", "square", "thin")
-CLOTHES = ("crew", "v-neck", "collar", "turtle", "jacket")
+CLOTHES = ("crew", "v-neck", "collar", "turtle", "jacket", "scarf")
 LOOKS = ("plain", "mono", "sepia", "paint", "sketch", "toon", "anime", "poster")
 LOOK_SHARES = (0.66, 0.05, 0.03, 0.09, 0.02, 0.06, 0.06, 0.03)
 
-_SKINS = np.array(
-    [[246, 214, 196], [236, 196, 170], [222, 174, 142], [200, 146, 112], [164, 112, 80], [124, 82, 58], [84, 54, 40]]
-)
-_HAIRS = np.array(
-    [
-        [18, 15, 14],
-        [36, 26, 20],
-        [62, 42, 28],
-        [98, 66, 42],
-        [142, 100, 58],
-        [196, 158, 104],
-        [138, 62, 30],
-        [120, 118, 116],
-        [206, 202, 196],
-    ]
-)
-_IRISES = np.array([[62, 38, 22], [92, 58, 30], [104, 90, 48], [74, 106, 74], [84, 122, 158], [112, 132, 146]])
 _OPPOSITES = (
     ("decr", "incr"),
     ("down", "up"),
@@ -57,19 +42,42 @@ _OPPOSITES = (
     ("compress", "uncompress"),
 )
 _STRENGTH = {  # standard deviation of a detail, by folder
-    "head": 0.30,
-    "mouth": 0.42,
-    "nose": 0.42,
-    "eyes": 0.42,
-    "chin": 0.42,
-    "cheek": 0.45,
-    "eyebrows": 0.5,
-    "forehead": 0.45,
-    "ears": 0.4,
-    "neck": 0.25,
-    "asym": 0.12,
+    "head": 0.2,
+    "mouth": 0.26,
+    "nose": 0.3,
+    "eyes": 0.26,
+    "chin": 0.27,
+    "cheek": 0.3,
+    "eyebrows": 0.25,
+    "forehead": 0.3,
+    "ears": 0.3,
+    "neck": 0.15,
+    "asym": 0.08,
 }
 _CALM = ("trans", "scale")  # details that move a feature as a unit: half as strong
+_EVERYBODY = {  # moves the mesh's average towards portraits: larger eyes, a slimmer neck
+    "eyes/{}-eye-scale-incr": 0.3,
+    "eyes/{}-eye-height2-incr": 0.1,
+    "eyebrows/eyebrows-trans-up": 0.2,
+    "neck/neck-scale-horiz-decr": 0.3,
+    "mouth/mouth-angles-up": 0.15,
+}
+_WOMEN = {  # differences between the sexes that the macro targets understate
+    "eyes/{}-eye-scale-incr": 0.25,
+    "eyes/{}-eye-height2-incr": 0.1,
+    "eyebrows/eyebrows-trans-up": 0.35,
+    "eyebrows/eyebrows-trans-backward": 0.4,
+    "mouth/mouth-lowerlip-volume-incr": 0.2,
+    "mouth/mouth-upperlip-volume-incr": 0.15,
+    "mouth/mouth-upperlip-height-incr": 0.2,
+    "nose/nose-scale-horiz-decr": 0.3,
+    "nose/nose-scale-vert-decr": 0.2,
+    "chin/chin-width-decr": 0.4,
+    "chin/chin-height-decr": 0.15,
+    "head/head-oval": 0.3,
+    "neck/neck-scale-horiz-decr": 0.35,
+    "neck/neck-scale-depth-decr": 0.2,
+}
 _ANIME = (  # large eyes over a small nose and mouth
     "eyes/l-eye-scale-incr",
     "eyes/r-eye-scale-incr",
@@ -128,41 +136,39 @@ class Person:
             raise ValueError(f"person seed {seed} is negative; give an integer >= 0")
         rng = np.random.default_rng([int(seed), 10])
         ancestry = rng.dirichlet([0.45, 0.45, 0.45])
-        male = float(np.clip(rng.choice([0.0, 1.0]) + rng.normal(0, 0.15), 0, 1))
-        age = float(rng.uniform(0, 0.2) if rng.random() < 0.1 else rng.uniform(0.2, 1))
+        male = float(np.clip(rng.choice([0.0, 1.0]) + rng.normal(0, 0.12), 0, 1))
+        age = float(rng.uniform(0.05, 0.2) if rng.random() < 0.08 else 0.2 + 0.8 * rng.beta(1.1, 1.8))
         man = male > 0.5 and age > 0.2
-        skin, hair, grey = _complexion(rng, ancestry, age)
-        beard = str(rng.choice(BEARDS, p=(0.4, 0.22, 0.09, 0.11, 0.18))) if man else "none"
-        style = _hair_style(rng, man, male < 0.5, age)
+        look = str(rng.choice(LOOKS, p=LOOK_SHARES))
+        skin = sample_skin(rng, ancestry, male)
+        hair, grey = sample_hair(rng, skin, age, 0.3 if look == "anime" else 0.015)
+        beard = str(rng.choice(BEARDS, p=(0.52, 0.2, 0.06, 0.08, 0.14))) if man else "none"
+        style = _hair_style(rng, man, male < 0.5 and age > 0.2)
         make_up = float(rng.uniform(0.2, 1)) if male < 0.5 and age > 0.2 and rng.random() < 0.65 else 0.0
-        lips = np.clip(skin * (0.98, 0.74, 0.72) + rng.normal(0, 0.02, 3), 0, 1)
-        if make_up > 0.3:
-            paint = np.array([rng.uniform(0.55, 0.8), rng.uniform(0.1, 0.35), rng.uniform(0.15, 0.4)])
-            lips = lips + (paint - lips) * make_up * rng.uniform(0.3, 0.9)
         return cls(
             seed=int(seed),
             ancestry=ancestry,
             male=male,
             age=age,
-            weight=float(np.clip(rng.normal(0.45, 0.28), 0, 1)),
+            weight=float(np.clip(rng.normal(0.36, 0.22), 0, 1)),
             skin=skin,
-            lips=lips,
+            lips=sample_lips(rng, skin, make_up),
             hair=hair,
             grey=grey,
-            iris=_iris(rng, ancestry),
+            iris=sample_iris(rng, ancestry),
             hair_style=style,
             fringe=_fringe(rng, style),
             parting=float(rng.choice([-1, 1]) * rng.uniform(0.2, 1)),
             beard=beard,
-            glasses=str(rng.choice(GLASSES, p=(0.74, 0.08, 0.09, 0.09))),
-            glasses_colour=hsv(rng.random(), rng.uniform(0, 0.7), rng.choice([0.06, 0.1, 0.3, 0.5])),
-            clothes=str(rng.choice(CLOTHES, p=(0.3, 0.2, 0.2, 0.12, 0.18))),
-            clothes_colours=np.stack([hsv(rng.random(), rng.uniform(0, 0.7), rng.uniform(0.08, 0.9)) for _ in "ab"]),
+            glasses=str(rng.choice(GLASSES, p=(0.8, 0.06, 0.07, 0.07))),
+            glasses_colour=hsv(rng.random(), rng.uniform(0, 0.5), rng.choice([0.06, 0.1, 0.2, 0.45])),
+            clothes=str(rng.choice(CLOTHES, p=(0.27, 0.18, 0.2, 0.08, 0.2, 0.07))),
+            clothes_colours=np.stack([sample_cloth(rng) for _ in "ab"]),
             make_up=make_up,
-            freckles=float(rng.beta(0.5, 2.5)),
-            wrinkles=float(np.clip((age - 0.35) * 1.3 + rng.normal(0, 0.1), 0, 1)),
-            brows=float(np.clip(rng.normal(0.34 + 0.18 * male, 0.16), 0.08, 0.9)),
-            look=str(rng.choice(LOOKS, p=LOOK_SHARES)),
+            freckles=float(rng.beta(0.4, 3.5)),
+            wrinkles=float(np.clip((age - 0.42) * 1.4 + rng.normal(0, 0.08), 0, 1)),
+            brows=float(np.clip(rng.normal(0.2 + 0.25 * male, 0.12), 0.05, 0.8)),
+            look=look,
         )
 
     @functools.cached_property
@@ -204,50 +210,20 @@ APPEARANCE_NAMES: tuple[str, ...] = (
 )
 
 
-def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
-    """Returns the RGB colour (3,) in [0, 1] of hue, saturation and value in [0, 1]."""
-    ramp = np.clip(np.abs((hue + np.array([0, 2, 1]) / 3) % 1 * 6 - 3) - 1, 0, 1)
-    return value * (1 - saturation + saturation * ramp)
+_STYLE_SHARES = {  # of the hair styles of men, women and children, in the order of HAIR_STYLES
+    "man": (0.06, 0.13, 0.21, 0.23, 0.12, 0.05, 0.06, 0.03, 0.0, 0.01, 0.03, 0.01, 0.02, 0.04),
+    "woman": (0.005, 0.01, 0.01, 0.02, 0.03, 0.01, 0.08, 0.035, 0.09, 0.2, 0.24, 0.15, 0.12, 0.0),
+    "child": (0.0, 0.07, 0.22, 0.2, 0.03, 0.08, 0.08, 0.04, 0.08, 0.1, 0.06, 0.02, 0.02, 0.0),
+}
 
 
-def _complexion(rng: np.random.Generator, ancestry: np.ndarray, age: float) -> tuple[np.ndarray, np.ndarray, float]:
-    """Returns the colours of skin and hair, and the share of grey hair."""
-    darkness = ancestry @ (5.2, 2.1, 0.9) + rng.normal(0, 0.7)
-    at = float(np.clip(darkness, 0, len(_SKINS) - 1))
-    skin = np.array([np.interp(at, np.arange(len(_SKINS)), _SKINS[:, c]) for c in range(3)]) / 255
-    skin = np.clip(skin + rng.normal(0, 0.012, 3) + rng.normal(0, 0.02) * np.array([1, -0.2, -0.6]), 0.05, 1)
-    grey = float(np.clip((age - 0.55) * 2 + rng.normal(0, 0.35), 0, 1)) if age > 0.45 else 0.0
-    shares = (
-        np.array([1, 1, 1, 0.8, 0.8, 0.7, 0.4, 0.05, 0.03])
-        if darkness < 1.7
-        else np.array([4, 2, 1, 0.2, 0, 0, 0, 0, 0])
-    )
-    hair = _HAIRS[rng.choice(len(_HAIRS), p=shares / shares.sum())] / 255
-    if rng.random() < 0.04:
-        hair = hsv(rng.random(), rng.uniform(0.4, 0.8), rng.uniform(0.4, 0.8))  # dyed
-    hair = np.clip(hair * rng.uniform(0.85, 1.2), 0, 1)
-    silver = np.array([0.62, 0.61, 0.6]) * rng.uniform(0.8, 1.25)
-    return skin, hair + (silver - hair) * 0.8 * grey, grey
-
-
-def _iris(rng: np.random.Generator, ancestry: np.ndarray) -> np.ndarray:
-    light = ancestry[2] > 0.5 and rng.random() < 0.65
-    index = rng.integers(2, len(_IRISES)) if light else rng.integers(0, 3)
-    return np.clip(_IRISES[index] / 255 * rng.uniform(0.75, 1.25), 0, 1)
-
-
-def _hair_style(rng: np.random.Generator, man: bool, woman: bool, age: float) -> str:
-    if man:
-        shares = (0.07, 0.12, 0.2, 0.14, 0.1, 0.08, 0.08, 0.04, 0.01, 0.04, 0.02, 0.02, 0.08 if age > 0.4 else 0.0)
-    elif woman:
-        shares = (0.01, 0.02, 0.05, 0.05, 0.04, 0.02, 0.1, 0.05, 0.18, 0.2, 0.16, 0.12, 0.0)
-    else:
-        shares = (0.0, 0.1, 0.25, 0.2, 0.05, 0.1, 0.1, 0.05, 0.05, 0.05, 0.0, 0.05, 0.0)
-    return str(rng.choice(HAIR_STYLES, p=np.array(shares) / np.sum(shares)))
+def _hair_style(rng: np.random.Generator, man: bool, woman: bool) -> str:
+    shares = np.array(_STYLE_SHARES["man" if man else "woman" if woman else "child"])
+    return str(rng.choice(HAIR_STYLES, p=shares / shares.sum()))
 
 
 def _fringe(rng: np.random.Generator, style: str) -> str:
-    if style in ("bob", "long", "wavy"):
+    if style in ("bob", "long", "wavy", "pixie"):
         return str(rng.choice(FRINGES, p=(0.45, 0.25, 0.3)))
     return str(rng.choice(FRINGES, p=(0.4, 0.2, 0.4))) if style == "crop" else "none"
 
@@ -304,5 +280,9 @@ def _details(person: Person, heads: HeadData) -> np.ndarray:
         if rest.startswith("l-"):
             other = name.replace("/l-", "/r-")
             delta += max(abs(amount) + uneven, 0) * heads.target(other)
+    for typical, share in ((_EVERYBODY, 1.0), (_WOMEN, (1 - person.male) * rng.uniform(0.5, 1.3))):
+        for name, amount in typical.items():
+            for side in "lr" if "{}" in name else " ":
+                delta += share * amount * heads.target(name.format(side))
     shape = str(rng.choice(_HEAD_SHAPES))
-    return delta + rng.uniform(0, 0.6) * heads.target(shape)
+    return delta + rng.uniform(0, 0.45) * heads.target(shape)

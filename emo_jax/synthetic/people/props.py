@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,16 +27,20 @@ class Solid:
     follow: np.ndarray
 
 
-def make_props(head: Head) -> Solid | None:
-    """Returns what the person of a head wears; None if it is nothing."""
+Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Points (P, 3), unit normals (P, 3), triangles (T, 3) and colours (P, 3)."""
+
+
+def make_props(head: Head) -> list[Part]:
+    """Returns the person's glasses and earrings."""
     rng = np.random.default_rng([head.person.seed, 17])
     tubes = _glasses(head) if head.person.glasses != "none" else []
     if head.person.male < 0.5 and head.person.age > 0.2 and rng.random() < 0.35:
         tubes += _earrings(head, rng)
-    return _join(tubes, head.pivot[1]) if tubes else None
+    return tubes
 
 
-def _tube(path: np.ndarray, radius: float, colour, closed: bool = False, sides: int = 5, flat: float = 1.0):
+def tube(path: np.ndarray, radius: float, colour, closed: bool = False, sides: int = 5, flat: float = 1.0):
     """Returns a tube along a path (P, 3): its points, normals and triangles, and the colour of each point."""
     ahead = np.roll(path, -1, 0) - np.roll(path, 1, 0) if closed else np.gradient(path, axis=0)
     ahead /= np.linalg.norm(ahead, axis=1, keepdims=True) + 1e-9
@@ -71,7 +76,7 @@ def _glasses(head: Head) -> list:
         middle = np.array([eye[0] + 0.015 * sign, eye[1] - 0.03])
         rim = middle + outline * (wide, high)
         bend = front - 0.22 * np.maximum(np.abs(rim[:, 0]) - 0.25, 0)
-        tubes.append(_tube(np.column_stack([rim, bend]), radius, person.glasses_colour, closed=True))
+        tubes.append(tube(np.column_stack([rim, bend]), radius, person.glasses_colour, closed=True))
         inner.append((middle[0] - sign * wide, middle[1] + 0.06, front))
         hinge = np.array(
             [middle[0] + sign * wide, middle[1] + 0.07, front - 0.22 * max(abs(middle[0]) + wide - 0.25, 0)]
@@ -79,13 +84,11 @@ def _glasses(head: Head) -> list:
         ear = head.rest[np.abs(head.heads.rest - (sign * 1.0, 7.25, 0.25)).sum(1).argmin()] + (0.02 * sign, 0.08, 0)
         bow = np.linspace(0, 1, 5)[:, None]
         tubes.append(
-            _tube(
-                hinge + bow * (ear - hinge) + (0.06 * sign, 0, 0) * np.sin(np.pi * bow), radius, person.glasses_colour
-            )
+            tube(hinge + bow * (ear - hinge) + (0.06 * sign, 0, 0) * np.sin(np.pi * bow), radius, person.glasses_colour)
         )
     arch = np.linspace(0, 1, 7)[:, None]
     bridge = inner[0] + arch * (np.array(inner[1]) - inner[0]) + (0, 0.035, 0.04) * np.sin(np.pi * arch)
-    return [*tubes, _tube(bridge, radius, person.glasses_colour)]
+    return [*tubes, tube(bridge, radius, person.glasses_colour)]
 
 
 def _earrings(head: Head, rng: np.random.Generator) -> list:
@@ -95,18 +98,20 @@ def _earrings(head: Head, rng: np.random.Generator) -> list:
         lobe = head.rest[np.abs(head.heads.rest - (sign * 0.98, 6.93, 0.33)).sum(1).argmin()]
         turn = np.linspace(0, 2 * np.pi, 14, endpoint=False)
         ring = lobe + (0, -size, 0) + size * np.column_stack([0.3 * np.sin(turn), np.cos(turn), np.sin(turn)])
-        tubes.append(_tube(ring, 0.014, colour, closed=True))
+        tubes.append(tube(ring, 0.014, colour, closed=True))
     return tubes
 
 
-def _join(tubes: list, low: float) -> Solid:
-    """Joins tubes; those above `low` turn with the head."""
-    offsets = np.cumsum([0, *(len(points) for points, *_ in tubes)])
-    points = np.concatenate([points for points, *_ in tubes])
+def join(parts: list[Part], follow: Callable[[np.ndarray], np.ndarray]) -> Solid | None:
+    """Joins parts, whose places follow the head by `follow` of their points; None if there are none."""
+    if not parts:
+        return None
+    offsets = np.cumsum([0, *(len(points) for points, *_ in parts)])
+    points = np.concatenate([points for points, *_ in parts])
     return Solid(
-        triangles=np.concatenate([t + o for (_, _, t, _), o in zip(tubes, offsets, strict=False)]).astype(np.int32),
+        triangles=np.concatenate([t + o for (_, _, t, _), o in zip(parts, offsets, strict=False)]).astype(np.int32),
         points=points.astype(np.float32),
-        normals=np.concatenate([normals for _, normals, _, _ in tubes]).astype(np.float32),
-        tint=np.concatenate([tint for *_, tint in tubes]).clip(0, 1).astype(np.float32),
-        follow=(points[:, 1] > low).astype(np.float32),
+        normals=np.concatenate([normals for _, normals, _, _ in parts]).astype(np.float32),
+        tint=np.concatenate([tint for *_, tint in parts]).clip(0, 1).astype(np.float32),
+        follow=follow(points).astype(np.float32),
     )

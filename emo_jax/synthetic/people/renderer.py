@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from emo_jax.synthetic.people import shaders
-from emo_jax.synthetic.people.geometry import Camera, Head, head_matrix, neck_weight, vertex_normals
+from emo_jax.synthetic.people.clothes import make_clothes, paint_cloth
+from emo_jax.synthetic.people.geometry import Camera, Head, follow_weight, head_matrix, neck_weight, vertex_normals
 from emo_jax.synthetic.people.hair import Strands, grow_beard, grow_hair, grow_lashes
-from emo_jax.synthetic.people.props import Solid, make_props
-from emo_jax.synthetic.people.skin import cylinder_uv, paint_cloth, paint_skin
+from emo_jax.synthetic.people.props import Solid, join, make_props
+from emo_jax.synthetic.people.skin import cylinder_uv, paint_skin
 
 SHADOW_SIZE = 384
 NEEDS = "rendered people need OpenGL: pip install moderngl (extra: people); apt-get install libegl1 libgl1-mesa-dri"
@@ -179,7 +180,11 @@ class Studio:
         self._attached = [
             _StrandBuffers(strands) for strands in (grow_beard(head), grow_lashes(head)) if strands is not None
         ]
-        self._props = self._solid(make_props(head))
+        worn = (
+            join(make_props(head), lambda points: points[:, 1] > head.pivot[1]),
+            join(make_clothes(head), follow_weight),
+        )
+        self._solids = [self._solid(solid) for solid in worn if solid is not None]
         self._skin = self._texture(paint_skin(head.person), 4)
         self._masks = self._texture(heads.masks, 4)
         self._background = self._texture(background, 3)
@@ -188,9 +193,7 @@ class Studio:
         square = context.buffer(np.array([-1, -1, 1, -1, -1, 1, 1, 1], "f4").tobytes())
         self._picture = context.vertex_array(_programs()["picture"], [(square, "2f", "corner")])
 
-    def _solid(self, solid: Solid | None) -> Any:
-        if solid is None:
-            return None
+    def _solid(self, solid: Solid) -> Any:
         context = _context()
         content = np.column_stack([solid.points, solid.normals, solid.tint, solid.follow])
         buffer, index = context.buffer(content.astype("f4").tobytes()), context.buffer(solid.triangles.tobytes())
@@ -253,8 +256,8 @@ class Studio:
             strands.drawn.render()
         self._body.render()
         self._eyes.render()
-        if self._props is not None:
-            self._props.render()
+        for solid in self._solids:
+            solid.render()
         for kind, mouth in enumerate(self._mouth):
             _programs()["mouth"]["kind"].value = kind
             mouth.render()
@@ -291,7 +294,7 @@ class Studio:
         head, person, light = self.head, self.head.person, self.light
         key = np.array(light.key_dir) / np.linalg.norm(light.key_dir)
         fill = np.array(light.fill_dir) / np.linalg.norm(light.fill_dir)
-        neckline = {"crew": 5.42, "v-neck": 5.36, "collar": 5.5, "turtle": 5.78, "jacket": 5.45}[person.clothes]
+        neckline = {"crew": 5.48, "v-neck": 5.42, "collar": 5.55, "scarf": 5.5}.get(person.clothes, 5.6)
         values = {
             "pivot": head.pivot,
             "centre": head.centre,
@@ -318,7 +321,7 @@ class Studio:
             "noise_map": 5,
             "cloth_gap": 0.05,
             "neckline": neckline,
-            "neck_v": 0.45 if person.clothes in ("v-neck", "jacket") else 0.0,
+            "neck_v": {"v-neck": 0.45, "collar": 0.2}.get(person.clothes, 0.0),
             **values,
         }
         for name in ("mesh shadow", "strand shadow") if shadowed else ("body", "eye", "mouth", "strand", "solid"):

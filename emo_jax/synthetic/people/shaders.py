@@ -9,8 +9,9 @@ float lit(vec3 p, vec3 n) {
 }
 vec3 wrap(float d, vec3 soft) { return clamp((vec3(d) + soft) / (1. + soft), 0., 1.); }
 vec3 steps(vec3 v) { return mix(v, smoothstep(.25, .31, v) * .6 + smoothstep(.74, .78, v) * .2 + .2, toon); }
-vec3 finish(vec3 c) { return sqrt(clamp(c, 0., 1.));
-    }  // a display gamma of 2: a square root is much cheaper than a power
+vec3 finish(vec3 c) {  // highlights roll off; a display gamma of 2: a square root is much cheaper than a power
+  return sqrt(clamp(1.35 * c / (1. + .45 * c), 0., 1.));
+}
 vec3 to_linear(vec3 c) { return c * c; }
 """
 
@@ -28,8 +29,8 @@ in vec3 pos, nor, rest; in vec2 uv, skin_uv; in float follow, shade;
 out vec3 p, n, q, local; out vec2 t, s; out float ao, under;
 void main() {
   q = rest; t = uv; s = skin_uv; ao = shade; local = pos;
-  under = neckline - neck_v * max(0., rest.z - abs(rest.x) * 2. + .1) - rest.y + .6
-    * (length(vec2(rest.x, rest.z - .1)) - .75);
+  under = neckline - neck_v * max(0., rest.z - abs(rest.x) * 2. + .1) - rest.y
+    + length(vec2(rest.x, rest.z - .1)) - .75;
   p = place(pos + nor * cloth_gap * smoothstep(0., .06, under), follow);
   n = mix(nor, turn * nor, follow); gl_Position = project * vec4(p, 1.);
 }
@@ -132,7 +133,7 @@ void main() {
   float th = dot(T + N * (.3 * (look.y - .5)), normalize(key_dir + V));
   float sp = pow(max(0., 1. - th * th), 18.) * clamp(dot(N, key_dir) + .3, 0., 1.) * mix(.3, 1., key);
   vec3 light = steps(vec3(diff)) * key_colour + diff2 * fill_colour + mix(ground, sky, N.y * .5 + .5) * .8;
-  body = own * (.8 + .45 * (look.y - .5)) * (.75 + .5 * look.x) * light * look.z;
+  body = own * (.85 + .3 * (look.y - .5)) * (.75 + .5 * look.x) * light * look.z;
   gloss = shine * sp * (1. - toon) * key_colour * (.9 * own + .09) * look.z;
   x = across; strand = look.y * 17.3;
   p += normalize(cross(T, CAMERA - p) + 1e-5) * width * across; gl_Position = project * vec4(p, 1.);
@@ -144,7 +145,7 @@ STRAND_FRAGMENT = """#version 330
 in vec3 body, gloss; in float x, strand; out vec4 o;
 void main() {
   float fine = abs(fract(x * 1.3 + strand) * 2. - 1.);  // single hairs of a ribbon
-  o = vec4(sqrt(clamp(body * (.66 + .68 * fine) + gloss * (.4 + 1.2 * fine), 0., 1.)), 1.);
+  o = vec4(sqrt(clamp(body * (.84 + .32 * fine) + gloss * (.7 + .6 * fine), 0., 1.)), 1.);
 }
 """
 

@@ -32,8 +32,8 @@ def paint_skin(person: Person) -> np.ndarray:
     rng = np.random.default_rng([person.seed, 12])
     x, y, front = _grid()
     mottle = 0.5 * _noise(rng, 10) + 0.3 * _noise(rng, 40) + 0.2 * _noise(rng, 160)
-    colour = person.skin.astype(np.float32) * (1 + 0.055 * mottle[..., None])
-    colour *= 1 + 0.028 * _noise(rng, 400)[..., None] * (0.5 + person.age)
+    colour = person.skin.astype(np.float32) * (1 + 0.014 * mottle[..., None])
+    colour *= 1 + 0.012 * _noise(rng, 400)[..., None] * (0.4 + person.age)
     _blush(colour, person, rng, x, y, front)
     _spots(colour, person, rng)
     _wrinkles(colour, person, rng, front)
@@ -92,13 +92,13 @@ def _blush(colour, person, rng, x, y, front) -> None:
     ruddy = rng.uniform(0.3, 1.0)
     side = np.abs(x)
     cheeks = _bump(side, y, 0.5, 6.95, 0.28, 0.22) * front
-    _tint(colour, cheeks * ruddy, (1.03, 0.9, 0.9))
-    _tint(colour, _bump(side, y, 0.0, 6.93, 0.16, 0.16) * front * ruddy, (1.04, 0.86, 0.85))
-    _tint(colour, _bump(side, y, 1.05, 7.1, 0.12, 0.3) * ruddy, (1.05, 0.84, 0.82))
+    _tint(colour, cheeks * ruddy, (1.02, 0.94, 0.94))
+    _tint(colour, _bump(side, y, 0.0, 6.93, 0.16, 0.16) * front * ruddy, (1.02, 0.93, 0.92))
+    _tint(colour, _bump(side, y, 1.05, 7.1, 0.12, 0.3) * ruddy, (1.03, 0.89, 0.88))
     sockets = _bump(side, y, EYE[0], EYE[1] + 0.02, 0.25, 0.15) * front
-    _tint(colour, sockets * rng.uniform(0.3, 1.0), (0.86, 0.79, 0.79))
+    _tint(colour, sockets * rng.uniform(0.2, 1.0), (0.92, 0.87, 0.87))
     bags = _bump(side, y, EYE[0] - 0.02, EYE[1] - 0.16, 0.17, 0.05) * front
-    _tint(colour, bags * (0.25 + 0.75 * person.age) * rng.uniform(0, 1), (0.82, 0.75, 0.78))
+    _tint(colour, bags * (0.15 + 0.7 * person.age) * rng.uniform(0, 1), (0.87, 0.82, 0.84))
     _tint(colour, _bump(side, y, 0.07, 6.81, 0.04, 0.02) * front, (0.7, 0.55, 0.5))  # nostrils
     _tint(colour, _bump(side, y, 0.0, 6.44, 0.2, 0.05) * front, (0.88, 0.84, 0.84))  # under the lip
 
@@ -109,8 +109,8 @@ def _spots(colour, person, rng) -> None:
     for _ in range(int(500 * max(person.freckles - 0.15, 0))):
         place = _texel(rng.normal(0, 0.4), rng.normal(7.05, 0.22))
         _dot(layer, place, rng.uniform(0.8, 2.2), rng.uniform(0.1, 0.45))
-    for _ in range(rng.poisson(2 + 5 * max(person.age - 0.5, 0))):
-        _dot(layer, _texel(rng.uniform(-0.8, 0.8), rng.uniform(6.2, 8.0)), rng.uniform(1.5, 4.5), rng.uniform(0.3, 0.9))
+    for _ in range(rng.poisson(0.8 + 4 * max(person.age - 0.5, 0))):
+        _dot(layer, _texel(rng.uniform(-0.8, 0.8), rng.uniform(6.2, 8.0)), rng.uniform(1.2, 3.2), rng.uniform(0.2, 0.7))
     layer = cv2.GaussianBlur(layer, (0, 0), 1.1)
     _blend(colour, layer.clip(0, 1), person.skin * (0.5, 0.36, 0.3))
 
@@ -128,7 +128,7 @@ def _line(layer: np.ndarray, points: np.ndarray, width: int, strength: float) ->
 
 def _wrinkles(colour, person, rng, front) -> None:
     dark = np.zeros((SIZE, SIZE), np.float32)
-    fold = 0.15 + 0.85 * person.wrinkles
+    fold = 0.08 + 0.8 * person.wrinkles
     for side in (-1, 1):
         t = np.linspace(0, 1, 9)
         cheek = np.column_stack([side * (0.17 + 0.2 * t + 0.05 * np.sin(3 * t)), 6.93 - 0.33 * t])
@@ -155,15 +155,20 @@ def _wrinkles(colour, person, rng, front) -> None:
         _line(dark, np.column_stack([x, line]), 2, 0.55 * person.wrinkles * rng.uniform(0.4, 1))
     soft = cv2.GaussianBlur(dark, (0, 0), 1.6) + 0.6 * cv2.GaussianBlur(dark, (0, 0), 5)
     light = cv2.GaussianBlur(np.roll(dark, 5, 0), (0, 0), 4)
-    _tint(colour, soft.clip(0, 1) * front, (0.66, 0.55, 0.52))
+    _tint(colour, soft.clip(0, 1) * front, (0.76, 0.68, 0.66))
     _tint(colour, (0.35 * light).clip(0, 0.3) * front, (1.14, 1.12, 1.12))
 
 
 def _make_up(colour, person, rng, x, y, front) -> None:
     side, much = np.abs(x), person.make_up
     shadow = _bump(side, y, EYE[0] + 0.02, EYE[1] + 0.09, 0.2, 0.075) * front
-    _blend(colour, shadow * much * rng.uniform(0, 0.6), rng.uniform(0.15, 0.5, 3))
-    _blend(colour, _bump(side, y, 0.55, 6.98, 0.22, 0.14) * front * much * rng.uniform(0, 0.35), (0.85, 0.35, 0.38))
+    lid = person.skin * rng.uniform(0.35, 0.8) + rng.uniform(-0.04, 0.04, 3)
+    _blend(colour, shadow * much * rng.uniform(0, 0.7), lid.clip(0, 1))
+    _blend(
+        colour,
+        _bump(side, y, 0.55, 6.98, 0.22, 0.14) * front * much * rng.uniform(0, 0.3),
+        (person.skin * (1.0, 0.62, 0.64)).clip(0, 1),
+    )
     liner = np.zeros((SIZE, SIZE), np.float32)
     t = np.linspace(0, 1, 9)
     for sign in (-1, 1):
@@ -200,7 +205,7 @@ def beard_masks() -> dict[str, np.ndarray]:
 def _stubble(colour, person, rng) -> None:
     """Bluish shadow of shaven hair, dots of stubble, and a dark ground under a beard."""
     masks = beard_masks()
-    shadow = masks["full"] * (0.25 + 0.3 * rng.random())
+    shadow = masks["full"] * (0.1 + 0.25 * rng.random())
     _blend(colour, shadow * 0.5, person.skin * 0.72 + person.hair * 0.1 + (0.0, 0.01, 0.02))
     if person.beard == "none":
         return
@@ -222,7 +227,7 @@ def hairline(turn: np.ndarray, y: np.ndarray, recede: float = 0.0) -> np.ndarray
     temple = np.interp(
         turn,
         [0, 0.35, 0.62, 0.85, 1.0, 1.2, 1.45, 1.75, 2.1, np.pi],
-        [7.98, 7.99, 7.92, 7.62, 7.48, 7.4, 7.2, 6.75, 6.35, 6.25],
+        [8.04, 8.04, 7.95, 7.66, 7.48, 7.4, 7.2, 6.75, 6.35, 6.25],
     )
     back = recede * np.interp(turn, [0, 0.5, 0.9, 1.4, np.pi], [0.36, 0.55, 0.4, 0.05, 0.0])
     return y - temple - back
@@ -236,56 +241,31 @@ def _scalp(colour, person, rng) -> None:
     turn = np.interp((np.arange(SIZE) + 0.5) / SIZE * 2 - 1, 1.5 * wide - 0.5 * wide**3, wide) * np.pi
     y = TOP - (np.arange(SIZE)[:, None] + 0.5) / SIZE * (TOP - BOTTOM)
     inside = hairline(turn[None], y + 0 * turn, 1.0 if person.hair_style == "receding" else 0.0)
-    edge = inside + 0.03 * _noise(rng, 200) + 0.04 * _noise(rng, 20)
+    edge = inside - 0.05 + 0.03 * _noise(rng, 200) + 0.03 * _noise(rng, 20)
     fuzz = 0.85 + 0.1 * _noise(rng, 500)
     dense = {"bald": 0.3, "buzz": 0.8, "receding": 0.8}.get(person.hair_style, 0.95)
-    _blend(colour, (np.clip(edge / 0.16, 0, 1) * fuzz * dense).clip(0, 1).astype(np.float32), person.hair * 0.75)
+    _blend(colour, (np.clip(edge / 0.24, 0, 1) * fuzz * dense).clip(0, 1).astype(np.float32), person.hair * 0.75)
 
 
 def _brows(colour, person, rng) -> None:
-    """Single hairs along an arc above each eye."""
+    """Single hairs along an arch above each eye: dense in the middle, thin at the tail, loose at the inner end."""
     layer = np.zeros((SIZE, SIZE), np.float32)
-    thick = 0.025 + 0.055 * person.brows
-    arch, lift, tilt = rng.uniform(1.2, 3.2), rng.normal(0, 0.02), rng.normal(-0.02, 0.05)
+    thick = 0.016 + 0.034 * person.brows
+    arch = rng.uniform(0.01, 0.035) + 0.03 * (1 - person.male) * rng.random()
+    lift, tilt, peak = rng.normal(0.005, 0.012), rng.normal(0.0, 0.018), rng.uniform(0.5, 0.68)
+    start, end = -0.19 + rng.normal(0, 0.012), 0.27 + rng.normal(0, 0.015)
     for side in (-1, 1):
-        for _ in range(int(150 + 260 * person.brows)):
-            t = rng.uniform(0, 1)
-            x = -0.2 + 0.49 * t
-            width = thick * min(1.0, 0.55 + 3 * t) * (1 - 0.85 * max(t - 0.45, 0) / 0.55)
-            y = (
-                _BROW_Y
-                + lift
-                - 0.03 * arch * (t - 0.6) ** 2
-                + tilt * (t - 0.5)
-                + 0.08 * max(0.35 - t, 0)
-                + rng.uniform(-1, 1) * width
-            )
-            lean = 1.1 - 1.3 * t + rng.normal(0, 0.2)
-            reach = 0.05 + 0.03 * rng.random()
-            root = EYE + (x, y)
-            tip = root + (reach * np.cos(lean), reach * np.sin(lean) * (1 if y < _BROW_Y + lift else 0.2))
-            _line(layer, np.stack([root, tip]) * (side, 1), 1, rng.uniform(0.5, 1))
-    dark = person.hair * 0.7 if person.grey < 0.6 else person.hair * 0.8
-    paint = np.minimum(dark, person.skin * 0.75)
-    soft = cv2.GaussianBlur(layer, (0, 0), 0.7) + 0.35 * cv2.GaussianBlur(layer, (0, 0), 4)
-    _blend(colour, soft.clip(0, 0.92), paint)
-
-
-def paint_cloth(person: Person) -> np.ndarray:
-    """Returns a piece of the person's cloth that tiles, (256, 256, 3) uint8, sRGB; 4 decimetres a side."""
-    rng = np.random.default_rng([person.seed, 16])
-    row, column = np.mgrid[0:256, 0:256] / 256
-    first, second = person.clothes_colours
-    kind = rng.choice(["plain", "plain", "stripes", "bars", "check", "heather"])
-    count = int(rng.integers(6, 16))
-    waves = {
-        "stripes": np.sin(2 * np.pi * count * row) > rng.uniform(-0.3, 0.6),
-        "bars": np.sin(2 * np.pi * count * column) > rng.uniform(0.2, 0.95),
-        "check": (np.sin(2 * np.pi * count * column) > 0.3) * 0.5 + (np.sin(2 * np.pi * count * row) > 0.3) * 0.5,
-        "heather": rng.random((256, 256)) * 0.6,
-    }
-    share = np.asarray(waves.get(str(kind), 0 * row), np.float64)[..., None]
-    colour = first + share * (second - first)
-    knit = 1 + 0.05 * rng.standard_normal((256, 256, 1)) + 0.05 * np.sin(2 * np.pi * 64 * row)[..., None]
-    folds = cv2.GaussianBlur(np.tile(rng.standard_normal((256, 256)), (3, 3)), (0, 0), 18)[256:512, 256:512]
-    return ((colour * knit * (1 + 2.2 * folds[..., None])).clip(0, 1) * 255).astype(np.uint8)
+        for t in rng.beta(1.1, 1.1, int(130 + 170 * person.brows)):
+            bend = 1 - ((t - peak) / (peak if t < peak else 1 - peak)) ** 2
+            width = thick * np.interp(t, [0, 0.18, 0.5, 1], [0.75, 1.0, 0.85, 0.18])
+            across = rng.uniform(-1, 1)
+            y = _BROW_Y + lift + arch * bend + tilt * (t - 0.5) - 0.02 * t**2 + across * width
+            lean = np.interp(t, [0, 0.25, peak, 1], [1.25, 0.55, 0.15, -0.35]) - 0.35 * max(across, 0)
+            reach = (0.026 + 0.022 * rng.random()) * (0.8 + 0.5 * person.brows)
+            root = EYE + (start + (end - start) * t, y)
+            tip = root + reach * np.array([np.cos(lean), np.sin(lean)])
+            _line(layer, np.stack([root, tip]) * (side, 1), 1, rng.uniform(0.35, 0.8) * min(1.0, 0.5 + 4 * t))
+    dark = person.hair * (0.75 if person.grey < 0.6 else 0.85)
+    paint = np.minimum(dark, person.skin * 0.72)
+    soft = cv2.GaussianBlur(layer, (0, 0), 0.9) + 0.3 * cv2.GaussianBlur(layer, (0, 0), 4)
+    _blend(colour, (soft * (0.85 + 0.3 * person.brows)).clip(0, 0.85), paint)

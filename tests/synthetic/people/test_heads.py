@@ -5,6 +5,8 @@ import pytest
 
 from emo_jax.faces.rotation import rotation_matrices
 from emo_jax.synthetic.people import assets
+from emo_jax.synthetic.people.clothes import make_clothes
+from emo_jax.synthetic.people.colours import srgb_to_lab
 from emo_jax.synthetic.people.geometry import POINT_NAMES, Camera, Head, head_matrix, neck_weight, point_vertices
 from emo_jax.synthetic.people.identity import APPEARANCE_NAMES, Person
 
@@ -76,3 +78,22 @@ def test_wheel_with_other_content_raises(tmp_path, monkeypatch):
     (tmp_path / assets.WHEEL).write_bytes(b"other")
     with pytest.raises(ValueError, match="hash"):
         assets._open_wheel()
+
+
+def test_colours_of_people_are_natural():
+    people = [Person.sample(seed) for seed in range(400)]
+    hair = np.array([person.hair for person in people if person.look != "anime"])
+    assert (hair[:, 1] > 1.05 * hair[:, 0]).mean() < 0.03  # green
+    lightness, red, yellow = srgb_to_lab(np.array([person.skin for person in people])).T
+    assert 27 < lightness.min() < 36 and 66 < lightness.max() < 76
+    assert np.abs(red - 10.5).max() < 8 and 8 < yellow.mean() < 20
+    assert 0.4 < np.mean([person.male < 0.5 for person in people]) < 0.6
+
+
+def test_a_collar_lies_on_the_shoulders_of_people_of_any_height():
+    for person in (Person.sample(seed) for seed in range(60)):
+        if person.clothes == "collar" and (person.age < 0.2 or person.age > 0.6):
+            head = Head(person)
+            points, *_ = make_clothes(head)[0]
+            chin = head.rest[point_vertices()[POINT_NAMES.index("chin")], 1]
+            assert chin - 0.9 < points[:, 1].mean() < chin
