@@ -19,17 +19,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `generate` to the command line."""
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--portrait", required=True, help="image file: PNG, JPEG, WebP, ...")
-    parser.add_argument("--audio", required=True, help="file with a sound track: WAV, MP3, MP4, ...")
-    add_output(parser, "file to write: .mp4, .mov, .webm, .gif, or a folder of PNG (ends in /)", required=True)
+    parser.add_argument("--audio", help="file with a sound track: WAV, MP3, MP4, ...")
+    add_output(parser, "file to write: .mp4, .mov, .webm, .gif, or a folder of PNG (ends in /)")
     add_weights(parser)
     parser.add_argument("--steps", type=int, help="number of denoising steps")
     parser.add_argument("--solver", help="ddim or dpm++2m")
     parser.add_argument("--reference-scale", type=float, help="guidance scale of the portrait; 1 disables it")
     parser.add_argument("--audio-scale", type=float, help="guidance scale of the voice; 1 disables it")
-    parser.add_argument("--speed", type=float, help="head rotation speed in degrees per frame, about 0.2 to 2")
-    parser.add_argument("--clips", type=int, help="clips per segment; fewer start sooner and need less memory")
-    parser.add_argument("--face-box", metavar="X0,Y0,X1,Y1", help="box of the face in the portrait, in pixels")
-    parser.add_argument("--size", metavar="WIDTHxHEIGHT", help="size of the frames in pixels (default: the model's)")
+    parser.add_argument(
+        "--speed", metavar="X|CSV", help="head rotation in degrees per frame, about 0.2 to 2, or a file of time,speed"
+    )
+    parser.add_argument("--still", action="store_true", help="keep the head as still as the weights can: speed 0")
+    parser.add_argument("--clips", type=int, help="clips per segment; fewer show sooner and take less memory")
+    parser.add_argument(
+        "--face", "--face-box", metavar="N|X0,Y0,X1,Y1", help="number of the face, or its box in the portrait in pixels"
+    )
+    parser.add_argument("--preview", metavar="PNG", help="draw faces, square and mask into this file; generate nothing")
+    parser.add_argument(
+        "--size", metavar="WIDTHxHEIGHT", help="size of the generated square in pixels (default: the model's)"
+    )
+    parser.add_argument(
+        "--framing", default="portrait", help="portrait: the picture at its size; crop: the face's square"
+    )
+    parser.add_argument("--max-size", type=int, default=1080, help="limit of the video's shorter side (default: 1080)")
     parser.add_argument("--fps", type=float, help="frame rate of the file (default: the model's)")
     parser.add_argument("--codec", help="h264, hevc, av1 or vp9 (default: the format's)")
     parser.add_argument("--label", metavar="TEXT", help="notice to draw into the frames, such as AI-generated")
@@ -51,11 +63,37 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
+def parse_face(text: str | None) -> tuple[float, float, float, float] | int | None:
+    """Parses the number of a face, or a box X0,Y0,X1,Y1.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    from emo_jax.faces.boxes import parse_box
+
+    if text is None:
+        return None
+    return int(text) if text.isdecimal() else parse_box(text)
+
+
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Runs `emo generate`."""
-    from emo_jax.faces.boxes import parse_box
     from emo_jax.generation.commands import generate_file
+    from emo_jax.generation.preview import write_preview
+    from emo_jax.generation.speed import read_speed
 
+    if args.preview is not None:
+        write_preview(
+            args.preview, args.portrait, weights(args), face_box=parse_face(args.face), max_size=args.max_size
+        )
+        print(f"{args.preview}: the generated square and the mask")
+        return
+    for name in ("audio", "output"):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name} is missing; only --preview needs none")
+    if args.still and args.speed is not None:
+        raise ValueError("--still and --speed set the same; give one of them")
+    args.speed = 0.0 if args.still else None if args.speed is None else read_speed(args.speed)
     names = ("steps", "solver", "reference_scale", "audio_scale", "speed", "clips")
     generate_file(
         args.portrait,
@@ -65,7 +103,9 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
         size=None if args.size is None else parse_size(args.size),
         fps=args.fps,
         seed=args.seed,
-        face_box=None if args.face_box is None else parse_box(args.face_box),
+        face_box=parse_face(args.face),
+        framing=args.framing,
+        max_size=args.max_size,
         codec=args.codec,
         notice=args.label,
         sampling=sampling_fields(rest, **{name: getattr(args, name) for name in names}),

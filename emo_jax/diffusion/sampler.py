@@ -1,13 +1,31 @@
 """The sampler: one `lax.scan` over the denoising steps."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from emo_jax.arrays import AnyArray
 from emo_jax.diffusion.guidance import Denoiser
-from emo_jax.diffusion.schedule import Schedule, convert
+from emo_jax.diffusion.schedule import Schedule, coefficients, convert
 from emo_jax.diffusion.solvers import Solver
+
+
+class Hold(NamedTuple):
+    """Places whose clean values are known.
+
+    Attributes:
+        mask: 1 where x0 is held, 0 where it is sampled.
+        clean: the clean values; of `mask` and `clean`, axes of size 1 are repeated.
+    """
+
+    mask: Float[AnyArray, "..."]
+    clean: Float[AnyArray, "..."]
+
+    def apply(self, x0: AnyArray) -> Array:
+        """Returns x0 with the held values."""
+        return jnp.where(self.mask > 0, self.clean, x0)
 
 
 def sample(
@@ -17,6 +35,7 @@ def sample(
     x_T: Float[AnyArray, "batch ..."],
     ts: Int[AnyArray, " steps"],
     key: Key[Array, ""],
+    hold: Hold | None = None,
 ) -> Float[Array, "batch ..."]:
     """Denoises x_T along descending timesteps and returns x0, float32 (Section 4.1: DDIM, 40 steps).
 
@@ -27,6 +46,8 @@ def sample(
         x_T: noise at the first timestep.
         ts: descending timesteps.
         key: used by stochastic solvers, one key per step.
+        hold: places whose x0 is replaced in each step. The noise there stays that of x_T, so that the network sees the
+            known values at the right noise level (as in blended latent diffusion, Avrahami et al. 2023).
     """
     x_T = jnp.asarray(x_T, jnp.float32)
     ts = jnp.asarray(ts, jnp.int32)
@@ -38,6 +59,10 @@ def sample(
         t, t_next, step_key = inputs
         prediction = denoise(x, jnp.full(x.shape[:1], t))
         x0, eps = convert(schedule, prediction.astype(jnp.float32), x, t, schedule.prediction)
+        if hold is not None:
+            alpha, sigma = coefficients(schedule, t, x)
+            x0 = hold.apply(x0)
+            eps = (x - alpha * x0) / sigma
         return solver.step(state, x, x0, eps, t, t_next, step_key), None
 
     (x, _), _ = jax.lax.scan(body, (x_T, solver.init(x_T)), (ts, t_nexts, keys))

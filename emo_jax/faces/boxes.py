@@ -107,17 +107,7 @@ def crop_around(
     rows, columns = check_image(image)
     x0, y0, x1, y1 = check_box(box, rows, columns)
     height, width = size
-    if height < 1 or width < 1 or face_height <= 0:
-        raise ValueError(f"crop of {size} pixels with face_height {face_height}; expected positive numbers")
-    scale = (y1 - y0) / (face_height * height)  # image pixels per crop pixel
-    if inside:
-        face_fills_crop = max((x1 - x0) / width, (y1 - y0) / height)
-        scale = max(min(scale, columns / width, rows / height), face_fills_crop)
-    left = (x0 + x1) / 2 - centre[0] * width * scale
-    top = (y0 + y1) / 2 - centre[1] * height * scale
-    if inside:
-        left = _move_inside(left, width * scale, columns, (x0, x1))
-        top = _move_inside(top, height * scale, rows, (y0, y1))
+    left, top, scale = crop_window((rows, columns), box, size, face_height, centre, inside)
     # Only the part inside the image is resampled. The rest repeats the crop's own edge, however far it extends.
     a, b = _pixels_inside(left, scale, width, columns)
     c, d = _pixels_inside(top, scale, height, rows)
@@ -136,6 +126,37 @@ def crop_around(
         min(max((x1 - left) / scale, 0.0), float(width)),
         min(max((y1 - top) / scale, 0.0), float(height)),
     )
+
+
+def crop_window(
+    image_size: tuple[int, int],
+    box: Box,
+    size: tuple[int, int],
+    face_height: float = 0.47,
+    centre: tuple[float, float] = (0.5, 0.47),
+    inside: bool = False,
+) -> tuple[float, float, float]:
+    """Computes which part of an image `crop_around` takes; the arguments are those of that function.
+
+    Returns:
+      (left, top, scale): the corner of the window in pixels of the image, and image pixels per pixel of the crop.
+
+    Raises:
+      ValueError: if `size` or `face_height` is not positive.
+    """
+    (rows, columns), (x0, y0, x1, y1), (height, width) = image_size, box, size
+    if height < 1 or width < 1 or face_height <= 0:
+        raise ValueError(f"crop of {size} pixels with face_height {face_height}; expected positive numbers")
+    scale = (y1 - y0) / (face_height * height)
+    if inside:
+        face_fills_crop = max((x1 - x0) / width, (y1 - y0) / height)
+        scale = max(min(scale, columns / width, rows / height), face_fills_crop)
+    left = (x0 + x1) / 2 - centre[0] * width * scale
+    top = (y0 + y1) / 2 - centre[1] * height * scale
+    if inside:
+        left = _move_inside(left, width * scale, columns, (x0, x1))
+        top = _move_inside(top, height * scale, rows, (y0, y1))
+    return left, top, scale
 
 
 def mask_from_box(box: Box, height: int, width: int, pad: float = 0.0) -> np.ndarray:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.faces.boxes import check_box
-from emo_jax.generation.inputs import ASSETS, check_options, load_portrait, load_voice
+from emo_jax.generation.framing import MAX_SIZE, check_framing
+from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_portrait, load_voice
 from emo_jax.media.targets import check_target
 from emo_jax.media.timing import frame_count, require_frames
 
@@ -25,7 +26,9 @@ def generate_file(
     size: tuple[int, int] | None = None,
     fps: float | None = None,
     seed: int = 0,
-    face_box: tuple[float, float, float, float] | None = None,
+    face_box: tuple[float, float, float, float] | int | None = None,
+    framing: str = "portrait",
+    max_size: int = MAX_SIZE,
     codec: str | None = None,
     notice: str | None = None,
     sampling: dict[str, Any] | None = None,
@@ -40,7 +43,9 @@ def generate_file(
         size: (height, width) of the frames in pixels; None: the model's.
         fps: the file's frame rate, for which frames are repeated or left out; None: the model's.
         seed: the seed of the noise.
-        face_box: the face in the portrait, (x0, y0, x1, y1) in pixels; None: detect it.
+        face_box: the face in the portrait, (x0, y0, x1, y1) in pixels, or its number; None: detect it.
+        framing: "portrait" for the picture at its size, or "crop" for the square around the face.
+        max_size: limit of the shorter side of the video in pixels.
         codec: the video codec; None: the default of the file's format.
         notice: a text to draw into the frames.
         sampling: fields of the config's `sampling` to override.
@@ -50,8 +55,11 @@ def generate_file(
     """
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields, fps)
+    check_framing(framing, max_size)
     check_target(output, codec)
     image = load_portrait(portrait)
+    if isinstance(face_box, int):
+        face_box = choose_face(image, face_box, portrait)
     if face_box is not None:
         check_box(face_box, *image.shape[:2])
     voice = load_voice(audio)
@@ -74,6 +82,8 @@ def generate_file(
         notice=notice,
         seed=seed,
         face_box=face_box,
+        framing=framing,
+        max_size=max_size,
         **stream_fields,
     )
 
@@ -105,7 +115,9 @@ def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling
 
     pipe = load_pipeline(weights, None, fields)
     strip = FilmStrip(frame_count(len(voice.samples), pipe.fps))
-    write_video(path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, **stream_fields)
+    write_video(
+        path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, framing="crop", **stream_fields
+    )
     strip.save(path.with_suffix(".png"))
     print_result(f"{path.with_suffix('.png')}: a strip of its frames")
 

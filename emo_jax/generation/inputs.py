@@ -15,8 +15,10 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from emo_jax.faces.boxes import Box, check_box, crop_around, default_box, mask_from_box
+from emo_jax.faces.boxes import Box, check_box, default_box
 from emo_jax.faces.detection import find_faces
+from emo_jax.generation.framing import Placement, place
+from emo_jax.generation.speed import check_speed
 from emo_jax.media.audio import MAX_PEAK, MAX_RATE, MIN_RATE, NOTES, decode_audible_track, to_float, to_mono
 from emo_jax.media.images import from_pil, load_picture
 from emo_jax.media.loudness import audibility_warning
@@ -217,7 +219,9 @@ def check_options(
         raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2**32 - 1")
     if steps is not None and not (isinstance(steps, numbers.Integral) and int(steps) >= 1):
         raise ValueError(f"steps is {steps!r}; expected an integer of at least 1")
-    for name, value in dict(speed=speed, reference_scale=reference_scale, audio_scale=audio_scale).items():
+    if speed is not None:
+        check_speed(speed)
+    for name, value in dict(reference_scale=reference_scale, audio_scale=audio_scale).items():
         if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) >= 0):
             raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
     if fps is not None and not 1 <= exact_fps(fps) <= MAX_FPS:  # pyright: ignore[reportArgumentType]
@@ -241,39 +245,46 @@ def check_size(size: object) -> tuple[int, int]:
 def place_portrait(
     image: UInt8[np.ndarray, "rows columns 3"],
     clip: ConfigDict,
-    face_box: Box | None = None,
+    face_box: Box | int | None = None,
     name: object = "the portrait",
-) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width 1"]]:
-    """Crops a portrait so that its face is where the faces of the training clips are.
+) -> Placement:
+    """Crops a portrait around its face, see `framing.place`.
 
     The face is `face_box`, else the largest detected face, with a note on stderr if there are several, else
-    `default_box`, with a warning on stderr. The crop stays inside the image, so the face is off its training position
-    where the image does not reach far enough.
+    `default_box`, with a warning on stderr.
 
     Args:
         image: the portrait.
         clip: the config's `clip`, which holds the size of the crop and the position of the face.
-        face_box: (x0, y0, x1, y1) in pixels of the portrait, from forehead to chin.
+        face_box: (x0, y0, x1, y1) in pixels of the portrait, from forehead to chin, or the number of a detected face;
+            1 is the largest.
         name: name of the portrait in the note or warning.
 
-    Returns:
-        The crop, and the mask (0 or 1) of the region in which the face may move.
+    Raises:
+        ValueError: `face_box` is not a box inside the image, or there are fewer faces.
+    """
+    if face_box is None:
+        box = _find_face(image, name)
+    elif isinstance(face_box, int):
+        box = choose_face(image, face_box, name)
+    else:
+        box = check_box(face_box, *image.shape[:2])
+    return place(image, box, clip)
+
+
+def choose_face(image: UInt8[np.ndarray, "rows columns 3"], number: int, name: object = "the portrait") -> Box:
+    """Returns the box of a detected face by its number; 1 is the largest.
 
     Raises:
-        ValueError: `face_box` is not a box inside the image.
+        ValueError: there are fewer faces.
     """
-    box = _find_face(image, name) if face_box is None else check_box(face_box, *image.shape[:2])
-    height, width = clip.image_size
-    crop, box = crop_around(image, box, (height, width), clip.face.height, tuple(clip.face.centre), inside=True)
-    face_width, face_height = box[2] - box[0], box[3] - box[1]
-    left, top, right, bottom = clip.face.growth
-    region = (
-        box[0] - left * face_width,
-        box[1] - top * face_height,
-        box[2] + right * face_width,
-        box[3] + bottom * face_height,
-    )
-    return crop, mask_from_box(region, height, width)
+    faces = find_faces(image, tilted=True)
+    if not 1 <= number <= len(faces):
+        raise ValueError(
+            f"face is {number}, but {len(faces)} faces were found in {name}; expected a number from 1 to "
+            f"{len(faces)}, or the box X0,Y0,X1,Y1 of the face"
+        )
+    return faces[number - 1]
 
 
 def _find_face(image: UInt8[np.ndarray, "rows columns 3"], name: object) -> Box:

@@ -17,6 +17,7 @@ from emo_jax import tpu
 from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
+from emo_jax.generation.framing import MAX_SIZE, Canvas, check_framing
 from emo_jax.generation.inputs import (
     AudioLike,
     PortraitLike,
@@ -27,14 +28,35 @@ from emo_jax.generation.inputs import (
     place_portrait,
 )
 from emo_jax.generation.sampler import SAMPLING_OPTIONS, Params, VideoSampler, check_sampling, mesh_for
+from emo_jax.generation.speed import speeds_of_frames
 from emo_jax.generation.video import Video, provenance
 from emo_jax.media.loudness import normalise
-from emo_jax.media.timing import frame_count, require_frames
+from emo_jax.media.timing import require_frames
 from emo_jax.models.emo import EMO
 from emo_jax.weights.store import load_model, save_weights
 
 Callback: TypeAlias = Callable[["EmoPipeline", int, np.ndarray], None]
 """Called after each segment with the pipeline, the number of the segment and its frames."""
+
+
+class FrameStream:
+    """An iterator of the frames of a video, segment by segment: uint8 (n, height, width, 3).
+
+    Attributes:
+        size: (height, width) of the frames in pixels.
+        total: number of all frames.
+    """
+
+    def __init__(self, segments: Iterator[np.ndarray], size: tuple[int, int], total: int):
+        self._segments, self.size, self.total = segments, size, total
+
+    def __iter__(self) -> "FrameStream":
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> UInt8[np.ndarray, "frames height width 3"]:
+        """Returns the frames of the next segment."""
+        return next(self._segments)
 
 
 class EmoPipeline:
@@ -43,8 +65,8 @@ class EmoPipeline:
         pipe = EmoPipeline.from_pretrained("tiny")
         pipe("portrait.png", "voice.wav").save("out.mp4")
 
-    A program is compiled at the first use of a solver, a number of steps and a guidance mode. Other portraits, voices,
-    lengths, seeds, speeds and guidance scales reuse it.
+    A program is compiled at the first use of a solver, a number of steps, a guidance mode and a framing. Other
+    portraits, voices, lengths, seeds, speeds and guidance scales reuse it.
 
     Pipelines can be pickled. They do not work in forked processes, as JAX does not.
 
@@ -123,7 +145,7 @@ class EmoPipeline:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of the frames in pixels."""
+        """(height, width) in pixels of the frames that the networks make."""
         height, width = self.config.clip.image_size
         return height, width
 
@@ -201,9 +223,10 @@ class EmoPipeline:
         voice = load_voice(audio)
         segments = []
         stream = self.stream(portrait, voice.samples, **options)
-        total = frame_count(len(voice.samples), self.fps)
         # disable=None: no bar in files and pipes.
-        with tqdm(**{"total": total, "desc": "generate", "unit": "frame", "disable": None} | self._progress_bar) as bar:
+        with tqdm(
+            **{"total": stream.total, "desc": "generate", "unit": "frame", "disable": None} | self._progress_bar
+        ) as bar:
             for index, frames in enumerate(stream):
                 segments.append(frames)
                 bar.update(len(frames))
@@ -248,9 +271,11 @@ class EmoPipeline:
         solver: str | None = None,
         reference_scale: float | None = None,
         audio_scale: float | None = None,
-        speed: float | None = None,
-        face_box: Box | None = None,
-    ) -> Iterator[UInt8[np.ndarray, "frames height width 3"]]:
+        speed: float | np.ndarray | None = None,
+        face_box: Box | int | None = None,
+        framing: str = "portrait",
+        max_size: int = MAX_SIZE,
+    ) -> FrameStream:
         """Generates a video segment by segment, in memory that does not grow with its length.
 
         Validates eagerly: raises on call, not when the first segment is requested.
@@ -263,12 +288,15 @@ class EmoPipeline:
             solver: "ddim" or "dpm++2m".
             reference_scale: guidance towards the portrait. Set both scales to 1 to disable guidance.
             audio_scale: guidance towards the voice.
-            speed: head rotation speed in degrees per frame, for all frames.
-            face_box: (x0, y0, x1, y1) of the face in pixels of the portrait, forehead to chin; None to detect it.
+            speed: head rotation speed in degrees per frame; or a curve, pairs of a time in seconds and a speed.
+            face_box: (x0, y0, x1, y1) of the face in pixels of the portrait, forehead to chin; or the number of a
+                detected face, the largest first; None for the largest.
+            framing: "portrait" pastes the generated frames back into the portrait; "crop" returns them as they are.
+            max_size: limit of the shorter side of the frames in pixels, for the framing "portrait".
 
         Returns:
-            An iterator of the segments' frames, ceil(seconds * fps) frames together. It raises FloatingPointError if
-            the latents of a segment are not finite or implausibly large.
+            An iterator of the segments' frames, ceil(seconds * fps) frames together, with their size. It raises
+            FloatingPointError if the latents of a segment are not finite or implausibly large.
 
         Raises:
             ValueError: an input cannot be used.
@@ -277,18 +305,30 @@ class EmoPipeline:
         _check_process()
         image = load_portrait(portrait)
         samples = load_voice(audio).samples
-        require_frames(samples, self.fps)
+        total = require_frames(samples, self.fps)
+        check_framing(framing, max_size)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
-        crop, mask = place_portrait(image, self.config.clip, face_box, name)
+        placement = place_portrait(image, self.config.clip, face_box, name)
+        latent_size = self._emo.latent_shape[:2]
+        canvas = Canvas(image, placement, latent_size, max_size) if framing == "portrait" else None
         sampler, scales = self._sampler(steps, solver, reference_scale, audio_scale)
         segments = sampler.stream(
-            crop[None], mask[None], normalise(samples)[None], speed=speed, scales=scales, key=jax.random.key(seed)
+            placement.crop[None],
+            placement.mask[None],
+            normalise(samples)[None],
+            speed=None if speed is None else _per_video(speeds_of_frames(speed, total, self.fps)),
+            scales=scales,
+            key=jax.random.key(seed),
+            hold=None if canvas is None else canvas.hold[None],
         )
-        return (_check_frames(frames[0], index) for index, frames in enumerate(segments))
+        checked = (_check_frames(frames[0], index) for index, frames in enumerate(segments))
+        if canvas is None:
+            return FrameStream(checked, self.size, total)
+        return FrameStream(map(canvas.paste, checked), canvas.size, total)
 
     def compilations(self) -> int:
-        """Returns how many programs have been compiled: one per solver, number of steps and guidance mode used."""
+        """Returns how many programs have been compiled: one per solver, steps, guidance mode and framing used."""
         return sum(sampler.compilations() for sampler in self._samplers.values())
 
     def _sampler(
@@ -322,6 +362,11 @@ def _check_process() -> None:
             f"process {os.getpid()} was forked from {_process}, which has used an EmoPipeline, and JAX does not work "
             "after a fork; start processes by multiprocessing.get_context('spawn')"
         )
+
+
+def _per_video(speed: float | np.ndarray) -> float | np.ndarray:
+    """Adds the axis of the batch to speeds of frames."""
+    return speed if np.ndim(speed) == 0 else np.asarray(speed)[None]
 
 
 def _check_frames(frames: np.ndarray, segment: int) -> np.ndarray:

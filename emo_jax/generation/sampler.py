@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
 from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
-from emo_jax.diffusion.sampler import sample
+from emo_jax.diffusion.sampler import Hold, sample
 from emo_jax.diffusion.schedule import make_schedule, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
@@ -136,6 +136,7 @@ class VideoSampler:
         speed: Any = None,
         scales: Scales | None = None,
         key: Key[Array, ""],
+        hold: Float[Array, "batch latent_height latent_width 1"] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "batch frames height width 3"]]:
         """Yields the frames of one segment at a time, while the next segment is computed.
 
@@ -143,9 +144,12 @@ class VideoSampler:
             references: the portraits.
             masks: regions in which the faces may move (1), as the Face Locator takes them.
             audio: sound at 16 kHz, levelled as in training.
-            speed: head rotation speed in degrees per frame, a number or (batch,); None for the config's.
+            speed: head rotation speed in degrees per frame, a number, (batch,) or (batch, frames); None for
+                the config's.
             scales: guidance scales of the same guidance mode as the config's; None for the config's.
             key: the random key; equal keys and inputs give equal frames.
+            hold: 1 at the latents that stay those of the portrait in every frame, else 0; None holds none, in a program
+                without this step.
 
         Yields:
             Frames; the segments have ceil(seconds * fps) frames together.
@@ -157,22 +161,23 @@ class VideoSampler:
         clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
         batch, per_segment = len(references), self.frames_per_segment
         window_frames = per_segment + 2 * clip.audio_window
-        speed = self.config.speed if speed is None else speed
-        speeds = np.broadcast_to(np.asarray(speed, np.float32).reshape(-1, 1), (batch, window_frames))
+        speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
+        speeds = np.broadcast_to(speed if speed.ndim == 2 else speed.reshape(-1, 1), (batch, count))
         scales = self._check_scales(scales)
-        constants = self._prepare(self.params, references, masks)
+        constants, held = self._prepare(self.params, references, masks, hold)
         carry = self._replicate(first_carry(batch, clip.motion_frames, self.emo.latent_shape))
         audio_window = self._audio_windows(audio)
         pending = statistics = None
         for index in range(segments(count, clip.frames, self.config.clips).count):
             first = index * per_segment
             window = audio_window(first - clip.audio_window, window_frames)
-            inputs = (window, speeds, key, np.int32(index * self.config.clips))
-            carry, latents = self._segment(self.params, constants, carry, inputs, scales)
+            places = np.clip(np.arange(window_frames) + first - clip.audio_window, 0, count - 1)
+            inputs = (window, speeds[:, places], key, np.int32(index * self.config.clips))
+            carry, latents = self._segment(self.params, constants, carry, inputs, scales, held)
             if self._hold_colors and statistics is None:
                 statistics = self._statistics(latents)
             elif self._hold_colors:
-                carry, latents = self._match(carry, latents, statistics)
+                carry, latents = self._match(carry, latents, statistics, held)
             frames = self._decode(self.params, latents)[:, : min(per_segment, count - first)]
             if pending is not None:
                 yield _checked_frames(*pending)
@@ -205,16 +210,25 @@ class VideoSampler:
             )
         return np.float32(reference), np.float32(audio)
 
-    def _prepare_fn(self, params: Params, references: Array, masks: Array) -> Conditions:
-        """Computes the conditions that are constant over the video: reference features and the Face Locator's map."""
+    def _prepare_fn(
+        self, params: Params, references: Array, masks: Array, hold: Array | None
+    ) -> tuple[Conditions, Hold | None]:
+        """Computes what is constant over the video: reference features, the Face Locator's map, and held latents."""
         uses_reference = self.emo.config.model.reference_attention != "off"
-        reference = self.emo.encode(params, references)[:, None] if uses_reference else None
+        latents = self.emo.encode(params, references)[:, None] if uses_reference or hold is not None else None
+        held = None
+        if hold is not None:
+            assert latents is not None
+            held = Hold(jnp.asarray(hold, jnp.float32)[:, None], latents)
+        reference = latents if uses_reference else None
         conditions = self.emo.conditions(params, reference=reference, mask=masks)
         if "locator" in self.off and conditions.location is not None:
             conditions = dataclasses.replace(conditions, location=jnp.zeros_like(conditions.location))
-        return conditions
+        return conditions, held
 
-    def _segment_fn(self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales) -> tuple[Any, Any]:
+    def _segment_fn(
+        self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales, held: Hold | None
+    ) -> tuple[Any, Any]:
         """Samples K clips; returns the carry and latents (K, B, f, h, w, c)."""
         window, speed, key, first_clip = inputs
         clip, clips = self.emo.config.clip, self.config.clips
@@ -224,9 +238,9 @@ class VideoSampler:
             _clip_windows(speed, clips, clip.frames, clip.audio_window),
             clip_keys(key, first_clip, clips),
         )
-        return scan_clips(functools.partial(self._clip, params, constants, scales), carry, per_clip)
+        return scan_clips(functools.partial(self._clip, params, constants, scales, held), carry, per_clip)
 
-    def _clip(self, params: Params, constants: Any, scales: Scales, carry: Any, inputs: Any) -> Any:
+    def _clip(self, params: Params, constants: Any, scales: Scales, held: Hold | None, carry: Any, inputs: Any) -> Any:
         """Samples one clip; returns latents (B, f, h, w, c)."""
         (motion, has_motion), (audio_features, speed, key) = carry, inputs
         emo, batch = self.emo, motion.shape[0]
@@ -245,7 +259,7 @@ class VideoSampler:
         noise_key, solver_key = jax.random.split(key)
         noise = jax.random.normal(noise_key, (batch, emo.config.clip.frames, *emo.latent_shape))
         guided = guided_denoiser(emo, params, conditions, self.mode, scales, **self._guidance)
-        return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key)
+        return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held)
 
     def _decode_fn(self, params: Params, latents: Array) -> Any:
         """Decodes latents (K, B, f, h, w, c) to uint8 frames (B, K * f, H, W, 3), a group of frames at a time."""
@@ -267,7 +281,7 @@ def channel_statistics(
     return jnp.mean(latents, axes, keepdims=True), jnp.std(latents, axes, keepdims=True)
 
 
-def _match_colors(carry: Any, latents: Array, statistics: tuple[Array, Array]) -> tuple[Any, Array]:
+def _match_colors(carry: Any, latents: Array, statistics: tuple[Array, Array], held: Hold | None) -> tuple[Any, Array]:
     """Gives the latents of a segment the channel statistics of another; the next motion frames change with them.
 
     Colours of long videos drift, because each segment starts from generated motion frames and repeats their error.
@@ -275,6 +289,7 @@ def _match_colors(carry: Any, latents: Array, statistics: tuple[Array, Array]) -
     motion, has_motion = carry
     mean, deviation = channel_statistics(latents)
     matched = (latents - mean) * (statistics[1] / jnp.maximum(deviation, 1e-6)) + statistics[0]
+    matched = matched if held is None else held.apply(matched)
     frames, n = latents.shape[2], motion.shape[1]
     return (matched[-1, :, frames - n :].astype(motion.dtype), has_motion), matched
 

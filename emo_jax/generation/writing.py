@@ -88,10 +88,11 @@ def write_video(
     """
     fps = pipe.fps if fps is None else fps
     total = require_frames(voice.samples, fps)
-    segments = convert_frame_rate(pipe.stream(portrait, voice.samples, **options), pipe.fps, fps, total)
-    overlay = None if notice is None else Notice(notice, pipe.size)
+    stream = pipe.stream(portrait, voice.samples, **options)
+    segments = convert_frame_rate(stream, pipe.fps, fps, total)
+    overlay = None if notice is None else Notice(notice, stream.size)
     metadata = {"comment": provenance(pipe.name, options.get("seed", 0))}
-    writer = open_writer(path, pipe.size, fps, voice.track, codec=codec, metadata=metadata)
+    writer = open_writer(path, stream.size, fps, voice.track, codec=codec, metadata=metadata)
     print(f"{label}: generating {total} frames", file=sys.stderr)
     progress = Progress(total, label, "frame")
     with writer, progress, watch_compilation(lambda: progress.say(f"{label}: compiling")):

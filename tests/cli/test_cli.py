@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from emo_jax.cli import main as cli
-from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.pipeline import EmoPipeline, FrameStream
 from emo_jax.media.video import probe
 from emo_jax.synthetic.assets import ASSETS, make_assets
 from tests.cli.calls import check_one_line_error, generate
@@ -145,7 +145,7 @@ def test_no_file_is_left_after_a_failure(inputs, loaded, monkeypatch, tmp_path, 
             signal.raise_signal(failure)
         raise failure
 
-    monkeypatch.setattr(EmoPipeline, "stream", broken)
+    monkeypatch.setattr(EmoPipeline, "stream", lambda *a, **o: FrameStream(broken(*a, **o), (64, 64), 15))
     assert generate(inputs, tmp_path / "out.mp4") == status
     assert capsys.readouterr().err.splitlines()[-1] == f"emo generate: {message}"
     assert list(tmp_path.iterdir()) == []
@@ -231,7 +231,7 @@ def test_out_of_device_memory_is_reported_on_one_line(inputs, loaded, monkeypatc
 
     import jax
 
-    monkeypatch.setattr(EmoPipeline, "stream", stream)
+    monkeypatch.setattr(EmoPipeline, "stream", lambda *a, **o: FrameStream(stream(*a, **o), (64, 64), 15))
     assert generate(inputs, tmp_path / "out.mp4") == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("emo generate: ") and "RESOURCE_EXHAUSTED" in message and "--clips" in message

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emo_jax.diffusion.sampler import sample
+from emo_jax.diffusion.sampler import Hold, sample
 from emo_jax.diffusion.schedule import coefficients, timesteps
 from emo_jax.diffusion.solvers import ddim, make_solver
 
@@ -123,3 +123,23 @@ def test_unknown_solver_or_option_raises(schedule, arguments):
     name, *rest = arguments
     with pytest.raises(ValueError, match="expected"):
         make_solver(name, schedule(), *rest)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
+def test_held_places_end_at_their_values_and_others_are_unchanged(schedule, name):
+    s = schedule(zero_terminal_snr=False, prediction="v")
+    x_T, mask = jnp.linspace(-2, 2, 8).reshape(2, 4), jnp.array([[1.0, 0, 0, 1]])
+    seen = []
+
+    def watched(x, t):
+        jax.debug.callback(lambda *values: seen.append(values), x, t, ordered=True)
+        return denoiser(s, "v")(x, t)
+
+    arguments = (s, make_solver(name, s), x_T, timesteps(s, 10, "trailing"), jax.random.key(0))
+    free, held = sample(denoiser(s, "v"), *arguments), sample(watched, *arguments, Hold(mask, jnp.full((1, 4), 3.0)))
+    np.testing.assert_allclose(held[:, [0, 3]], 3.0, atol=1e-4)
+    np.testing.assert_allclose(held[:, [1, 2]], free[:, [1, 2]], atol=1e-4)
+    jax.effects_barrier()
+    for x, t in seen[1:]:  # the noise level of held places falls with the timestep, around their value
+        alpha, sigma = coefficients(s, t, x)
+        assert np.abs((x - 3.0 * alpha) / sigma)[:, [0, 3]].max() < 3

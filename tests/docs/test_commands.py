@@ -118,4 +118,4 @@ def test_python_example_of_the_readme_runs(pipeline, workplace, monkeypatch, cap
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     exec(compile(example, "README.md", "exec"), {})
-    assert (workplace / "me.mp4").is_file() and "64, 64, 3)" in capsys.readouterr().out
+    assert (workplace / "me.mp4").is_file() and "256, 256, 3)" in capsys.readouterr().out

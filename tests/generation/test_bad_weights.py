@@ -21,7 +21,7 @@ def test_weights_that_are_not_finite_raise_before_the_first_frames(pipeline, par
     for value in (np.nan, np.inf):
         broken = EmoPipeline(pipeline._emo, scaled(pipeline.params, part, value))
         with pytest.raises(FloatingPointError, match="segment 0"):
-            next(broken.stream(random_portrait(), random_voice(640), face_box=BOX))
+            next(broken.stream(random_portrait(), random_voice(640), face_box=BOX, framing="crop"))
 
 
 def test_frames_of_one_colour_raise(pipeline):
@@ -34,7 +34,7 @@ def test_frames_of_one_colour_raise(pipeline):
     }
     broken = EmoPipeline(pipeline._emo, {**pipeline.params, "vae": vae})
     with pytest.raises(FloatingPointError, match="segment 0"):
-        next(broken.stream(random_portrait(), random_voice(640), face_box=BOX))
+        next(broken.stream(random_portrait(), random_voice(640), face_box=BOX, framing="crop"))
 
 
 @pytest.mark.parametrize("latents", [np.full((2, 1, 4, 16, 16, 4), np.nan), np.full((1, 1, 4, 8, 8, 4), -np.inf)])
@@ -52,7 +52,7 @@ def test_latents_of_any_size_are_checked_in_full(pipeline, latents):
 def test_extreme_guidance_scales_raise_before_the_first_frames(pipeline, scale):
     for name in ("reference_scale", "audio_scale"):
         with pytest.raises(FloatingPointError, match="segment 0"):
-            next(pipeline.stream(random_portrait(), random_voice(640), face_box=BOX, **{name: scale}))
+            next(pipeline.stream(random_portrait(), random_voice(640), face_box=BOX, framing="crop", **{name: scale}))
 
 
 @pytest.mark.parametrize(("part", "factor"), [("vae", np.nan), ("vae", 0.0), ("backbone", 0.0)])

@@ -184,7 +184,7 @@ def test_config_places_faces_as_the_rendered_clips_do():
 
 def test_detected_face_is_placed_as_in_training(capsys):
     image = load_portrait(ASSETS / "portrait.png")
-    crop, mask = place_portrait(image, CLIP)
+    crop, mask, *_ = place_portrait(image, CLIP)
     assert capsys.readouterr().err == ""
     assert crop.shape == (128, 128, 3) and mask.shape == (128, 128, 1) and set(np.unique(mask)) == {0, 1}
     truth = face_box(Identity.sample(PERSON), State(), SIDE)
@@ -198,7 +198,7 @@ def test_detected_face_is_placed_as_in_training(capsys):
 
 
 def test_undetected_face_warns_in_one_line_with_the_assumed_box(capsys):
-    crop, mask = place_portrait(np.full((300, 200, 3), 90, np.uint8), CLIP, name="wall.png")
+    crop, mask = place_portrait(np.full((300, 200, 3), 90, np.uint8), CLIP, name="wall.png")[:2]
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "wall.png" in warning and "67,93,133,177" in warning
     assert crop.shape == (128, 128, 3) and 0 < mask.sum() < 128 * 128
@@ -217,7 +217,7 @@ def test_several_faces_are_named_with_the_boxes_of_the_others(capsys):
     image = load_portrait(ASSETS / "portrait.png")
     small = np.asarray(Image.fromarray(image).resize([3 * side // 4 for side in image.shape[1::-1]]))
     two = np.concatenate([image, np.pad(small, ((0, len(image) - len(small)), (0, 0), (0, 0)), mode="edge")], axis=1)
-    crop, _ = place_portrait(two, CLIP, name="two.png")
+    crop, *_ = place_portrait(two, CLIP, name="two.png")
     note = capsys.readouterr().err
     assert note.count("\n") == 1 and "two.png" in note and "2 faces" in note
     used, other = (tuple(map(float, box.split(","))) for box in re.findall(r"\d+,\d+,\d+,\d+", note))
