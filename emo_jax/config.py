@@ -133,11 +133,6 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=1)
 
 
-def from_json(text: str) -> ConfigDict:
-    """Returns the config of JSON text, locked: it accepts no new fields."""
-    return ConfigDict(json.loads(text)).lock()
-
-
 def _join_values(arguments: list[str]) -> list[str]:
     """Rewrites ["--config", "tiny"] as ["--config=tiny"]."""
     joined, rest = [], iter(arguments)

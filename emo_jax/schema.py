@@ -61,11 +61,13 @@ def integer_text(low: int, high: int) -> Schema:
     return _matches(valid, f"an integer from {low} to {high} as a string")
 
 
-def number(low: float, high: float) -> Schema:
-    """Accepts finite numbers in [low, high]."""
+def number(low: float, high: float, nan: bool = False) -> Schema:
+    """Accepts finite numbers in [low, high], and NaN if `nan` says so."""
 
     def valid(value: Any) -> bool:
-        return type(value) in (int, float) and low <= value <= high and math.isfinite(value)
+        if type(value) not in (int, float):
+            return False
+        return (low <= value <= high and math.isfinite(value)) or (nan and math.isnan(value))
 
     return _matches(valid, f"a number from {low:g} to {high:g}")
 
@@ -85,12 +87,26 @@ def anything() -> Schema:
     return lambda value, name: None
 
 
-def array(schema: Schema, length: int | None = None) -> Schema:
-    """Accepts lists of valid values, of a given length if that is not None."""
+def either(first: Schema, second: Schema) -> Schema:
+    """Accepts what one of two schemas accepts; the error is that of the second."""
 
     def check(value: Any, name: str) -> None:
-        if not isinstance(value, list) or length not in (None, len(value)):
-            raise _error(name, value, "a list" if length is None else f"a list of {length} values")
+        try:
+            first(value, name)
+        except ValueError:
+            second(value, name)
+
+    return check
+
+
+def array(schema: Schema, length: int | tuple[int, int] | None = None) -> Schema:
+    """Accepts lists of valid values, of a given length, or of a length in (low, high), if that is not None."""
+    low, high = length if isinstance(length, tuple) else (length, length)
+    size = "" if low is None else f" of {low} values" if low == high else f" of {low} to {high} values"
+
+    def check(value: Any, name: str) -> None:
+        if not isinstance(value, list) or not (low or 0) <= len(value) <= (len(value) if high is None else high):
+            raise _error(name, value, f"a list{size}")
         try:
             for item in value:
                 schema(item, name)

@@ -66,3 +66,19 @@ def test_first_difference():
     assert schema.first_difference(dict(a=dict(b=[1], c=2, d=0)), expected) is None
     assert schema.first_difference(dict(a=dict(b=[1])), expected) == "a.c is missing"
     assert "a.b is [2]; expected [1]" in schema.first_difference(dict(a=dict(b=[2], c=2)), expected)
+
+
+def test_numbers_may_be_nan_where_the_schema_says_so():
+    schema.number(0, 1, nan=True)(float("nan"), "x")
+    for value in (float("inf"), 2, "nan"):
+        with pytest.raises(ValueError, match="x is"):
+            schema.number(0, 1, nan=True)(value, "x")
+
+
+def test_lists_have_bounds_and_values_have_alternatives():
+    check = schema.array(schema.either(schema.boolean(), schema.integer(0, 9)), (1, 2))
+    for value in ([True], [3, False]):
+        check(value, "x")
+    for value, field in (([], "x is"), ([1, 2, 3], "x is"), ([10], r"x\[0\] is 10"), (["a"], r"x\[0\]"), (1, "x is 1")):
+        with pytest.raises(ValueError, match=field):
+            check(value, "x")

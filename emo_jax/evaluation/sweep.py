@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emo_jax import schema
 from emo_jax.config import locate
 from emo_jax.files import atomic_write, write_text
 from emo_jax.tables import format_table
@@ -20,6 +21,8 @@ from emo_jax.training.stages import get_stage
 
 FINISHED = "evaluation/report.json"
 """The last file that a point writes; it appears only once it is complete."""
+_ROW = schema.fields({"property": schema.text(), "value": schema.number(-1e300, 1e300, nan=True)}, extra=True)
+_RESULT = schema.fields({"rows": schema.array(_ROW)}, extra=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _claim(folder, sweep, steps):
     settings = json.loads(json.dumps(settings))
     file = folder / "point.json"
     if file.exists():
-        if json.loads(file.read_text()) != settings:
+        if schema.read_json(file, schema.anything()) != settings:
             raise ValueError(
                 f"{folder} was started with other settings ({file}); choose another --output, or delete it"
             )
@@ -264,7 +267,7 @@ def compare(sweep: Sweep, output: Path) -> str:
     found = {}
     for name in sweep.points:
         if (output / name / FINISHED).exists():
-            rows = json.loads((output / name / FINISHED).read_text())["rows"]
+            rows = schema.read_json(output / name / FINISHED, _RESULT)["rows"]
             found[name] = {row["property"]: row["value"] for row in rows}
     measures = list(dict.fromkeys(measure for values in found.values() for measure in values))
     fields = list(dict.fromkeys(field for overrides in sweep.points.values() for field in overrides))

@@ -19,6 +19,7 @@ from emo_jax.models import audio_encoder
 from emo_jax.models.audio_projector import AudioProjector
 from emo_jax.models.checks import check_audio_layers, check_model
 from emo_jax.models.conditions import Conditions, Features, mask_features
+from emo_jax.models.config_schema import check_fields
 from emo_jax.models.face_locator import FaceLocator
 from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, Declaration, declarations
 from emo_jax.models.placement import part_variables
@@ -314,6 +315,7 @@ def build(config: ConfigDict) -> EMO:
     Raises:
         ValueError: sizes or modes that do not fit together; the message names the field to change.
     """
+    check_fields(config)
     config = FrozenConfigDict(config)
     model, clip = config.model, config.clip
     vae_fields = {k: _hashable(v) for k, v in model.vae.items()}

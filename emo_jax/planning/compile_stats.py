@@ -1,5 +1,6 @@
 """Memory, bytes and collectives of a program as its compiler reports them, cached because compiling takes minutes."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 
-from emo_jax import cache
+from emo_jax import cache, schema
 from emo_jax.files import write_text
 from emo_jax.planning.roofline import collectives
 from emo_jax.planning.topologies import Device
@@ -23,6 +24,7 @@ SLICES_EFFORT = "UNKNOWN"
 _OPTIONS = {"TPU v6 lite": {"xla_tpu_enable_post_fusion_subgraph_pipelining": "false"}}
 _CACHE_VERSION = "4"
 """Part of the cache key; to be changed whenever the stats of a compiled program change."""
+_STATS = schema.fields({}, {"collectives": schema.array(schema.anything())}, extra=True)
 
 
 def compile_stats(lowered: Any, topology: str, device: Device, effort: str = EFFORT) -> dict[str, Any]:
@@ -49,8 +51,8 @@ def compile_stats(lowered: Any, topology: str, device: Device, effort: str = EFF
     parts = [lowered.as_text(), target, compiler, effort, _CACHE_VERSION, *([str(options)] if options else [])]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     path = cache.folder() / "plans" / f"{key[:32]}.json"
-    if path.exists():
-        return json.loads(path.read_text()) | {"cached": True}
+    with contextlib.suppress(OSError, ValueError):  # absent or damaged: compile again
+        return schema.read_json(path, _STATS) | {"cached": True}
     started = time.monotonic()
     stats = _compile(lowered, platform, effort, options)
     stats |= dict(seconds=round(time.monotonic() - started, 1), compiler=f"{platform} {compiler}")

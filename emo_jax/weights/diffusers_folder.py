@@ -20,8 +20,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
+from emo_jax import schema
+from emo_jax.models.config_schema import config_from_fields, config_schema
 from emo_jax.weights import names
-from emo_jax.weights.files import load_tensors, save_tensors
+from emo_jax.weights.files import SCALE, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from diffusers.configuration_utils import ConfigMixin
@@ -97,10 +99,8 @@ def load(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, np.ndarray]]:
                 path, value = names.to_path(key, array)
                 flat[f"{branch}/{path}"] = np.ascontiguousarray(value)
     if (folder / "vae").is_dir():
-        factor = _read_json(folder / "vae" / "config.json").get("scaling_factor")
-        if not isinstance(factor, float):
-            raise ValueError(f"{folder}/vae/config.json: scaling_factor is {factor!r}; expected a number")
-        flat["vae/scaling_factor"] = np.float32(factor)
+        fields = schema.read_json(folder / "vae" / "config.json", schema.fields({"scaling_factor": SCALE}, extra=True))
+        flat["vae/scaling_factor"] = np.float32(fields["scaling_factor"])
     if (folder / "audio_encoder").is_dir():
         from emo_jax.weights.wav2vec2 import load_wav2vec2
 
@@ -111,10 +111,10 @@ def load(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, np.ndarray]]:
 
 def load_config(folder: pathlib.Path) -> ConfigDict:
     """Reads EMO's config from a folder of `save`. Raises ValueError if model_index.json does not hold it."""
-    fields = _read_json(folder / INDEX).get("emo_config")
-    if not isinstance(fields, dict):
+    index = schema.read_json(folder / INDEX, schema.fields({}, {"emo_config": config_schema()}, extra=True))
+    if "emo_config" not in index:
         raise ValueError(f"{folder}/{INDEX} has no emo_config; expected a folder of emo export --to diffusers")
-    return config_lib.from_json(json.dumps(fields))
+    return config_from_fields(index["emo_config"], "emo_config").lock()
 
 
 def _write_component(folder: pathlib.Path, name: str, config: ConfigDict, params: dict, dtype: type) -> list[str]:
@@ -183,13 +183,3 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise ValueError(f"{file} is missing; export the model again")
     return load_tensors(file)
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is damaged ({' '.join(str(error).split())}); copy it again") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} holds no JSON object; copy it again")
-    return fields

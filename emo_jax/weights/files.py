@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import zlib
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from emo_jax import schema
+
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 SUFFIXES = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 """Names of weight files of diffusers and transformers, in the order of preference."""
+SCALE = schema.number(1e-6, 1e6)
+"""Schema of an autoencoder's scaling factor."""
 _CHECKSUM = "crc32"
 
 
@@ -123,16 +125,13 @@ def find_weights(folder: str | os.PathLike) -> pathlib.Path:
     raise ValueError(f"{folder} holds no weights; expected {STEMS[0]}.safetensors, {STEMS[1]}.safetensors or a .bin")
 
 
-def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """Returns the config.json of such a folder, or {} if there is none.
+def read_scaling_factor(folder: str | os.PathLike) -> float | None:
+    """Returns the scaling factor in the config.json of an autoencoder's folder, or None if it has none.
 
     Raises:
         ValueError: the file is damaged.
     """
     file = pathlib.Path(folder) / "config.json"
     if not file.is_file():
-        return {}
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); fetch it again") from error
+        return None
+    return schema.read_json(file, schema.fields({}, {"scaling_factor": SCALE}, extra=True)).get("scaling_factor")

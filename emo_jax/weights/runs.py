@@ -26,6 +26,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
+from emo_jax.models.config_schema import config_from_fields
 from emo_jax.weights.integrity import Damaged, check_files, write_manifest
 
 T = TypeVar("T")
@@ -184,7 +185,8 @@ def _first_of(messages: list[str]) -> str:
 
 
 def _read_config(folder: epath.Path) -> ConfigDict:
-    return ConfigDict(ocp.JsonCheckpointHandler().restore(folder / "config", args=ocp.args.JsonRestore()))
+    fields = ocp.JsonCheckpointHandler().restore(folder / "config", args=ocp.args.JsonRestore())
+    return config_from_fields(fields, "config")
 
 
 def _read_checked(folder: epath.Path, read: Callable[[epath.Path], T]) -> T:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from emo_jax.weights import names
-from emo_jax.weights.files import find_weights, read_config, read_tensors
+from emo_jax.weights.files import find_weights, read_scaling_factor, read_tensors
 from emo_jax.weights.hub import locate
 
 Source = tuple[str, dict[str, np.ndarray]]
@@ -40,7 +40,7 @@ def stable_diffusion(source: str, layers: int, levels: int) -> tuple[dict[str, S
         found = {"unet": _folder(path / "unet")}
         if (path / "vae").is_dir():
             found["vae"] = _folder(path / "vae")
-        return found, read_config(path / "vae").get("scaling_factor"), {}
+        return found, read_scaling_factor(path / "vae"), {}
     tensors = read_tensors(path)
     parts = {kind: {n.removeprefix(p): a for n, a in tensors.items() if n.startswith(p)} for kind, p in _SINGLE.items()}
     if not parts["unet"]:
@@ -61,7 +61,7 @@ def autoencoder(source: str, levels: int) -> tuple[Source, float | None]:
     """
     path = locate(source, [""])
     origin, tensors = _folder(path) if path.is_dir() else (str(path), read_tensors(path))
-    scale = read_config(path).get("scaling_factor") if path.is_dir() else None
+    scale = read_scaling_factor(path) if path.is_dir() else None
     return (origin, {names.ldm_vae(names.old_vae(n), levels): a for n, a in tensors.items()}), scale
 
 

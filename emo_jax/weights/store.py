@@ -17,7 +17,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
+from emo_jax import schema
 from emo_jax.files import atomic_write, write_text
+from emo_jax.models.config_schema import config_from_fields, config_schema
 from emo_jax.models.parts import part_of
 from emo_jax.weights import diffusers_folder, hub
 from emo_jax.weights.files import load_tensors, save_tensors
@@ -121,10 +123,7 @@ def _locate(name: Name) -> pathlib.Path | None:
 
 
 def _load_config(folder: pathlib.Path) -> ConfigDict:
-    try:
-        return config_lib.from_json((folder / _CONFIG).read_text())
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / _CONFIG} is damaged ({error}); copy it again") from error
+    return config_from_fields(schema.read_json(folder / _CONFIG, config_schema())).lock()
 
 
 def adopt(emo: EMO, flat: Flat, trained: Collection[str], key: jax.Array, origin: str) -> tuple[Flat, list[str]]:

@@ -1,7 +1,6 @@
 """Conversion of wav2vec 2.0 between transformers' folders and our params: strict, and exact in both directions."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
@@ -14,6 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from emo_jax import schema
+from emo_jax.models.config_schema import wav2vec2_schema
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
 from emo_jax.weights.files import find_weights, read_tensors, save_tensors
 
@@ -44,8 +45,8 @@ def load_wav2vec2(
     folder = pathlib.Path(directory)
     fields = _read_json(folder / "config.json")
     if (folder / "preprocessor_config.json").is_file():
-        extractor = _transformers().Wav2Vec2FeatureExtractor
-        fields["do_normalize"] = extractor.from_dict(_read_json(folder / "preprocessor_config.json")).do_normalize
+        extractor = _read_json(folder / "preprocessor_config.json", {"do_normalize": schema.boolean()})
+        fields["do_normalize"] = extractor.get("do_normalize", True)  # the default of transformers
     try:
         config = from_transformers_config(fields)
         return config, *from_transformers(config, read_tensors(find_weights(folder)))
@@ -85,6 +86,10 @@ def from_transformers_config(fields: dict[str, Any]) -> Wav2Vec2Config:
         raise ValueError(f"config.json: {' '.join(str(error).split())[:300]}") from error
     names = {field.name for field in dataclasses.fields(Wav2Vec2Config)} - {"dtype"}
     values: dict[str, Any] = {name: value for name, value in (all_fields | fields).items() if name in names}
+    try:
+        wav2vec2_schema()({"do_normalize": True} | values, "")
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from error
     for name, value in values.items():
         values[name] = tuple(value) if isinstance(value, list) else value
     return Wav2Vec2Config(**values)
@@ -156,18 +161,16 @@ def _to_name(path: str, array: Any, parametrized: bool) -> tuple[str, np.ndarray
 
 
 def _shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
-    abstract = jax.eval_shape(Wav2Vec2(config).init, jax.random.key(0), jnp.zeros((1, config.field)))["params"]
+    audio = jax.ShapeDtypeStruct((1, config.field), jnp.float32)
+    abstract = jax.eval_shape(Wav2Vec2(config).init, jax.random.key(0), audio)["params"]
     flat_leaves: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
     return {path: leaf.shape for path, leaf in flat_leaves.items()}
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise ValueError(f"{path.parent} has no {path.name}; expected a folder in transformers' format") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+def _read_json(path: pathlib.Path, fields: dict[str, schema.Schema] | None = None) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}; expected a folder in transformers' format")
+    return schema.read_json(path, schema.fields({}, fields, extra=True))
 
 
 def _transformers() -> ModuleType:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
 from emo_jax.data import clip_sampler, pipeline, records, sources, transforms
+from emo_jax.models.config_schema import config_from_fields
 from emo_jax.training.stages import clip_of, get_stage
 from tests.data.clips import assert_same, configs, plain_record, record_number, samples, take
 
@@ -107,7 +108,7 @@ def test_stages_use_suitable_records(mixed, stage, numbers):
 def test_sources_on_the_command_line(record_dir, pictures):
     given = f"(('{record_dir}','train',3),('{pictures}','train',0.5))"
     config = config_lib.parse([f"--config={tiny.__file__}:image", f"--config.data.sources={given}"])
-    again = config_lib.from_json(config_lib.to_json(config))
+    again = config_from_fields(json.loads(config_lib.to_json(config)))
     for data in (config.data, again.data):
         opened = sources.open_sources(data)
         assert [(source.directory, weight) for source, weight in opened] == [(str(record_dir), 3), (str(pictures), 0.5)]

@@ -129,6 +129,21 @@ def test_interrupted_sweep_resumes_and_skips_finished_commands(file, ran, tmp_pa
     assert emo(file, tmp_path / "out") == 0 and len(ran.done) == 6  # nothing is left to do
 
 
+@pytest.mark.parametrize("name, content, field", [
+    (FINISHED, "{", "report.json is not a JSON file"),
+    (FINISHED, '{"rows": [{"property": "lips", "value": []}]}', r"report.json: rows\[0\].value"),
+    (FINISHED, "[]", "report.json: the content"),
+    ("point.json", "[", "point.json is not a JSON file"),
+])  # fmt: skip
+def test_damaged_results_of_a_sweep_are_named(file, ran, tmp_path, capsys, name, content, field):
+    assert emo(file, tmp_path / "out") == 0
+    (tmp_path / "out/one" / name).write_text(content)
+    capsys.readouterr()
+    assert emo(file, tmp_path / "out") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert re.search(field, errors[-1]), errors
+
+
 def test_table_option_runs_no_commands(file, ran, tmp_path, capsys):
     assert emo(file, tmp_path / "out", "--table") == 2
     assert f"{tmp_path}/out" in capsys.readouterr().err

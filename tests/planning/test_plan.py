@@ -118,6 +118,17 @@ def test_roofline_of_gpus(kind, memory, links):
     assert limits.compute > 1 and 0.2 < limits.memory <= 0.5 and limits.links < 0.004
 
 
+def test_damaged_stats_in_the_cache_are_compiled_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMO_CACHE", str(tmp_path))
+    lowered, device = jax.jit(lambda x: x + 1).lower(1.0), jax.devices("cpu")[0]
+    first = compile_stats.compile_stats(lowered, "cpu:1", device)
+    assert not first["cached"] and compile_stats.compile_stats(lowered, "cpu:1", device) == first | {"cached": True}
+    (file,) = (tmp_path / "plans").iterdir()
+    for content in ("", "[]", '{"collectives": 3}'):
+        file.write_text(content)
+        assert not compile_stats.compile_stats(lowered, "cpu:1", device)["cached"]
+
+
 def test_memory_of_a_device():
     def device(platform, kind, stats):
         def memory_stats():

@@ -94,7 +94,8 @@ def random_params(config):
 
     rng = np.random.default_rng(0)
     shapes = flatten_dict(build(config).abstract_params(), sep="/")
-    return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    params = {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
+    return params | {"vae/scaling_factor": np.float32(0.2)}
 
 
 def test_only_earlier_exports_are_replaced(exported, weights_dir, tmp_path):
