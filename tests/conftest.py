@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+from emo_jax import cache
 from emo_jax.data import records
+from emo_jax.faces.models import has_models
 from emo_jax.media import mp4
 from tests import checking
 
@@ -21,12 +23,29 @@ install_import_hook(CHECKED, f"{checking.__name__}.typechecked")
 
 SILENT = (1, 4)
 
+FACE_MODELS = os.environ.get("EMO_FACE_MODELS") or cache.folder() / "models"
+"""Where tests.fetch_models puts the model files."""
+
 
 def pytest_configure(config):
-    """Sets a compilation cache for the session, before JAX is imported: tests and their processes share programs."""
+    """Sets what holds for all tests and their processes, before JAX is imported.
+
+    They share compiled programs. Faces are found without model files, whether this machine has them or not, except in
+    tests that take `face_models`.
+    """
+    os.environ["EMO_FACE_MODELS"] = os.devnull
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder = tempfile.mkdtemp(prefix="emo-tests-")
         config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+@pytest.fixture
+def face_models(monkeypatch):
+    """The folder of the model files, which are used in this test."""
+    if not has_models("yunet", "face_landmarker", "sface", folder=FACE_MODELS):
+        pytest.skip("no model files; python -m tests.fetch_models gets them")
+    monkeypatch.setenv("EMO_FACE_MODELS", str(FACE_MODELS))
+    return str(FACE_MODELS)
 
 
 @functools.cache  # x264 does not always write the same bytes, so a record is made once

@@ -33,6 +33,7 @@ GROUPS = {
     "Weights": {
         "convert": "convert weights of Stable Diffusion, AnimateDiff and wav2vec 2.0 to a checkpoint, and back",
         "export": "write the averaged weights of a training run for use and sharing",
+        "models": "list and download the models that find faces",
     },
 }
 """The verbs, as `emo --help` groups them. Module emo_jax.cli.VERB has `add_parser(subparsers)`, which sets `main`."""

@@ -102,10 +102,10 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
     videos.add_argument(
         "--faces",
         default="auto",
-        help="face analyzer: haar (built in; box and roll), mediapipe (box, yaw, pitch and roll), or auto (mediapipe "
-        "if its model is available)",
+        help="face analyzer: haar (built in; box and roll), landmarks (box, yaw, pitch and roll; see emo models), or "
+        "auto (landmarks if their models are available)",
     )
-    videos.add_argument("--face-model", help="path of MediaPipe's face_landmarker.task (default: in ~/.cache/emo_jax)")
+    videos.add_argument("--face-models", metavar="DIR", help="folder of the model files (default: that of emo models)")
     videos.add_argument("--licence", default="unknown", help="licence of the videos, stored in each record")
     videos.add_argument(
         "--workers",
@@ -139,8 +139,8 @@ def _add_images(sources: argparse._SubParsersAction) -> None:
     images.add_argument(
         "--min-face", type=float, default=64.0, help="minimum height of the face in pixels (default %(default)s)"
     )
-    images.add_argument("--faces", default="auto", help="face analyzer: haar, mediapipe or auto, as for videos")
-    images.add_argument("--face-model", help="path of MediaPipe's face_landmarker.task (default: in ~/.cache/emo_jax)")
+    images.add_argument("--faces", default="auto", help="face analyzer: haar, landmarks or auto, as for videos")
+    images.add_argument("--face-models", metavar="DIR", help="folder of the model files (default: that of emo models)")
     images.add_argument("--licence", default="unknown", help="licence of the pictures, stored in each record")
     images.set_defaults(main=_main_images)
 
@@ -206,7 +206,7 @@ def _main_synthetic(args: argparse.Namespace) -> None:
 
 
 def _main_videos(args: argparse.Namespace) -> None:
-    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_model", "licence", "workers", "shards")
+    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_models", "licence", "workers", "shards")
     report = prepare_videos(
         args.input,
         args.output,
@@ -221,7 +221,7 @@ def _main_videos(args: argparse.Namespace) -> None:
 
 
 def _main_images(args: argparse.Namespace) -> None:
-    names = ("size", "min_face", "faces", "face_model", "licence")
+    names = ("size", "min_face", "faces", "face_models", "licence")
     count, rejected = prepare_images(args.input, args.output, **{name: getattr(args, name) for name in names})
     print(f"{args.output}: {count} records; {rejected} pictures were rejected, see rejected.jsonl")
 
@@ -240,7 +240,7 @@ def _main_stats(args: argparse.Namespace, config: ConfigDict | None) -> None:
     values, reliable = fit_config(args.directory, args.split, args.buckets, config or _base_config())
     if not reliable:
         print(
-            "emo prepare: no speed is reliable, because only the roll was measured; prepare with --faces mediapipe "
+            "emo prepare: no speed is reliable, because only the roll was measured; prepare with --faces landmarks "
             "before training the stage speed",
             file=sys.stderr,
         )

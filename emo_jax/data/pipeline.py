@@ -144,7 +144,7 @@ def _too_few_records(
         left = count(needs_sound=needs_sound, needs_speed=True)
         return (
             f"{names}: {left} records have reliable head rotation speeds, expected at least the batch size "
-            f"{batch_size}: prepare the videos with --faces mediapipe, because records with the flag roll-only or a "
+            f"{batch_size}: prepare the videos with --faces landmarks, because records with the flag roll-only or a "
             "low speed_confidence are left out"
         )
     left = count(needs_sound=needs_sound, needs_speed=needs_speed)

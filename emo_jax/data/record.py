@@ -36,8 +36,8 @@ class Record:
       speed_confidence: (N,) float32 in [0, 1], reliability of `speed`; (0,) if it is exact (rendered heads).
       span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
       analyzer: the face analyzer and what it measures, for example "haar: box and roll"; "" for a rendered head.
-      landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (468 points
-        for MediaPipe); (0, 0, 2) if the analyzer has none, and for a rendered head.
+      landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (478 points
+        of face_landmarker); (0, 0, 2) if the analyzer has none, and for a rendered head.
       phonemes: of a rendered person: "begin end symbol" per line, in seconds and IPA, without silences; "" otherwise.
       flags: space-separated warnings, for example "no-sound low-fps"; "" if there are none.
       audio_moments: (20, 10) float32, mean and covariance of the recording that the audio is a part of, by which the

@@ -15,8 +15,8 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from emo_jax.faces.analyzers import portrait_faces
 from emo_jax.faces.boxes import Box, check_box, default_box
-from emo_jax.faces.detection import find_faces
 from emo_jax.generation.framing import Placement, place
 from emo_jax.generation.speed import check_speed
 from emo_jax.media.audio import MAX_PEAK, MAX_RATE, MIN_RATE, NOTES, decode_audible_track, to_float, to_mono
@@ -278,7 +278,7 @@ def choose_face(image: UInt8[np.ndarray, "rows columns 3"], number: int, name: o
     Raises:
         ValueError: there are fewer faces.
     """
-    faces = find_faces(image, tilted=True)
+    faces = [face.box for face in portrait_faces(image)]
     if not 1 <= number <= len(faces):
         raise ValueError(
             f"face is {number}, but {len(faces)} faces were found in {name}; expected a number from 1 to "
@@ -289,7 +289,7 @@ def choose_face(image: UInt8[np.ndarray, "rows columns 3"], number: int, name: o
 
 def _find_face(image: UInt8[np.ndarray, "rows columns 3"], name: object) -> Box:
     """Returns the box of the largest detected face, or a default box; says on stderr if there was a choice or none."""
-    faces = find_faces(image, tilted=True)
+    faces = [face.box for face in portrait_faces(image)]
     if not faces:
         box = default_box(*image.shape[:2])
         print(

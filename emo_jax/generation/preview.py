@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from emo_jax.faces.detection import find_faces
+from emo_jax.faces.analyzers import portrait_faces
 from emo_jax.files import atomic_write
 from emo_jax.generation.framing import MAX_SIZE, Canvas
 from emo_jax.generation.inputs import load_portrait, place_portrait
@@ -78,8 +78,8 @@ def _draw(image: np.ndarray, placement, canvas: Canvas) -> Image.Image:
     x0, y0, x1, y1 = placement.window
     per_x, per_y = (x1 - x0) / placement.crop.shape[1], (y1 - y0) / placement.crop.shape[0]
     rows, columns = np.nonzero(placement.mask[..., 0])
-    for number, face in enumerate(find_faces(image), 1):
-        outline(face, FACE, str(number))
+    for number, face in enumerate(portrait_faces(image), 1):
+        outline(face.box, FACE, str(number))
     outline(
         (
             x0 + columns.min() * per_x,

@@ -25,7 +25,7 @@ def prepare_videos(
     min_seconds: float = 2.0,
     min_face: float = 64.0,
     faces: str = "auto",
-    face_model: str | None = None,
+    face_models: str | None = None,
     licence: str = "unknown",
     workers: int = 2,
     shards: int = 256,
@@ -45,7 +45,7 @@ def prepare_videos(
       min_seconds: minimum length of a record.
       min_face: minimum height of the face in pixels of the source.
       faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
-      face_model: path of the analyzer's model file.
+      face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
       licence: licence of the videos, which is stored in the records.
       workers: number of processes.
       shards: maximum number of files.
@@ -77,11 +77,11 @@ def prepare_videos(
     ):
         if not (math.isfinite(value) and value >= minimum):
             raise ValueError(f"{name} is {value}; expected at least {minimum:g}")
-    model = os.path.abspath(face_model) if face_model else None
-    analyzer = make_analyzer(faces, model)  # raises errors before the work starts
+    models = os.path.abspath(face_models) if face_models else None
+    analyzer = make_analyzer(faces, models)  # raises errors before the work starts
     if runner_options and not runner:
         raise ValueError(f"--runner-options {' '.join(runner_options)} needs --runner")
-    settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, model, licence)
+    settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, models, licence)
     build = VideoBuild(pathlib.Path(output).absolute(), find_inputs(inputs), settings, shards)
     make: Callable[..., None] = functools.partial(make_shards, workers=workers)
     if runner:
@@ -105,7 +105,7 @@ def prepare_images(
     size: int = 512,
     min_face: float = 64.0,
     faces: str = "auto",
-    face_model: str | None = None,
+    face_models: str | None = None,
     licence: str = "unknown",
 ) -> tuple[int, int]:
     """Crops faces out of pictures and writes them as the split train of a dataset, as records of one frame.
@@ -116,7 +116,7 @@ def prepare_images(
       size: side of the frames in pixels, even.
       min_face: minimum height of the face in pixels of the source.
       faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
-      face_model: path of the analyzer's model file.
+      face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
       licence: licence of the pictures, which is stored in the records.
 
     Returns:
@@ -133,7 +133,7 @@ def prepare_images(
     _check_size(size)
     if not min_face >= 1:
         raise ValueError(f"--min-face is {min_face}; expected at least 1")
-    analyzer, rules = make_analyzer(faces, face_model), Rules(min_face=min_face, size=size)
+    analyzer, rules = make_analyzer(faces, face_models), Rules(min_face=min_face, size=size)
     pictures = find_inputs(inputs)
     rejected: list[dict[str, str]] = []
 

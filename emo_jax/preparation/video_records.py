@@ -43,13 +43,13 @@ class Settings:
     Attributes:
       rules: requirements for a record.
       faces: name of the face analyzer.
-      face_model: path of its model file.
+      face_models: folder of its model files; None for the default.
       licence: licence of the videos.
     """
 
     rules: Rules = Rules()
     faces: str = "auto"
-    face_model: str | None = None
+    face_models: str | None = None
     licence: str = "unknown"
 
 

@@ -97,7 +97,7 @@ def _write_records(
     writer: ArrayRecordWriter, build: VideoBuild, index: int, skip: Mapping[str, str], tick: Callable[[float], None]
 ) -> dict[str, Any]:
     """Writes the records of a shard; returns the summary: size, report rows of the records, outcomes of the videos."""
-    analyzer = make_analyzer(build.settings.faces, build.settings.face_model)
+    analyzer = make_analyzer(build.settings.faces, build.settings.face_models)
     features, rows, outcomes, size = record_features(), [], [], 0
     for path, name in build.shard_videos(index):
         if name in skip:

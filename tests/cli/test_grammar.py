@@ -25,7 +25,7 @@ def test_output_in_a_bucket_raises(capsys, verb):
     check_one_line_error(status, capsys, "--output is gs://bucket/x", "emo ")
 
 
-WITHOUT_SUBCOMMANDS = [verb for verb in cli.VERBS if verb not in ("prepare", "bench")]
+WITHOUT_SUBCOMMANDS = [verb for verb in cli.VERBS if verb not in ("prepare", "bench", "models")]
 
 
 def help_of(*verb):

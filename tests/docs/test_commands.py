@@ -119,3 +119,11 @@ def test_python_example_of_the_readme_runs(pipeline, workplace, monkeypatch, cap
     monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     exec(compile(example, "README.md", "exec"), {})
     assert (workplace / "me.mp4").is_file() and "256, 256, 3)" in capsys.readouterr().out
+
+
+def test_python_example_of_the_faces_page_runs(monkeypatch):
+    (example,) = blocks("docs/faces.md", language="python")
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(example, "faces.md", "exec"), names)
+    assert names["picture"].shape == names["image"].shape and names["masks"]["lip"][0].max() == 1

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from emo_jax.faces import analyzers
 from emo_jax.faces.analyzer import Face, main_first
 from emo_jax.faces.analyzers import make_analyzer
 from emo_jax.faces.boxes import overlap
@@ -65,14 +64,12 @@ def test_two_faces_are_counted():
     assert [len(tracker.detect(image)) for image in both] == [2, 2, 2]
 
 
-def test_make_analyzer_by_name_and_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("EMO_CACHE", str(tmp_path))
+def test_make_analyzer_by_name(tmp_path):
     assert make_analyzer("auto").name == make_analyzer("haar").name == "haar"
-    with pytest.raises(ValueError, match="dlib.*auto, haar, mediapipe"):
+    with pytest.raises(ValueError, match="dlib.*auto, haar, landmarks"):
         make_analyzer("dlib")
-    with pytest.raises(ValueError, match="haar.*face_landmarker.task"):
-        make_analyzer("haar", "face_landmarker.task")
-    monkeypatch.setattr(analyzers, "Landmarker", lambda model: ("landmarker", model))
-    assert make_analyzer("auto", "a.task") == ("landmarker", "a.task")
-    (tmp_path / "face_landmarker.task").write_bytes(b"x")
-    assert make_analyzer("auto") == ("landmarker", None)  # from the cache
+    with pytest.raises(ValueError, match=f"haar.*{tmp_path}"):
+        make_analyzer("haar", str(tmp_path))
+    for name in ("auto", "landmarks"):
+        with pytest.raises(ValueError, match=f"{tmp_path}.*is missing"):
+            make_analyzer(name, str(tmp_path))

@@ -299,7 +299,7 @@ def test_command_fails_with_one_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.mp4").write_text("no video")
     for arguments, message in [
         (("--input", f"{tmp_path}/*.avi"), "*.avi"),
-        (("--input", f"{tmp_path}/a.mp4", "--faces", "mediapipe"), "cache/face_landmarker.task"),
+        (("--input", f"{tmp_path}/a.mp4", "--faces", "landmarks"), "face_detection_yunet_2023mar_int8bq.onnx"),
         (("--input", f"{tmp_path}/a.mp4", "--faces", "dlib"), "'dlib'"),
         (("--input", f"{tmp_path}/a.mp4", "--size", "31"), "--size is 31"),
         (("--input", f"{tmp_path}/a.mp4", "--workers", "1"), "none of 1 videos gave a record"),

@@ -13,8 +13,8 @@ from tests.small import small_config
 
 @pytest.mark.parametrize("stage, changes, words", [
     ("video", dict(audio=np.zeros(0, np.int16)), ["sound"]),
-    ("speed", dict(flags="roll-only"), ["--faces mediapipe", "roll-only"]),
-    ("speed", dict(speed_confidence=0.2), ["--faces mediapipe", "speed_confidence"]),
+    ("speed", dict(flags="roll-only"), ["--faces landmarks", "roll-only"]),
+    ("speed", dict(speed_confidence=0.2), ["--faces landmarks", "speed_confidence"]),
 ])  # fmt: skip
 def test_records_that_lack_what_the_stage_needs(tmp_path, make_record, monkeypatch, capsys, stage, changes, words):
     def unsuitable():
