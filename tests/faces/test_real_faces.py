@@ -1,7 +1,5 @@
 """Faces of real portraits and videos, and of rendered people with known rotation. They need the model files."""
 
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
