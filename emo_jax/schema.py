@@ -22,14 +22,14 @@ def read_json(path: str | os.PathLike, schema: Schema) -> Any:
     """Reads a JSON file and checks its content.
 
     Args:
-      path: path of the file.
-      schema: schema of the content.
+        path: path of the file.
+        schema: schema of the content.
 
     Returns:
-      The content.
+        The content.
 
     Raises:
-      ValueError: if the file is not JSON, or does not conform to the schema.
+        ValueError: if the file is not JSON, or does not conform to the schema.
     """
     try:
         value = json.loads(pathlib.Path(path).read_bytes())
@@ -133,9 +133,9 @@ def fields(required: dict[str, Schema], optional: dict[str, Schema] | None = Non
     """Accepts objects with the given fields.
 
     Args:
-      required: {field: schema} of the fields that must be present.
-      optional: {field: schema} of the fields that may be absent.
-      extra: accepts other fields as well.
+        required: {field: schema} of the fields that must be present.
+        optional: {field: schema} of the fields that may be absent.
+        extra: accepts other fields as well.
     """
     known = required | (optional or {})
 

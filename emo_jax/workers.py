@@ -46,7 +46,7 @@ def map_in_order(function: Callable[[int], Any], inputs: Iterable[int], workers:
     """Yields function(input) for each input, in order, computed by `workers` new processes (1: in this process).
 
     Raises:
-      OSError: if one of the processes was killed or crashed.
+        OSError: if one of the processes was killed or crashed.
     """
     if workers == 1:
         yield from map(function, inputs)

@@ -21,11 +21,11 @@ class ElasticDataset(grain.IterDataset):
         """Initializes the dataset.
 
         Args:
-          samples: unbatched samples; sample i may depend on i only.
-          batch_size: samples per global batch, over all processes.
-          rows: rows of each global batch that this process reads, in this order.
-          workers: number of worker processes; 0 reads in threads of this process.
-          prefetch: batches read ahead, per worker.
+            samples: unbatched samples; sample i may depend on i only.
+            batch_size: samples per global batch, over all processes.
+            rows: rows of each global batch that this process reads, in this order.
+            workers: number of worker processes; 0 reads in threads of this process.
+            prefetch: batches read ahead, per worker.
         """
         super().__init__()
         self._samples, self.batch_size, self._rows = samples, batch_size, rows

@@ -56,14 +56,14 @@ class Layout:
     """Describes the entries of a directory of latents.
 
     Attributes:
-      image_size: (height, width) of the images that were encoded.
-      latent_shape: (height, width, channels) of the latents of one frame.
-      crop_scale: range of the scale of the crop windows, as in `config.data`.
-      windows: number of crop windows per record.
-      mirrored: whether each window was encoded mirrored as well.
-      layers: hidden states of wav2vec 2.0 in the audio features; () if the waveform is stored instead.
-      features: width of each hidden state.
-      reach: number of frames beyond each end of the record with audio features.
+        image_size: (height, width) of the images that were encoded.
+        latent_shape: (height, width, channels) of the latents of one frame.
+        crop_scale: range of the scale of the crop windows, as in `config.data`.
+        windows: number of crop windows per record.
+        mirrored: whether each window was encoded mirrored as well.
+        layers: hidden states of wav2vec 2.0 in the audio features; () if the waveform is stored instead.
+        features: width of each hidden state.
+        reach: number of frames beyond each end of the record with audio features.
     """
 
     image_size: tuple[int, int]
@@ -107,12 +107,13 @@ def pack_entries(
     """Serializes one record to its entries.
 
     Args:
-      fields: boxes (frames, 4), speed (frames,), audio (samples,) int16, windows (windows, 4), audio_moments (20, 10).
-      latents: latents (frames, h, w, c) of each window, each followed by its mirror image if the layout has them.
-      features: audio features (layers, features) of each frame and of the frames beyond each end.
+        fields: boxes (frames, 4), speed (frames,), audio (samples,) int16, windows (windows, 4), audio_moments (20,
+            10).
+        latents: latents (frames, h, w, c) of each window, each followed by its mirror image if the layout has them.
+        features: audio features (layers, features) of each frame and of the frames beyond each end.
 
     Yields:
-      The entries in order.
+        The entries in order.
     """
     file, arrays = io.BytesIO(), {name: fields[name] for name in _FIELDS}
     np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
@@ -133,7 +134,7 @@ class LatentSource:
         """Opens a directory of latents.
 
         Raises:
-          ValueError: if it was encoded from another split, or files are missing or incomplete.
+            ValueError: if it was encoded from another split, or files are missing or incomplete.
         """
         self.directory, self.split = os.fspath(directory), split
         metadata = schema.read_json(pathlib.Path(directory, LATENTS_FILE), _SCHEMA)
@@ -227,14 +228,14 @@ def draw_windows(
     The windows of a single picture differ in size, because the picture is its own reference.
 
     Args:
-      seed: seed of all windows.
-      position: position of the record.
-      frames: number of frames of the record.
-      frame_size: (height, width) of its frames.
-      layout: the layout of the latents.
+        seed: seed of all windows.
+        position: position of the record.
+        frames: number of frames of the record.
+        frame_size: (height, width) of its frames.
+        layout: the layout of the latents.
 
     Yields:
-      The windows.
+        The windows.
     """
     rng = np.random.default_rng([seed, position])
     for window in range(layout.windows):

@@ -34,12 +34,12 @@ def element_spec(
     """Returns the shape and dtype of every array of a batch.
 
     Args:
-      clip_config: `config.clip`.
-      batch_size: samples per batch and process.
-      layout: the layout of the latents, if the batches are made from latents.
+        clip_config: `config.clip`.
+        batch_size: samples per batch and process.
+        layout: the layout of the latents, if the batches are made from latents.
 
     Returns:
-      {field: (shape, dtype)}.
+        {field: (shape, dtype)}.
     """
     f, n, m = clip_config.frames, clip_config.motion_frames, clip_config.audio_window
     size = tuple(clip_config.image_size)
@@ -80,23 +80,23 @@ def make_dataset(
     `data_config` (except num_workers and prefetch); batch_size and the number of processes may differ.
 
     Args:
-      data_config: `config.data`: directory and split, or sources; crop_scale, min_reference_gap (seconds),
-        same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches per worker).
-      clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
-      batch_size: clips per batch, over all processes.
-      seed: seed of the order and of every draw; equal in all processes.
-      rows: rows of each batch that this process makes, in this order (see `distributed.mesh.local_rows`); None: all.
-      needs_sound: leaves out records without sound.
-      needs_speed: leaves out records without reliable head rotation speeds.
-      epochs: passes over the records (for several sources: until one of them is used up); None: endless.
-      sources: the result of `open_sources`, if already opened.
+        data_config: `config.data`: directory and split, or sources; crop_scale, min_reference_gap (seconds),
+            same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches per worker).
+        clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
+        batch_size: clips per batch, over all processes.
+        seed: seed of the order and of every draw; equal in all processes.
+        rows: rows of each batch that this process makes, in this order (see `distributed.mesh.local_rows`); None: all.
+        needs_sound: leaves out records without sound.
+        needs_speed: leaves out records without reliable head rotation speeds.
+        epochs: passes over the records (for several sources: until one of them is used up); None: endless.
+        sources: the result of `open_sources`, if already opened.
 
     Returns:
-      The dataset.
+        The dataset.
 
     Raises:
-      ValueError: if a setting is out of range, the records are missing or have another frame rate, or fewer than
-        `batch_size` records fit.
+        ValueError: if a setting is out of range, the records are missing or have another frame rate, or fewer than
+            `batch_size` records fit.
     """
     import grain
 

@@ -22,26 +22,26 @@ class Record:
     """One shot of N frames.
 
     Attributes:
-      id: unique name within the split.
-      source: name of the source of the shot.
-      licence: licence of the source.
-      video: mp4 file (H.264, GOP 16, no audio track); see `mp4.encode_video`.
-      audio: (round(N / fps * 16000),) int16, 16 kHz mono; (0,) if the record has no sound.
-      fps: frames per second.
-      boxes: (N, 4) float32, face box (x0, y0, x1, y1) of each frame in pixels.
-      rotation: (N, 3) float32, yaw, pitch and roll in degrees.
-      speed: (N,) float32, smoothed head rotation speed in degrees per frame.
-      mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for a real video.
-      appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for a real video.
-      speed_confidence: (N,) float32 in [0, 1], reliability of `speed`; (0,) if it is exact (rendered heads).
-      span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
-      analyzer: the face analyzer and what it measures, for example "haar: box and roll"; "" for a rendered head.
-      landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (478 points
-        of face_landmarker); (0, 0, 2) if the analyzer has none, and for a rendered head.
-      phonemes: of a rendered person: "begin end symbol" per line, in seconds and IPA, without silences; "" otherwise.
-      flags: space-separated warnings, for example "no-sound low-fps"; "" if there are none.
-      audio_moments: (20, 10) float32, mean and covariance of the recording that the audio is a part of, by which the
-        input of wav2vec 2.0 is normalized, see `media.moments`; (0, 10): those of the audio itself.
+        id: unique name within the split.
+        source: name of the source of the shot.
+        licence: licence of the source.
+        video: mp4 file (H.264, GOP 16, no audio track); see `mp4.encode_video`.
+        audio: (round(N / fps * 16000),) int16, 16 kHz mono; (0,) if the record has no sound.
+        fps: frames per second.
+        boxes: (N, 4) float32, face box (x0, y0, x1, y1) of each frame in pixels.
+        rotation: (N, 3) float32, yaw, pitch and roll in degrees.
+        speed: (N,) float32, smoothed head rotation speed in degrees per frame.
+        mouth: (N, 2) float32, true opening and width in [0, 1] of a rendered head; (0, 2) for a real video.
+        appearance: (K,) float32, identity attributes of a rendered head, each roughly in [0, 1]; (0,) for a real video.
+        speed_confidence: (N,) float32 in [0, 1], reliability of `speed`; (0,) if it is exact (rendered heads).
+        span: (2,) float32, begin and end in the source, in seconds from its first frame; (0, 0) for a rendered head.
+        analyzer: the face analyzer and what it measures, for example "haar: box and roll"; "" for a rendered head.
+        landmarks: (N, P, 2) face landmarks in pixels, stored as float16, in the order of the analyzer's mesh (478
+            points of face_landmarker); (0, 0, 2) if the analyzer has none, and for a rendered head.
+        phonemes: of a rendered person: "begin end symbol" per line, in seconds and IPA, without silences; "" otherwise.
+        flags: space-separated warnings, for example "no-sound low-fps"; "" if there are none.
+        audio_moments: (20, 10) float32, mean and covariance of the recording that the audio is a part of, by which the
+            input of wav2vec 2.0 is normalized, see `media.moments`; (0, 10): those of the audio itself.
     """
 
     id: str
@@ -68,8 +68,8 @@ def has_reliable_speed(confidence: np.ndarray, flags: str) -> bool:
     """Returns whether the head rotation speeds of a record can be used.
 
     Args:
-      confidence: the record's speed_confidence (frames,); (0,) if its speeds are exact.
-      flags: its flags. With roll-only, yaw and pitch are unknown.
+        confidence: the record's speed_confidence (frames,); (0,) if its speeds are exact.
+        flags: its flags. With roll-only, yaw and pitch are unknown.
     """
     if not len(confidence):
         return True
@@ -91,7 +91,7 @@ def record_example(record: Record) -> dict[str, Any]:
     """Validates a `Record` and converts it to an example of `record_features`.
 
     Raises:
-      ValueError: if a field has the wrong shape or type, or the fields disagree about the number of frames.
+        ValueError: if a field has the wrong shape or type, or the fields disagree about the number of frames.
     """
     count = count_frames(record.video)
     if not record.fps > 0:

@@ -43,8 +43,8 @@ def feature_error(directory: pathlib.Path, features: Any) -> str | None:
     """Returns an error message that names the first field of a damaged `features.json`, if there is one.
 
     Args:
-      directory: directory of the records.
-      features: the expected TFDS features.
+        directory: directory of the records.
+        features: the expected TFDS features.
     """
     from google.protobuf import json_format
 
@@ -63,12 +63,12 @@ def check_files(directory: str, splits: Any, names: Iterable[str]) -> None:
     """Compares the number of records in the files with that in `dataset_info.json`.
 
     Args:
-      directory: directory of the records.
-      splits: the splits of the TFDS dataset.
-      names: names of the splits to check.
+        directory: directory of the records.
+        splits: the splits of the TFDS dataset.
+        names: names of the splits to check.
 
     Raises:
-      ValueError: if a file is missing, or the numbers differ.
+        ValueError: if a file is missing, or the numbers differ.
     """
     for name in names:
         files = [os.fspath(file) for file in splits[name].filepaths]

@@ -97,13 +97,13 @@ def write_records(
     nothing under the final name.
 
     Args:
-      directory: directory of the dataset; must not exist, or be empty.
-      splits: {split name: callable that yields its records}.
-      shards: files per split (fewer if there are fewer records).
-      progress: shows progress bars on stderr.
+        directory: directory of the dataset; must not exist, or be empty.
+        splits: {split name: callable that yields its records}.
+        shards: files per split (fewer if there are fewer records).
+        progress: shows progress bars on stderr.
 
     Raises:
-      ValueError: if the directory is not empty, there is no split, a split is empty, or a record is malformed.
+        ValueError: if the directory is not empty, there is no split, a split is empty, or a record is malformed.
     """
     target = pathlib.Path(directory).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -242,14 +242,14 @@ def open_record(source: Any, position: int) -> Iterator[dict[str, Any]]:
     """Context manager that reads one record; a ValueError raised inside is extended by the record's place and id.
 
     Args:
-      source: a `RecordSource` or `latents.LatentSource`.
-      position: position in the source.
+        source: a `RecordSource` or `latents.LatentSource`.
+        position: position in the source.
 
     Yields:
-      The record.
+        The record.
 
     Raises:
-      ValueError: if the record cannot be read, or the block raises one.
+        ValueError: if the record cannot be read, or the block raises one.
     """
     record: dict[str, Any] = {}
     try:
@@ -280,7 +280,7 @@ def open_records(directory: str | os.PathLike, split: str) -> RecordSource:
     """Opens one split of a directory of records, or a slice of it such as 'train[:90%]'.
 
     Raises:
-      ValueError: if the directory or the split is missing, or the directory holds something else.
+        ValueError: if the directory or the split is missing, or the directory holds something else.
     """
     return RecordSource(os.fspath(directory), split)
 

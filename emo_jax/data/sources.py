@@ -21,10 +21,10 @@ def open_sources(data_config: ConfigDict) -> list[tuple[Source, float]]:
     """Opens the sources of `config.data`: `sources`, or the single `directory`.
 
     Returns:
-      (source, weight) pairs; the weights are the relative frequencies at which samples are drawn from the sources.
+        (source, weight) pairs; the weights are the relative frequencies at which samples are drawn from the sources.
 
     Raises:
-      ValueError: if both fields are set, an entry is not (directory, split, weight), or a source cannot be opened.
+        ValueError: if both fields are set, an entry is not (directory, split, weight), or a source cannot be opened.
     """
     if not data_config.sources:
         return [(_open(data_config.directory, data_config.split), 1.0)]
@@ -51,7 +51,7 @@ def common_layout(sources: list[Source], data_config: ConfigDict, clip_config: C
     """Returns the layout that all sources share; None if they hold records.
 
     Raises:
-      ValueError: if the sources differ in kind or layout, or the latents were encoded with other settings.
+        ValueError: if the sources differ in kind or layout, or the latents were encoded with other settings.
     """
     layouts = {getattr(source, "layout", None) for source in sources}
     if len(layouts) > 1:
@@ -88,16 +88,16 @@ def select_records(
     """Selects the records that are long enough for a clip and its motion frames.
 
     Args:
-      source: records or latents.
-      clip_config: `config.clip`.
-      needs_sound: selects records with sound only.
-      needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
+        source: records or latents.
+        clip_config: `config.clip`.
+        needs_sound: selects records with sound only.
+        needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
 
     Returns:
-      The positions (selected,) of these records.
+        The positions (selected,) of these records.
 
     Raises:
-      ValueError: if the frame rate of a record differs from clip.fps.
+        ValueError: if the frame rate of a record differs from clip.fps.
     """
     index = source.index()
     for fps in np.unique(index["fps"][index["frames"] > 1]):  # the frame rate of a single picture has no meaning

@@ -22,16 +22,16 @@ def choose_start(rng: np.random.Generator, total: int, frames: int, motion_frame
     """Draws the first frame of a clip, uniformly over all positions that leave room for the motion frames before it.
 
     Args:
-      rng: random generator.
-      total: number of frames of the record.
-      frames: number of frames of the clip.
-      motion_frames: number of frames needed before the clip.
+        rng: random generator.
+        total: number of frames of the record.
+        frames: number of frames of the clip.
+        motion_frames: number of frames needed before the clip.
 
     Returns:
-      The index of the clip's first frame.
+        The index of the clip's first frame.
 
     Raises:
-      ValueError: if the record is too short.
+        ValueError: if the record is too short.
     """
     if total < frames + motion_frames:
         raise ValueError(
@@ -50,15 +50,15 @@ def choose_reference(
     record, a frame of the clip is drawn. A motion frame is never the reference.
 
     Args:
-      rng: random generator.
-      total: number of frames of the record.
-      start: first frame of the clip.
-      frames: number of frames of the clip.
-      gap: minimum distance in frames.
-      motion_frames: number of motion frames before the clip.
+        rng: random generator.
+        total: number of frames of the record.
+        start: first frame of the clip.
+        frames: number of frames of the clip.
+        gap: minimum distance in frames.
+        motion_frames: number of motion frames before the clip.
 
     Returns:
-      The index of the reference frame.
+        The index of the reference frame.
     """
     gap = max(gap, 1)
     while gap:
@@ -82,13 +82,13 @@ def choose_window(
     """Draws a crop window with the aspect ratio of `image_size`.
 
     Args:
-      rng: random generator.
-      frame_size: (height, width) of the frame.
-      image_size: (height, width) of the image that the crop is resized to.
-      scale: range of the side of the window, relative to the largest window that fits; drawn uniformly.
+        rng: random generator.
+        frame_size: (height, width) of the frame.
+        image_size: (height, width) of the image that the crop is resized to.
+        scale: range of the side of the window, relative to the largest window that fits; drawn uniformly.
 
     Returns:
-      The window, at a uniformly drawn position.
+        The window, at a uniformly drawn position.
     """
     height, width = _window_size(frame_size, image_size, rng.uniform(*scale))
     top, left = rng.integers(frame_size[0] - height + 1), rng.integers(frame_size[1] - width + 1)
@@ -119,12 +119,12 @@ def crop(frames: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.
     """Crops frames, and resizes them with antialiasing if the sizes differ.
 
     Args:
-      frames: (frames, height, width, 3) uint8.
-      window: the crop window.
-      image_size: (height, width) of the result.
+        frames: (frames, height, width, 3) uint8.
+        window: the crop window.
+        image_size: (height, width) of the result.
 
     Returns:
-      Frames of that size, uint8 (frames, height, width, 3).
+        Frames of that size, uint8 (frames, height, width, 3).
     """
     top, left, height, width = window
     if (height, width) == tuple(image_size):
@@ -140,12 +140,12 @@ def union_mask(boxes: np.ndarray, window: Window, image_size: tuple[int, int]) -
     """Computes the face region of a clip: the bounding box of all face boxes (EMO 3.2, Face Locator).
 
     Args:
-      boxes: (frames, 4) face boxes in pixels of the uncropped frames.
-      window: the crop window.
-      image_size: (height, width) of the mask.
+        boxes: (frames, 4) face boxes in pixels of the uncropped frames.
+        window: the crop window.
+        image_size: (height, width) of the mask.
 
     Returns:
-      (height, width, 1) uint8; 1 for every pixel that the bounding box touches, 0 elsewhere.
+        (height, width, 1) uint8; 1 for every pixel that the bounding box touches, 0 elsewhere.
     """
     top, left, height, width = window
     scale_x, scale_y = image_size[1] / width, image_size[0] / height
@@ -169,15 +169,15 @@ def audio_window(
     """Cuts out the waveform of a clip, with margins on both sides.
 
     Args:
-      audio: (samples,) int16, the audio of the record. Samples outside of it are zero.
-      start: first frame of the clip.
-      frames: number of frames of the clip.
-      reach: frames of audio on each side of the clip.
-      fps: frames per second.
-      context: seconds of additional audio on each side.
+        audio: (samples,) int16, the audio of the record. Samples outside of it are zero.
+        start: first frame of the clip.
+        frames: number of frames of the clip.
+        reach: frames of audio on each side of the clip.
+        fps: frames per second.
+        context: seconds of additional audio on each side.
 
     Returns:
-      (window samples,) float32 in [-1, 1], for the frames [start - reach, start + frames + reach).
+        (window samples,) float32 in [-1, 1], for the frames [start - reach, start + frames + reach).
     """
     begin, length = window_bounds(start - reach, frames + 2 * reach, fps)
     extra = context_samples(context)
@@ -202,7 +202,7 @@ def choose_colors(rng: np.random.Generator, strength: float) -> tuple[np.ndarray
     """Draws a change of brightness, contrast and saturation, each by a factor in [1 - strength, 1 + strength].
 
     Returns:
-      matrix (3, 3) and offset (3,): the new color is matrix @ color + offset, for RGB in [0, 255].
+        matrix (3, 3) and offset (3,): the new color is matrix @ color + offset, for RGB in [0, 255].
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     grey = np.tile(_LUMA, (3, 1))

@@ -66,8 +66,8 @@ class Decoded(NamedTuple):
     """Audio of a media file.
 
     Attributes:
-      samples: float32 (samples,) in [-1, 1].
-      flags: what was unusual about the file, keys of NOTES.
+        samples: float32 (samples,) in [-1, 1].
+        flags: what was unusual about the file, keys of NOTES.
     """
 
     samples: np.ndarray
@@ -91,17 +91,18 @@ def decode_audio(path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_vide
     them, are clipped. Damaged packets are skipped. The file is decoded in blocks: memory beyond the result is small.
 
     Args:
-      path: an audio or video file.
-      rate: output rate in Hz.
-      align_to_video: if True, sample 0 is the time of the first video frame. A track that starts later is padded with
-        silence, a track that starts earlier is trimmed.
+        path: an audio or video file.
+        rate: output rate in Hz.
+        align_to_video: if True, sample 0 is the time of the first video frame. A track that starts later is padded with
+            silence, a track that starts earlier is trimmed.
 
     Returns:
-      The samples, round(duration * rate) of them, and flags.
+        The samples, round(duration * rate) of them, and flags.
 
     Raises:
-      ValueError: if the file is missing or not media, has no audio track, no samples, NaN or infinite samples, samples
-        far outside [-1, 1], a sample rate outside MIN_RATE to MAX_RATE, damaged time stamps, or more than MAX_SECONDS.
+        ValueError: if the file is missing or not media, has no audio track, no samples, NaN or infinite samples,
+            samples far outside [-1, 1], a sample rate outside MIN_RATE to MAX_RATE, damaged time stamps, or more than
+            MAX_SECONDS.
     """
     return decode_audible_track(path, rate, align_to_video)[0]
 
@@ -181,10 +182,10 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
     """Mixes channels as `decode_audio` does: their mean, or the loudest one if they cancel each other.
 
     Args:
-      samples: float (samples, channels).
+        samples: float (samples, channels).
 
     Returns:
-      float32 (samples,).
+        float32 (samples,).
     """
     mix = _Mix()
     mono = mix(samples.T)
@@ -217,16 +218,16 @@ def decode_blocks(
     """Decodes a track frame by frame.
 
     Args:
-      container: an open file.
-      stream: one of its audio tracks.
-      path: name of the file in error messages.
-      mix: converts the float (channels, samples) of a frame to float32 (samples, ...).
+        container: an open file.
+        stream: one of its audio tracks.
+        path: name of the file in error messages.
+        mix: converts the float (channels, samples) of a frame to float32 (samples, ...).
 
     Yields:
-      (time in seconds or None, sample rate, mixed samples) of each frame.
+        (time in seconds or None, sample rate, mixed samples) of each frame.
 
     Raises:
-      ValueError: if samples are not finite or far outside [-1, 1], or the rate is outside MIN_RATE to MAX_RATE.
+        ValueError: if samples are not finite or far outside [-1, 1], or the rate is outside MIN_RATE to MAX_RATE.
     """
     for frame in decode_audio_frames(container, stream, path):
         if not MIN_RATE <= frame.sample_rate <= MAX_RATE:

@@ -38,13 +38,13 @@ def open_media(path: str | os.PathLike) -> InputContainer:
     Metadata is not required to be UTF-8: invalid bytes are replaced.
 
     Args:
-      path: file to open. The format is detected from the bytes.
+        path: file to open. The format is detected from the bytes.
 
     Returns:
-      The open PyAV container, to be used as a context manager.
+        The open PyAV container, to be used as a context manager.
 
     Raises:
-      ValueError: if the file is missing, not a regular file, empty, of another format, or not media.
+        ValueError: if the file is missing, not a regular file, empty, of another format, or not media.
     """
     import av
     from av.error import FFmpegError
@@ -67,11 +67,11 @@ def open_mp4(data: bytes, **options: str) -> InputContainer:
     """Opens an mp4 file in memory.
 
     Args:
-      data: the bytes of the file.
-      **options: further options of FFmpeg.
+        data: the bytes of the file.
+        **options: further options of FFmpeg.
 
     Raises:
-      av.error.FFmpegError: if `data` is not an mp4 file.
+        av.error.FFmpegError: if `data` is not an mp4 file.
     """
     import av
 
@@ -88,15 +88,15 @@ def decode_video_frames(container: InputContainer, stream: VideoStream, path: ob
     """Decodes a video stream and skips damaged packets.
 
     Args:
-      container: an open container.
-      stream: the stream of `container` to decode.
-      path: name of the file in error messages.
+        container: an open container.
+        stream: the stream of `container` to decode.
+        path: name of the file in error messages.
 
     Yields:
-      Decoded frames in presentation order.
+        Decoded frames in presentation order.
 
     Raises:
-      ValueError: at the end, if more packets were damaged than frames decoded.
+        ValueError: at the end, if more packets were damaged than frames decoded.
     """
     return _decode(container, stream, path)
 

@@ -11,12 +11,12 @@ class Codec(NamedTuple):
     """How one video codec is encoded.
 
     Attributes:
-      encoder: FFmpeg's name of the encoder.
-      crf: default quality; smaller is better and larger in bytes.
-      max_crf: worst quality of the encoder.
-      preset: default choice between speed and size.
-      options: further options of the encoder.
-      tag: sample entry in mp4 and mov files; "" for FFmpeg's.
+        encoder: FFmpeg's name of the encoder.
+        crf: default quality; smaller is better and larger in bytes.
+        max_crf: worst quality of the encoder.
+        preset: default choice between speed and size.
+        options: further options of the encoder.
+        tag: sample entry in mp4 and mov files; "" for FFmpeg's.
     """
 
     encoder: str
@@ -36,10 +36,10 @@ class Format(NamedTuple):
     """What files of one ending hold.
 
     Attributes:
-      container: FFmpeg's name of the container; "" for pictures.
-      codecs: names in CODECS, the default first.
-      audio: FFmpeg's name of the encoder of sound, or "" if the format has no sound.
-      audio_rates: sample rates of sound in Hz; () for those of `soundtrack.RATES`.
+        container: FFmpeg's name of the container; "" for pictures.
+        codecs: names in CODECS, the default first.
+        audio: FFmpeg's name of the encoder of sound, or "" if the format has no sound.
+        audio_rates: sample rates of sound in Hz; () for those of `soundtrack.RATES`.
     """
 
     container: str
@@ -76,11 +76,11 @@ def find_format(path: str | os.PathLike, codec: str | None = None) -> tuple[Form
     """Returns the format of a file by its ending, and the name of its video codec.
 
     Args:
-      path: a file to write.
-      codec: a name in CODECS; None for the format's default.
+        path: a file to write.
+        codec: a name in CODECS; None for the format's default.
 
     Raises:
-      ValueError: if the ending or the codec is unknown, or the format does not hold the codec.
+        ValueError: if the ending or the codec is unknown, or the format does not hold the codec.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:

@@ -30,14 +30,14 @@ def to_rgb(frame: VideoFrame, aspect: Fraction | None = None) -> np.ndarray:
     is applied up to the nearest of its eight mirrored quarter turns.
 
     Args:
-      frame: a decoded frame.
-      aspect: width of a pixel divided by its height; None or 0 if unknown.
+        frame: a decoded frame.
+        aspect: width of a pixel divided by its height; None or 0 if unknown.
 
     Returns:
-      uint8 RGB (height, width, 3).
+        uint8 RGB (height, width, 3).
 
     Raises:
-      ValueError: if the frame is larger than MAX_FRAME_PIXELS, or its colours cannot be converted.
+        ValueError: if the frame is larger than MAX_FRAME_PIXELS, or its colours cannot be converted.
     """
     height, width = square_size(frame.height, frame.width, aspect)
     if height * width > MAX_FRAME_PIXELS:
@@ -69,13 +69,13 @@ def square_size(height: int, width: int, aspect: Fraction | None) -> tuple[int, 
     """Computes the size of a frame with square pixels.
 
     Args:
-      height: rows of the frame.
-      width: columns of the frame.
-      aspect: width of a pixel divided by its height. Ratios within 1 % of 1 and beyond 10 are ignored: they are
-        rounding errors and damaged headers.
+        height: rows of the frame.
+        width: columns of the frame.
+        aspect: width of a pixel divided by its height. Ratios within 1 % of 1 and beyond 10 are ignored: they are
+            rounding errors and damaged headers.
 
     Returns:
-      (height, width), of which one is enlarged.
+        (height, width), of which one is enlarged.
     """
     if not aspect or not Fraction(1, 10) <= aspect <= 10 or abs(aspect - 1) < Fraction(1, 100):
         return height, width
@@ -86,11 +86,11 @@ def apply_display_matrix(image: np.ndarray, matrix: np.ndarray | None) -> np.nda
     """Turns and mirrors an image as a display matrix says.
 
     Args:
-      image: (height, width, 3).
-      matrix: (3, 3) integers, which map (x, y, 1) of the image to the display (ISO/IEC 14496-12, 6.2.2); or None.
+        image: (height, width, 3).
+        matrix: (3, 3) integers, which map (x, y, 1) of the image to the display (ISO/IEC 14496-12, 6.2.2); or None.
 
     Returns:
-      The image, contiguous. Angles between quarter turns are rounded.
+        The image, contiguous. Angles between quarter turns are rounded.
     """
     if matrix is None:
         return np.ascontiguousarray(image)

@@ -18,9 +18,9 @@ def convert_to_gif(source: Path, target: Path, comment: str = "") -> None:
     """Writes the frames of a video as a GIF that repeats forever.
 
     Args:
-      source: a video file.
-      target: the GIF to write.
-      comment: a text that is stored in the file.
+        source: a video file.
+        target: the GIF to write.
+        comment: a text that is stored in the file.
     """
     palette = _palette(source)
     with av.open(str(source.absolute())) as old, av.open(str(target.absolute()), "w", format="gif") as new:

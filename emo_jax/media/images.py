@@ -31,8 +31,8 @@ class Picture(NamedTuple):
     """A picture and its scale.
 
     Attributes:
-      image: upright uint8 RGB (height, width, 3).
-      scale: pixels of the file per pixel of `image`; 1 unless the file has more than MAX_PIXELS.
+        image: upright uint8 RGB (height, width, 3).
+        scale: pixels of the file per pixel of `image`; 1 unless the file has more than MAX_PIXELS.
     """
 
     image: np.ndarray
@@ -52,11 +52,11 @@ def load_picture(path: str | os.PathLike) -> Picture:
     converted to 8-bit RGB. Of an animation the first frame is taken. HEIC needs the extra `heif`.
 
     Args:
-      path: an image file.
+        path: an image file.
 
     Raises:
-      ValueError: if the file is missing, not a regular file, empty, not a picture, truncated, too large, or HEIC
-        without the extra.
+        ValueError: if the file is missing, not a regular file, empty, not a picture, truncated, too large, or HEIC
+            without the extra.
     """
     file = check_input_file(path, "an image file")
     with _open(file, path) as image:
@@ -86,8 +86,8 @@ def from_pil(image: Image.Image, reduction: int = 1) -> np.ndarray:
     """Converts a Pillow image to upright uint8 RGB (height, width, 3), as `load_picture` does.
 
     Args:
-      image: an image of any mode.
-      reduction: factor by which the sides are reduced.
+        image: an image of any mode.
+        reduction: factor by which the sides are reduced.
     """
     profile = image.info.get("icc_profile")
     return np.array(_to_rgb(_apply_orientation(image), profile, reduction))

@@ -27,13 +27,13 @@ def normalise(audio: np.ndarray) -> np.ndarray:
     """Scales speech to an active level of -20 dBFS and removes a DC offset.
 
     Args:
-      audio: (samples,) in [-1, 1] at 16 kHz.
+        audio: (samples,) in [-1, 1] at 16 kHz.
 
     Returns:
-      float32 (samples,), `remove_offset(audio)` times its `level_gain`. Silence is returned unchanged.
+        float32 (samples,), `remove_offset(audio)` times its `level_gain`. Silence is returned unchanged.
 
     Raises:
-      ValueError: if `audio` has several channels.
+        ValueError: if `audio` has several channels.
     """
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
@@ -49,10 +49,10 @@ def level_gain(audio: np.ndarray) -> float:
     MAX_GAIN_DB and never lifts a peak above 1.
 
     Args:
-      audio: float32 (samples,) in [-1, 1] at 16 kHz, without a DC offset (`remove_offset`).
+        audio: float32 (samples,) in [-1, 1] at 16 kHz, without a DC offset (`remove_offset`).
 
     Returns:
-      The factor; 1 for silence and for no samples.
+        The factor; 1 for silence and for no samples.
     """
     if is_silent(audio):
         return 1.0
@@ -68,10 +68,10 @@ def remove_offset(audio: np.ndarray) -> np.ndarray:
     active level.
 
     Args:
-      audio: float32 (samples,) in [-1, 1] at 16 kHz.
+        audio: float32 (samples,) in [-1, 1] at 16 kHz.
 
     Returns:
-      float32 (samples,); `audio` itself if the offset is negligible.
+        float32 (samples,); `audio` itself if the offset is negligible.
     """
     count = -(-len(audio) // FRAME)
     if not count:
@@ -107,10 +107,10 @@ def audibility_warning(audio: np.ndarray) -> str | None:
     """Describes why hardly any voice can be heard in a recording.
 
     Args:
-      audio: float32 (samples,) in [-1, 1] at 16 kHz, before `normalise`.
+        audio: float32 (samples,) in [-1, 1] at 16 kHz, before `normalise`.
 
     Returns:
-      A phrase that completes "The recording ...", or None for an audible recording.
+        A phrase that completes "The recording ...", or None for an audible recording.
     """
     audio = remove_offset(np.asarray(audio, np.float32))
     power = _frame_power(audio)

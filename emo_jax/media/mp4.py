@@ -25,15 +25,15 @@ def encode_video(frames: np.ndarray, fps: float, crf: int = 18) -> bytes:
     """Encodes frames as an mp4 file: H.264, a keyframe every 16 frames, no audio.
 
     Args:
-      frames: uint8 RGB (N, height, width, 3); height and width even.
-      fps: frames per second.
-      crf: quality of x264, 0 (lossless) to 51.
+        frames: uint8 RGB (N, height, width, 3); height and width even.
+        fps: frames per second.
+        crf: quality of x264, 0 (lossless) to 51.
 
     Returns:
-      The bytes of the mp4 file.
+        The bytes of the mp4 file.
 
     Raises:
-      ValueError: if `frames` has another dtype or shape.
+        ValueError: if `frames` has another dtype or shape.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ValueError(f"frames are {frames.dtype}{frames.shape}, expected uint8(N, height, width, 3) with N > 0")
@@ -60,7 +60,7 @@ def count_frames(data: bytes) -> int:
     """Returns the number of frames that the index of an mp4 file states.
 
     Raises:
-      ValueError: if `data` holds no readable video.
+        ValueError: if `data` holds no readable video.
     """
     try:
         with open_mp4(data) as container:
@@ -76,15 +76,15 @@ def decode_video(data: bytes, start: int, count: int) -> np.ndarray:
     outside the range are decoded only where frames of the range refer to them.
 
     Args:
-      data: an mp4 file, as `encode_video` returns it.
-      start: first frame.
-      count: number of frames, at least 1.
+        data: an mp4 file, as `encode_video` returns it.
+        start: first frame.
+        count: number of frames, at least 1.
 
     Returns:
-      uint8 RGB (count, height, width, 3).
+        uint8 RGB (count, height, width, 3).
 
     Raises:
-      ValueError: if the video does not have these frames, or is damaged.
+        ValueError: if the video does not have these frames, or is damaged.
     """
     if start < 0 or count < 1:
         raise ValueError(f"start={start}, count={count}; expected start >= 0 and count >= 1")

@@ -18,11 +18,11 @@ class Notice:
     """A line of text in the lower left corner of frames, on a dark field.
 
     Args:
-      text: the line.
-      size: (height, width) of the frames in pixels.
+        text: the line.
+        size: (height, width) of the frames in pixels.
 
     Raises:
-      ValueError: if the text is empty, longer than the frames are wide, or has letters that no font here has.
+        ValueError: if the text is empty, longer than the frames are wide, or has letters that no font here has.
     """
 
     def __init__(self, text: str, size: tuple[int, int]):

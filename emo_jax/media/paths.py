@@ -12,11 +12,11 @@ def check_input_file(path: str | os.PathLike, kind: str) -> Path:
     Pipes are rejected because inputs are opened several times.
 
     Args:
-      path: path given by the user.
-      kind: what the file should be, for the error message: "an image file".
+        path: path given by the user.
+        kind: what the file should be, for the error message: "an image file".
 
     Raises:
-      ValueError: if the path is missing, a directory, a pipe or device, standard input ("-"), or an empty file.
+        ValueError: if the path is missing, a directory, a pipe or device, standard input ("-"), or an empty file.
     """
     file = Path(path)
     if file.is_dir():

@@ -38,14 +38,14 @@ class PictureFolderWriter:
         """Checks the arguments.
 
         Args:
-          path: the folder; it may exist if it is empty or holds an earlier video.
-          size: (height, width) of the frames in pixels.
-          fps: frames per second, which decides the length of the sound; it is stored in the pictures.
-          audio: float32 (samples,) or (samples, channels) in [-1, 1] at 16 kHz, or a sound track.
-          metadata: texts that are stored in each picture.
+            path: the folder; it may exist if it is empty or holds an earlier video.
+            size: (height, width) of the frames in pixels.
+            fps: frames per second, which decides the length of the sound; it is stored in the pictures.
+            audio: float32 (samples,) or (samples, channels) in [-1, 1] at 16 kHz, or a sound track.
+            metadata: texts that are stored in each picture.
 
         Raises:
-          ValueError: if the folder cannot be written or holds other files.
+            ValueError: if the folder cannot be written or holds other files.
         """
         self.path, self.fps, self.frames = path, exact_fps(fps), 0
         self._size = (int(size[0]), int(size[1]))
@@ -60,7 +60,7 @@ class PictureFolderWriter:
         """Writes frames, uint8 RGB (N, height, width, 3).
 
         Raises:
-          ValueError: if `frames` has another dtype or size.
+            ValueError: if `frames` has another dtype or size.
         """
         if frames.dtype != np.uint8 or frames.shape[1:] != (*self._size, 3):
             height, width = self._size

@@ -18,12 +18,12 @@ def resample_blocks(blocks: Iterable[tuple[int, np.ndarray]], rate: int) -> Iter
     -130 dB. Values are not clipped: a band-limited signal may exceed the peak of its samples.
 
     Args:
-      blocks: pairs (input rate in Hz, float32 samples (n,) or (n, channels)).
-      rate: output rate in Hz.
+        blocks: pairs (input rate in Hz, float32 samples (n,) or (n, channels)).
+        rate: output rate in Hz.
 
     Yields:
-      float32 (m,) or (m, channels) blocks at `rate`. A part of n samples at one rate gives round(n * rate / input
-        rate) samples in all.
+        float32 (m,) or (m, channels) blocks at `rate`. A part of n samples at one rate gives round(n * rate / input
+            rate) samples in all.
     """
     resampler = None
     for input_rate, block in blocks:

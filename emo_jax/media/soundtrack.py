@@ -23,9 +23,9 @@ class SoundTrack(NamedTuple):
     """Sound that is read block by block.
 
     Attributes:
-      rate: samples per second, one of RATES.
-      channels: number of channels, a key of LAYOUTS.
-      blocks: returns an iterator of float32 (samples, channels) in [-1, 1]; every call starts anew.
+        rate: samples per second, one of RATES.
+        channels: number of channels, a key of LAYOUTS.
+        blocks: returns an iterator of float32 (samples, channels) in [-1, 1]; every call starts anew.
     """
 
     rate: int
@@ -42,11 +42,11 @@ def array_track(audio: np.ndarray, rate: int) -> SoundTrack:
     """Returns the track of an array; rates and channels that AAC lacks are converted as by `file_track`.
 
     Args:
-      audio: float (samples,) or (samples, channels); values beyond [-1, 1] are clipped.
-      rate: its sample rate in Hz.
+        audio: float (samples,) or (samples, channels); values beyond [-1, 1] are clipped.
+        rate: its sample rate in Hz.
 
     Raises:
-      ValueError: if the array has another shape or type, no channels, or values that are not finite.
+        ValueError: if the array has another shape or type, no channels, or values that are not finite.
     """
     audio = np.asarray(audio)
     channels = audio.shape[1] if audio.ndim == 2 else 1
@@ -73,11 +73,11 @@ def file_track(path: str | os.PathLike, index: int = 0) -> SoundTrack:
     channels, the last channels are dropped. Every sample is at its time: see `join_blocks`.
 
     Args:
-      path: an audio or video file.
-      index: the audio track among those of the file.
+        path: an audio or video file.
+        index: the audio track among those of the file.
 
     Raises:
-      ValueError: if the file cannot be read or has no such track.
+        ValueError: if the file cannot be read or has no such track.
     """
     with open_media(path) as container:
         if index >= len(container.streams.audio):
@@ -108,7 +108,7 @@ class TrackReader:
     """Reads a sound track in pieces of any length, followed by silence.
 
     Args:
-      track: the sound track.
+        track: the sound track.
     """
 
     def __init__(self, track: SoundTrack):

@@ -22,7 +22,7 @@ def check_target(path: str | os.PathLike, codec: str | None = None) -> None:
     """Checks that `open_writer` could write to `path`; leaves no file.
 
     Raises:
-      ValueError: if it could not.
+        ValueError: if it could not.
     """
     if is_picture_folder(path):
         check_picture_folder(path)
@@ -62,7 +62,7 @@ def check_picture_folder(path: str | os.PathLike) -> Path:
     """Returns the absolute path of a folder for pictures.
 
     Raises:
-      ValueError: if the folder holds other files than those of an earlier video, or cannot be created.
+        ValueError: if the folder holds other files than those of an earlier video, or cannot be created.
     """
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():

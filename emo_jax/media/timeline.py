@@ -23,16 +23,16 @@ def join_blocks(
     """Joins audio blocks so that every sample is at its time.
 
     Args:
-      blocks: tuples (time in seconds or None, rate in Hz, samples (n, ...)). A block without time follows the previous
-        one.
-      flags: receives GAPS, OVERLAPS or RESTARTS, once each, if the time stamps were not continuous.
-      path: name of the file in error messages.
+        blocks: tuples (time in seconds or None, rate in Hz, samples (n, ...)). A block without time follows the
+            previous one.
+        flags: receives GAPS, OVERLAPS or RESTARTS, once each, if the time stamps were not continuous.
+        path: name of the file in error messages.
 
     Yields:
-      (rate, samples): the input with zeros in gaps and without the overlapping start of blocks.
+        (rate, samples): the input with zeros in gaps and without the overlapping start of blocks.
 
     Raises:
-      ValueError: if a gap exceeds MAX_GAP.
+        ValueError: if a gap exceeds MAX_GAP.
     """
     expected: Fraction | None = None
     for time, rate, samples in blocks:

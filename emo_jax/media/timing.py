@@ -29,7 +29,7 @@ def exact_fps(fps: float | Fraction) -> Fraction:
     30000 / 1001 is itself, 25.0 is 25.
 
     Raises:
-      ValueError: unless `fps` is a finite number above 0.
+        ValueError: unless `fps` is a finite number above 0.
     """
     is_number = isinstance(fps, (numbers.Real, np.number)) and math.isfinite(fps)
     exact = Fraction(fps) if isinstance(fps, numbers.Rational) else Fraction(float(fps) if is_number else 0)
@@ -49,14 +49,14 @@ def window_bounds(start_frame: int, frames: int, fps: float | Fraction) -> tuple
     """Computes the window of audio, margins included, that belongs to a range of frames.
 
     Args:
-      start_frame: first frame; may be negative.
-      frames: number of frames.
-      fps: frames per second.
+        start_frame: first frame; may be negative.
+        frames: number of frames.
+        fps: frames per second.
 
     Returns:
-      (start, length) in samples at 16 kHz. start = round(start_frame * 16000 / fps) - AUDIO_MARGIN, which is negative
-      near the beginning (see `cut`). length = ceil(frames * 16000 / fps) + 2 * AUDIO_MARGIN, which depends on `frames`
-      and `fps` alone.
+        (start, length) in samples at 16 kHz. start = round(start_frame * 16000 / fps) - AUDIO_MARGIN, which is negative
+        near the beginning (see `cut`). length = ceil(frames * 16000 / fps) + 2 * AUDIO_MARGIN, which depends on
+        `frames` and `fps` alone.
     """
     per_frame = SAMPLE_RATE / exact_fps(fps)
     return round(start_frame * per_frame) - AUDIO_MARGIN, math.ceil(frames * per_frame) + 2 * AUDIO_MARGIN
@@ -85,12 +85,12 @@ def require_frames(audio: np.ndarray, fps: float | Fraction, name: object = "the
     """Returns `frame_count` of `audio` (samples,) and checks that it fills at least one frame.
 
     Args:
-      audio: (samples,) at 16 kHz.
-      fps: frames per second.
-      name: name of the audio in the error message.
+        audio: (samples,) at 16 kHz.
+        fps: frames per second.
+        name: name of the audio in the error message.
 
     Raises:
-      ValueError: if the audio is shorter than one video frame.
+        ValueError: if the audio is shorter than one video frame.
     """
     if len(audio) * exact_fps(fps) < SAMPLE_RATE:
         need = 1000 / float(exact_fps(fps))

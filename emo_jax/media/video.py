@@ -30,16 +30,16 @@ def read_video(path: str | os.PathLike, fps: float | Fraction | None = None) -> 
     `load_audio(path, align_to_video=True)` returns the audio that starts at the same time.
 
     Args:
-      path: a video file.
-      fps: if given, the frames are resampled to the regular grid k / fps. Each grid point takes the frame whose time
-        stamp is nearest; the file's own frame rate may be constant or variable. If None, every frame is returned.
+        path: a video file.
+        fps: if given, the frames are resampled to the regular grid k / fps. Each grid point takes the frame whose time
+            stamp is nearest; the file's own frame rate may be constant or variable. If None, every frame is returned.
 
     Yields:
-      (image, time): uint8 RGB (height, width, 3) as a player shows it (`to_rgb`), and seconds since the first frame.
+        (image, time): uint8 RGB (height, width, 3) as a player shows it (`to_rgb`), and seconds since the first frame.
 
     Raises:
-      ValueError: if the file is missing or not media, has no video track, has damaged time stamps or colours that
-        cannot be converted, or is mostly damaged.
+        ValueError: if the file is missing or not media, has no video track, has damaged time stamps or colours that
+            cannot be converted, or is mostly damaged.
     """
     with open_media(path) as container:
         if not container.streams.video:
@@ -63,14 +63,15 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
     """Decodes a media file and describes what it holds.
 
     Args:
-      path: an audio or video file.
+        path: an audio or video file.
 
     Returns:
-      A dict with frames, fps (float), width, height, seconds (of the video track), audio_seconds (at most the duration
-      that the track states), audio_rate, video_codec and audio_codec. Values of a missing track are 0 or None.
+        A dict with frames, fps (float), width, height, seconds (of the video track), audio_seconds (at most the
+        duration that the track states), audio_rate, video_codec and audio_codec. Values of a missing track are 0 or
+        None.
 
     Raises:
-      ValueError: if the file is missing, not media, or mostly damaged.
+        ValueError: if the file is missing, not media, or mostly damaged.
     """
     info: dict[str, Any] = dict(frames=0, fps=None, width=0, height=0, seconds=0.0, video_codec=None)
     info |= dict(audio_seconds=0.0, audio_rate=None, audio_codec=None)
@@ -105,7 +106,7 @@ def _timed(frames: Iterator[VideoFrame], stream: VideoStream, path: object) -> I
     """Adds exact times to frames; a frame without a time stamp follows the one before it.
 
     Raises:
-      ValueError: if time stamps jump by more than MAX_STILL, or go back by more than MAX_BACKWARD.
+        ValueError: if time stamps jump by more than MAX_STILL, or go back by more than MAX_BACKWARD.
     """
     default = 1 / Fraction(stream.average_rate or stream.guessed_rate or 25)
     start, expected, previous = None, Fraction(0), Fraction(0)

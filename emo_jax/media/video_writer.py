@@ -47,15 +47,15 @@ def open_writer(
     """Returns the writer for a path: a file by its ending (`formats.FORMATS`), or a folder of PNG (`path` ends in /).
 
     Args:
-      path: the file or folder to write.
-      size: (height, width) of the frames in pixels.
-      fps: frames per second.
-      audio: as `VideoWriter` takes it.
-      codec: a name in `formats.CODECS`; None for the format's default.
-      metadata: texts that are stored in the file, such as its comment.
+        path: the file or folder to write.
+        size: (height, width) of the frames in pixels.
+        fps: frames per second.
+        audio: as `VideoWriter` takes it.
+        codec: a name in `formats.CODECS`; None for the format's default.
+        metadata: texts that are stored in the file, such as its comment.
 
     Raises:
-      ValueError: if an argument is invalid or the path cannot be written.
+        ValueError: if an argument is invalid or the path cannot be written.
     """
     if not is_picture_folder(path):
         return VideoWriter(path, size, fps, audio, codec=codec, metadata=metadata)
@@ -94,20 +94,20 @@ class VideoWriter:
         """Checks the arguments and opens the partial file.
 
         Args:
-          path: the file to write.
-          size: (height, width) of the frames in pixels. The codecs need even sides: an odd one is extended by a copy of
-            the last row or column.
-          fps: frames per second, converted by `exact_fps`.
-          audio: float32 (samples,) or (samples, channels) in [-1, 1], or a sound track. It is padded with silence or
-            trimmed to the number of frames. GIF files have no sound.
-          audio_rate: sample rate in Hz of an array; `array_track` converts one that mp4 files do not carry.
-          codec: a name in `formats.CODECS`; None for the format's default.
-          crf: quality, from 0 (lossless) to the encoder's worst, 51 or 63; None for the codec's default.
-          preset: the encoder's choice between speed and size; None for the codec's default.
-          metadata: texts that are stored in the file, such as its comment.
+            path: the file to write.
+            size: (height, width) of the frames in pixels. The codecs need even sides: an odd one is extended by a copy
+                of the last row or column.
+            fps: frames per second, converted by `exact_fps`.
+            audio: float32 (samples,) or (samples, channels) in [-1, 1], or a sound track. It is padded with silence or
+                trimmed to the number of frames. GIF files have no sound.
+            audio_rate: sample rate in Hz of an array; `array_track` converts one that mp4 files do not carry.
+            codec: a name in `formats.CODECS`; None for the format's default.
+            crf: quality, from 0 (lossless) to the encoder's worst, 51 or 63; None for the codec's default.
+            preset: the encoder's choice between speed and size; None for the codec's default.
+            metadata: texts that are stored in the file, such as its comment.
 
         Raises:
-          ValueError: if an argument is invalid or the file cannot be written.
+            ValueError: if an argument is invalid or the file cannot be written.
         """
         self.path = Path(path)
         self.fps = exact_fps(fps)
@@ -159,10 +159,10 @@ class VideoWriter:
         """Appends frames and the audio that belongs to them.
 
         Args:
-          frames: uint8 RGB (N, height, width, 3).
+            frames: uint8 RGB (N, height, width, 3).
 
         Raises:
-          ValueError: if `frames` has another dtype or size.
+            ValueError: if `frames` has another dtype or size.
         """
         height, width = self._size
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (height, width, 3):
@@ -205,7 +205,7 @@ class VideoWriter:
         """Completes the file and moves it to its final name.
 
         Raises:
-          ValueError: if no frame was written.
+            ValueError: if no frame was written.
         """
         try:
             if not self.frames:

@@ -31,14 +31,14 @@ def make_beam_runner(runner: str, options: Sequence[str]) -> Callable[[VideoBuil
     The videos and the output must be on a file system that all workers can read and write.
 
     Args:
-      runner: DirectRunner, PortableRunner, FlinkRunner, SparkRunner, DataflowRunner, or the full name of a class.
-      options: options of the runner as documented by Beam, for example "--direct_num_workers=2".
+        runner: DirectRunner, PortableRunner, FlinkRunner, SparkRunner, DataflowRunner, or the full name of a class.
+        options: options of the runner as documented by Beam, for example "--direct_num_workers=2".
 
     Returns:
-      The function, which takes the build and the progress.
+        The function, which takes the build and the progress.
 
     Raises:
-      ValueError: if Beam is missing, or does not accept the runner or an option.
+        ValueError: if Beam is missing, or does not accept the runner or an option.
     """
     try:
         import apache_beam  # pyright: ignore[reportMissingImports]

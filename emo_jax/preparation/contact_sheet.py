@@ -29,18 +29,18 @@ def inspect_records(
     """Writes the contact sheet and the video of some records of a split, spaced evenly.
 
     Args:
-      directory: directory of the records.
-      folder: folder of the results.
-      split: name of the split.
-      records: number of records to show.
-      seed: seed of the clips.
-      config: config of the training; its `clip` and `data` are used.
+        directory: directory of the records.
+        folder: folder of the results.
+        split: name of the split.
+        records: number of records to show.
+        seed: seed of the clips.
+        config: config of the training; its `clip` and `data` are used.
 
     Returns:
-      The paths of the sheet and of the video.
+        The paths of the sheet and of the video.
 
     Raises:
-      ValueError: if an argument is out of range, or no record is long enough for a clip.
+        ValueError: if an argument is out of range, or no record is long enough for a clip.
     """
     if records < 1 or seed < 0:
         raise ValueError(f"--records is {records} and --seed {seed}; expected at least 1 and 0")
@@ -62,12 +62,12 @@ def write_sheet(sampler: ClipSampler, clips: dict[int, dict], folder: str | os.P
     frames and the frames with the face region in yellow, and the audio and speed of the clip.
 
     Args:
-      sampler: the sampler of the clips.
-      clips: {position of the record: clip}.
-      folder: folder of the file; created if necessary.
+        sampler: the sampler of the clips.
+        clips: {position of the record: clip}.
+        folder: folder of the file; created if necessary.
 
     Returns:
-      The path of the sheet.
+        The path of the sheet.
     """
     rows = [_record_row(sampler, sampler.source[position], clip) for position, clip in clips.items()]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
@@ -88,12 +88,12 @@ def write_clips(sampler: ClipSampler, clips: Iterable[dict], folder: str | os.Pa
     Each frame shows the reference, the frame of the clip, and the audio and speed with a line at the current time.
 
     Args:
-      sampler: the sampler of the clips.
-      clips: the clips.
-      folder: folder of the file.
+        sampler: the sampler of the clips.
+        clips: the clips.
+        folder: folder of the file.
 
     Returns:
-      The path of the video.
+        The path of the video.
     """
     path, clips = pathlib.Path(folder) / CLIPS_FILE, list(clips)
     per_frame = SAMPLE_RATE / sampler.fps

@@ -39,12 +39,12 @@ class LatentBuild(ShardedBuild):
     """A directory of latents.
 
     Attributes:
-      target: absolute path of the directory.
-      source: the records.
-      layout: the layout of the latents.
-      max_shards: maximum number of shards.
-      seed: seed of the crop windows.
-      encoder_digest: digest of the encoders' weights.
+        target: absolute path of the directory.
+        source: the records.
+        layout: the layout of the latents.
+        max_shards: maximum number of shards.
+        seed: seed of the crop windows.
+        encoder_digest: digest of the encoders' weights.
     """
 
     target: pathlib.Path
@@ -97,21 +97,21 @@ def encode_records(
     Several processes share the work; they are configured as those of `emo train`.
 
     Args:
-      directory: directory of the records.
-      output: directory of the latents.
-      checkpoint: weights whose encoders are used; see `read_flat`.
-      config: its clip.image_size, clip.audio_window, data.crop_scale and data.flip_prob (above 0: mirrored latents are
-        encoded as well) must be those of the later training; None: the checkpoint's config.
-      split: split of the records.
-      windows: crop windows per record; one is encoded if all records allow only one.
-      seed: seed of the crop windows.
-      batch: frames per device and call of the encoder.
-      shards: maximum number of files.
+        directory: directory of the records.
+        output: directory of the latents.
+        checkpoint: weights whose encoders are used; see `read_flat`.
+        config: its clip.image_size, clip.audio_window, data.crop_scale and data.flip_prob (above 0: mirrored latents
+            are encoded as well) must be those of the later training; None: the checkpoint's config.
+        split: split of the records.
+        windows: crop windows per record; one is encoded if all records allow only one.
+        seed: seed of the crop windows.
+        batch: frames per device and call of the encoder.
+        shards: maximum number of files.
 
     Raises:
-      ValueError: if an argument is out of range, there is no device, the weights do not fit the config, or the output
-        was built from other inputs.
-      OSError: if files cannot be written; the same call resumes.
+        ValueError: if an argument is out of range, there is no device, the weights do not fit the config, or the output
+            was built from other inputs.
+        OSError: if files cannot be written; the same call resumes.
     """
     processes.start()
     for name, value, minimum in (
@@ -163,7 +163,7 @@ def _limit_windows(source: records.RecordSource, layout: Layout) -> Layout:
     """Returns the layout with one window if the crop scale and the frame sizes of all records allow only one.
 
     Raises:
-      ValueError: if a record is a single picture, which needs two windows, and the layout has one.
+        ValueError: if a record is a single picture, which needs two windows, and the layout has one.
     """
     has_pictures = (source.index()["frames"] == 1).any()
     if has_pictures and layout.windows == 1:
@@ -189,9 +189,9 @@ class RecordEncoder:
         """Places the parameters.
 
         Args:
-          emo: the model.
-          params: parameters of its encoders.
-          batch: frames per device and call.
+            emo: the model.
+            params: parameters of its encoders.
+            batch: frames per device and call.
         """
         self._emo = emo
         self._mesh = make_mesh(devices=jax.local_devices())
@@ -221,14 +221,14 @@ class RecordEncoder:
         """Computes the audio features of a record.
 
         Args:
-          audio: (samples,) int16; (0,) if the record has no sound, which gives zeros.
-          moments: (20, 10) float32, moments of the recording that the audio is a part of; see `media.moments`.
-          frames: number of frames of the record.
-          fps: frames per second.
-          layout: the layout of the latents.
+            audio: (samples,) int16; (0,) if the record has no sound, which gives zeros.
+            moments: (20, 10) float32, moments of the recording that the audio is a part of; see `media.moments`.
+            frames: number of frames of the record.
+            fps: frames per second.
+            layout: the layout of the latents.
 
         Returns:
-          (frames + 2 * reach, layers, features) float16; no rows if the layout has no audio features.
+            (frames + 2 * reach, layers, features) float16; no rows if the layout has no audio features.
         """
         count, encoder = frames + 2 * layout.reach, self._emo.audio_encoder
         if encoder is None or not layout.layers or not len(audio):
@@ -289,8 +289,8 @@ def publish_latents(build: LatentBuild, weights: dict[str, Any]) -> None:
     """Assembles the shards under the final name.
 
     Args:
-      build: the directory; all of its shards are complete.
-      weights: magnitudes of the encoders' weights, by which training recognizes them; see `encoder_magnitudes`.
+        build: the directory; all of its shards are complete.
+        weights: magnitudes of the encoders' weights, by which training recognizes them; see `encoder_magnitudes`.
     """
     summaries = build.read_summaries()
     files = shard_names(f"latents-{build.source.split}", build.shards)

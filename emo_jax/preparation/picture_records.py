@@ -20,17 +20,17 @@ def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAn
     The speed is 0 with confidence 0, and the frame rate has no meaning.
 
     Args:
-      path: path of the file.
-      name: name of the picture, from which the id is made.
-      rules: requirements for a record.
-      analyzer: the face analyzer.
-      licence: licence of the picture.
+        path: path of the file.
+        name: name of the picture, from which the id is made.
+        rules: requirements for a record.
+        analyzer: the face analyzer.
+        licence: licence of the picture.
 
     Returns:
-      A record of one frame.
+        A record of one frame.
 
     Raises:
-      ValueError: if the picture cannot be used; the message is the reason.
+        ValueError: if the picture cannot be used; the message is the reason.
     """
     image = load_image(path)
     meter = Meter(analyzer)

@@ -38,26 +38,26 @@ def prepare_videos(
     change them. A video that cannot be used is listed in `rejected.jsonl`.
 
     Args:
-      inputs: files, folders or glob patterns.
-      output: directory of the dataset.
-      size: side of the frames in pixels, even.
-      seconds: approximate length of a record.
-      min_seconds: minimum length of a record.
-      min_face: minimum height of the face in pixels of the source.
-      faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
-      face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
-      licence: licence of the videos, which is stored in the records.
-      workers: number of processes.
-      shards: maximum number of files.
-      runner: Apache Beam runner that is used instead of local processes, see `beam.make_beam_runner`.
-      runner_options: options of the runner.
+        inputs: files, folders or glob patterns.
+        output: directory of the dataset.
+        size: side of the frames in pixels, even.
+        seconds: approximate length of a record.
+        min_seconds: minimum length of a record.
+        min_face: minimum height of the face in pixels of the source.
+        faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
+        face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
+        licence: licence of the videos, which is stored in the records.
+        workers: number of processes.
+        shards: maximum number of files.
+        runner: Apache Beam runner that is used instead of local processes, see `beam.make_beam_runner`.
+        runner_options: options of the runner.
 
     Returns:
-      The report, see `report.make_report`.
+        The report, see `report.make_report`.
 
     Raises:
-      ValueError: if an argument is out of range, or no video gave a record.
-      OSError: if the runner fails.
+        ValueError: if an argument is out of range, or no video gave a record.
+        OSError: if the runner fails.
     """
     from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation import report
@@ -111,19 +111,19 @@ def prepare_images(
     """Crops faces out of pictures and writes them as the split train of a dataset, as records of one frame.
 
     Args:
-      inputs: files, folders or glob patterns.
-      output: directory of the dataset; must not exist, or be empty.
-      size: side of the frames in pixels, even.
-      min_face: minimum height of the face in pixels of the source.
-      faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
-      face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
-      licence: licence of the pictures, which is stored in the records.
+        inputs: files, folders or glob patterns.
+        output: directory of the dataset; must not exist, or be empty.
+        size: side of the frames in pixels, even.
+        min_face: minimum height of the face in pixels of the source.
+        faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
+        face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
+        licence: licence of the pictures, which is stored in the records.
 
     Returns:
-      The number of records and the number of rejected pictures; `rejected.jsonl` contains the reasons.
+        The number of records and the number of rejected pictures; `rejected.jsonl` contains the reasons.
 
     Raises:
-      ValueError: if an argument is out of range, or no picture gave a record.
+        ValueError: if an argument is out of range, or no picture gave a record.
     """
     from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation.picture_records import picture_record
@@ -166,13 +166,13 @@ def find_inputs(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]
     """Finds the files that glob patterns, files and folders (recursively) name.
 
     Args:
-      patterns: the patterns.
+        patterns: the patterns.
 
     Returns:
-      (path, name) in the order of the names; the name is the path relative to the common folder of all files.
+        (path, name) in the order of the names; the name is the path relative to the common folder of all files.
 
     Raises:
-      ValueError: if a pattern matches no file.
+        ValueError: if a pattern matches no file.
     """
     matches: set[str] = set()
     for pattern in patterns:

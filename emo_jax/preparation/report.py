@@ -29,9 +29,9 @@ def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> 
     `video_records.Outcome`.
 
     Args:
-      directory: directory of the files.
-      summaries: summaries of the shards, see `video_shards.make_shard`.
-      fps: frames per second of the videos.
+        directory: directory of the files.
+        summaries: summaries of the shards, see `video_shards.make_shard`.
+        fps: frames per second of the videos.
     """
     rows = [row for summary in summaries for row in summary["records"]]
     videos = [video for summary in summaries for video in summary["videos"]]
@@ -52,12 +52,12 @@ def make_report(rows: list[dict], videos: list[dict], fps: float) -> dict:
     """Computes counts and statistics.
 
     Args:
-      rows: report rows of the records.
-      videos: outcomes of the videos, as dicts.
-      fps: frames per second of the videos.
+        rows: report rows of the records.
+        videos: outcomes of the videos, as dicts.
+        fps: frames per second of the videos.
 
     Returns:
-      The content of `report.json`.
+        The content of `report.json`.
     """
     dropped: collections.Counter[str] = collections.Counter()
     for video in videos:

@@ -25,9 +25,9 @@ class ShardedBuild(abc.ABC):
     """A directory that is built in shards.
 
     Attributes:
-      target: absolute path of the finished directory.
-      differences: what may differ in another build of the same target, for error messages.
-      writer_options: options of the ArrayRecord writer.
+        target: absolute path of the finished directory.
+        differences: what may differ in another build of the same target, for error messages.
+        writer_options: options of the ArrayRecord writer.
     """
 
     target: pathlib.Path
@@ -68,10 +68,10 @@ class ShardedBuild(abc.ABC):
         """Creates the directory of the unfinished build, or continues an earlier one.
 
         Returns:
-          False if the target exists already and was built from the same inputs.
+            False if the target exists already and was built from the same inputs.
 
         Raises:
-          ValueError: if the target or an unfinished build exists and differs in its inputs.
+            ValueError: if the target or an unfinished build exists and differs in its inputs.
         """
         description, target, work = self.describe(), self.target, self.work
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -92,8 +92,8 @@ class ShardedBuild(abc.ABC):
         """Writes a shard and then its summary.
 
         Args:
-          index: number of the shard.
-          write: writes the entries and returns the summary.
+            index: number of the shard.
+            write: writes the entries and returns the summary.
         """
         with atomic_write(self.data(index)) as partial:
             writer = ArrayRecordWriter(str(partial), self.writer_options)
@@ -109,8 +109,8 @@ class ShardedBuild(abc.ABC):
         """Assembles the finished directory under its final name and removes the unfinished one.
 
         Args:
-          files: {file name: shard} of the finished directory.
-          write_metadata: writes further files into the directory that it is given.
+            files: {file name: shard} of the finished directory.
+            write_metadata: writes further files into the directory that it is given.
         """
         complete = self.work / "complete"
         remove_temporary_files(self.work)

@@ -33,10 +33,10 @@ class Rules:
     """Requirements for a record.
 
     Attributes:
-      seconds: approximate length of a record.
-      min_seconds: minimum length of a record.
-      min_face: minimum height of the face in pixels of the source.
-      size: side of the frames of the record in pixels.
+        seconds: approximate length of a record.
+        min_seconds: minimum length of a record.
+        min_face: minimum height of the face in pixels of the source.
+        size: side of the frames of the record in pixels.
     """
 
     seconds: float = 10.0
@@ -50,15 +50,15 @@ class Measurements:
     """Measurements of the N frames of a video.
 
     Attributes:
-      cut: (N,) bool, the frame starts a new shot.
-      fresh: (N,) bool, the frame differs from the previous one.
-      count: (N,) int, number of faces whose size is close to that of the main face.
-      box: (N, 4) box of the main face; see `Face` for this and the following three.
-      rotation: (N, 3) yaw, pitch and roll.
-      confidence: (N,) confidence of the rotation.
-      landmarks: (N, P, 2) landmarks; P is 0 if the analyzer has none.
-      luma: (N,) mean brightness of the face, of 255.
-      sharpness: (N,) sharpness of the face, see MIN_SHARPNESS.
+        cut: (N,) bool, the frame starts a new shot.
+        fresh: (N,) bool, the frame differs from the previous one.
+        count: (N,) int, number of faces whose size is close to that of the main face.
+        box: (N, 4) box of the main face; see `Face` for this and the following three.
+        rotation: (N, 3) yaw, pitch and roll.
+        confidence: (N,) confidence of the rotation.
+        landmarks: (N, P, 2) landmarks; P is 0 if the analyzer has none.
+        luma: (N,) mean brightness of the face, of 255.
+        sharpness: (N,) sharpness of the face, see MIN_SHARPNESS.
     """
 
     cut: np.ndarray
@@ -95,10 +95,10 @@ class CutDetector:
         """Processes the next frame.
 
         Args:
-          image: (height, width, 3) uint8 RGB.
+            image: (height, width, 3) uint8 RGB.
 
         Returns:
-          Whether the frame starts a new shot, and whether it differs from the previous frame.
+            Whether the frame starts a new shot, and whether it differs from the previous frame.
         """
         small = cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA)
         luma = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -210,10 +210,10 @@ class Span:
     """Frames of a video that become one record.
 
     Attributes:
-      start: first frame.
-      stop: frame after the last one.
-      square: the crop window.
-      flags: warnings for the record.
+        start: first frame.
+        stop: frame after the last one.
+        square: the crop window.
+        flags: warnings for the record.
     """
 
     start: int
@@ -230,14 +230,14 @@ def choose_spans(
     A run of frames of one shot with exactly one usable face is divided into equal spans of about `rules.seconds`.
 
     Args:
-      measurements: measurements of all frames.
-      rules: requirements for a record.
-      fps: frames per second.
-      frame_size: (height, width) of the source.
-      borders: further frames at which a span must end.
+        measurements: measurements of all frames.
+        rules: requirements for a record.
+        fps: frames per second.
+        frame_size: (height, width) of the source.
+        borders: further frames at which a span must end.
 
     Returns:
-      The spans, and {reason: number of frames left out}.
+        The spans, and {reason: number of frames left out}.
     """
     reasons = rejection_reasons(measurements, rules)
     starts = measurements.cut.copy()
@@ -298,12 +298,12 @@ def fit_square(boxes: np.ndarray, height: int, width: int) -> Square | None:
     The face fills FACE_HEIGHT of the square and is centered at FACE_CENTER, as far as the borders of the frame allow.
 
     Args:
-      boxes: (frames, 4) face boxes in pixels.
-      height: height of the frame.
-      width: width of the frame.
+        boxes: (frames, 4) face boxes in pixels.
+        height: height of the frame.
+        width: width of the frame.
 
     Returns:
-      The square; None if no square in the frame contains nine tenths of the range of the face.
+        The square; None if no square in the frame contains nine tenths of the range of the face.
     """
     low, high = np.quantile(boxes[:, :2], 0.02, axis=0), np.quantile(boxes[:, 2:], 0.98, axis=0)
     low, high = np.maximum(low, 0), np.minimum(high, (width, height))

@@ -22,9 +22,9 @@ class HeadTracks:
     """Head motion and face boxes of a dataset.
 
     Attributes:
-      speeds: (speeds,) in degrees per frame; all reliable ones, or all if none is reliable.
-      reliable: whether any speed is reliable.
-      boxes: for each record the face boxes (frames, 4), relative to the width and height of the frame.
+        speeds: (speeds,) in degrees per frame; all reliable ones, or all if none is reliable.
+        reliable: whether any speed is reliable.
+        boxes: for each record the face boxes (frames, 4), relative to the width and height of the frame.
     """
 
     speeds: np.ndarray
@@ -38,13 +38,13 @@ def fit_config(
     """Fits config fields to the records of a split.
 
     Args:
-      directory: directory of the records.
-      split: name of the split.
-      buckets: number of speed buckets.
-      config: a config, for the length of a clip and the crop scale.
+        directory: directory of the records.
+        split: name of the split.
+        buckets: number of speed buckets.
+        config: a config, for the length of a clip and the crop scale.
 
     Returns:
-      {config field: value}, and whether the speeds are reliable.
+        {config field: value}, and whether the speeds are reliable.
     """
     tracks = read_head_tracks(directory, split)
     centers, radii = fit_speed_buckets(tracks.speeds, buckets)
@@ -77,14 +77,14 @@ def fit_speed_buckets(speeds: np.ndarray, count: int) -> tuple[list[float], list
     the neighbors, so that the response of one bucket falls where that of the next rises.
 
     Args:
-      speeds: (speeds,) in degrees per frame, not negative.
-      count: number of buckets.
+        speeds: (speeds,) in degrees per frame, not negative.
+        count: number of buckets.
 
     Returns:
-      The centers and radii in degrees per frame.
+        The centers and radii in degrees per frame.
 
     Raises:
-      ValueError: if there are fewer than two buckets, or fewer speeds than buckets.
+        ValueError: if there are fewer than two buckets, or fewer speeds than buckets.
     """
     speeds = np.asarray(speeds, np.float64)
     if count < 2 or len(speeds) < count:
@@ -101,16 +101,16 @@ def fit_face(boxes: list[np.ndarray], frames: int, view: float = 1.0) -> dict[st
     """Fits `config.clip.face`: the position of the face in training, as medians over the clips of all records.
 
     Args:
-      boxes: for each record the face boxes (frames, 4), relative to the width and height of the frame.
-      frames: number of frames of a clip.
-      view: side of the crop window of training relative to the frame, the mean of `data.crop_scale`.
+        boxes: for each record the face boxes (frames, 4), relative to the width and height of the frame.
+        frames: number of frames of a clip.
+        view: side of the crop window of training relative to the frame, the mean of `data.crop_scale`.
 
     Returns:
-      height and centre of the face, relative to the crop window; growth: by how much the union of a clip's boxes
-      exceeds the median box on the left, top, right and bottom, relative to its width and height.
+        height and centre of the face, relative to the crop window; growth: by how much the union of a clip's boxes
+        exceeds the median box on the left, top, right and bottom, relative to its width and height.
 
     Raises:
-      ValueError: if no record is as long as a clip.
+        ValueError: if no record is as long as a clip.
     """
     boxes = [(track - 0.5) / view + 0.5 for track in boxes]
     clips = [track[start : start + frames] for track in boxes for start in range(0, len(track) - frames + 1, frames)]

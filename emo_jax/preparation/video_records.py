@@ -41,10 +41,10 @@ class Settings:
     """Settings of `emo prepare videos` that the records depend on.
 
     Attributes:
-      rules: requirements for a record.
-      faces: name of the face analyzer.
-      face_models: folder of its model files; None for the default.
-      licence: licence of the videos.
+        rules: requirements for a record.
+        faces: name of the face analyzer.
+        face_models: folder of its model files; None for the default.
+        licence: licence of the videos.
     """
 
     rules: Rules = Rules()
@@ -58,9 +58,9 @@ class Sound:
     """The sound track of a video.
 
     Attributes:
-      samples: (samples,) int16 at SAMPLE_RATE from the first frame on, at the recorded level; (0,) without sound.
-      gain: factor that normalizes the loudness of the track, as `emo generate` does.
-      flag: warning for the records; "" if there is none.
+        samples: (samples,) int16 at SAMPLE_RATE from the first frame on, at the recorded level; (0,) without sound.
+        gain: factor that normalizes the loudness of the track, as `emo generate` does.
+        flag: warning for the records; "" if there is none.
     """
 
     samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int16))
@@ -78,11 +78,11 @@ class Outcome:
     """The outcome of one video, for the report.
 
     Attributes:
-      source: name of the video.
-      frames: number of its frames.
-      records: number of records made from it.
-      dropped: {reason: number of frames left out}.
-      reason: why the video was rejected or only partly used; "" if there was no fault.
+        source: name of the video.
+        frames: number of its frames.
+        records: number of records made from it.
+        dropped: {reason: number of frames left out}.
+        reason: why the video was rejected or only partly used; "" if there was no fault.
     """
 
     source: str
@@ -100,17 +100,17 @@ def video_records(
     A fault of the file ends the iteration; the outcome contains the reason.
 
     Args:
-      path: path of the file.
-      name: name of the video in ids and in the report.
-      settings: settings that the records depend on.
-      analyzer: the face analyzer.
-      tick: called with the share of the work that was done since the last call.
+        path: path of the file.
+        name: name of the video in ids and in the report.
+        settings: settings that the records depend on.
+        analyzer: the face analyzer.
+        tick: called with the share of the work that was done since the last call.
 
     Yields:
-      The record as an example, see `record_example`, and its row of the report.
+        The record as an example, see `record_example`, and its row of the report.
 
     Returns:
-      The outcome.
+        The outcome.
     """
     outcome = Outcome(name)
     try:
@@ -268,11 +268,11 @@ def head_motion(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     motion of a head contributes little, and is subtracted from the squared speed.
 
     Args:
-      measured: (N, 3) yaw, pitch and roll in degrees.
+        measured: (N, 3) yaw, pitch and roll in degrees.
 
     Returns:
-      rotation (N, 3), smoothed; speed (N,) float32 in degrees per frame; confidence (N,): 1 where the speed is at least
-      the speed that jitter alone would give, and proportionally less below it.
+        rotation (N, 3), smoothed; speed (N,) float32 in degrees per frame; confidence (N,): 1 where the speed is at
+        least the speed that jitter alone would give, and proportionally less below it.
     """
     rotation = _smooth(measured)
     if len(measured) < 4:

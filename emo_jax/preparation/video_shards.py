@@ -26,10 +26,10 @@ class VideoBuild(ShardedBuild):
     """A dataset of records from videos.
 
     Attributes:
-      target: absolute path of the dataset directory.
-      videos: (path, name) of each video, in the order of the names.
-      settings: settings of `video_records`.
-      max_shards: maximum number of shards.
+        target: absolute path of the dataset directory.
+        videos: (path, name) of each video, in the order of the names.
+        settings: settings of `video_records`.
+        max_shards: maximum number of shards.
     """
 
     target: pathlib.Path
@@ -84,10 +84,10 @@ def make_shard(
     """Makes the records of one shard.
 
     Args:
-      build: the dataset.
-      index: number of the shard.
-      skip: {name: reason} of videos that have crashed a process before; they are rejected.
-      tick: called with the number of videos (a fraction) that were processed since the last call.
+        build: the dataset.
+        index: number of the shard.
+        skip: {name: reason} of videos that have crashed a process before; they are rejected.
+        tick: called with the number of videos (a fraction) that were processed since the last call.
     """
     build.write_shard(index, lambda writer: _write_records(writer, build, index, skip or {}, tick))
     build.current(index).unlink(missing_ok=True)
@@ -139,8 +139,8 @@ def publish_records(build: VideoBuild, write_report: Callable[[pathlib.Path, lis
     """Assembles the shards to a TFDS dataset under its final name.
 
     Args:
-      build: the dataset; all of its shards are complete.
-      write_report: writes further files, given the directory and the summaries of the shards.
+        build: the dataset; all of its shards are complete.
+        write_report: writes further files, given the directory and the summaries of the shards.
     """
     summaries = build.read_summaries()
     filled = [index for index, summary in enumerate(summaries) if summary["records"]]

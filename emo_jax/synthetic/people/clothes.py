@@ -157,11 +157,11 @@ def _collar(head: Head, colour, gap: tuple[float, float], high: float, points: f
     """Returns a collar round the neck.
 
     Args:
-      head: the head above it.
-      colour: sRGB (3,).
-      gap: half the opening in front at the upper and at the lower edge, in radians.
-      high: from the upper to the lower edge, in decimetres.
-      points: how much further the lower edge reaches in front.
+        head: the head above it.
+        colour: sRGB (3,).
+        gap: half the opening in front at the upper and at the lower edge, in radians.
+        high: from the upper to the lower edge, in decimetres.
+        points: how much further the lower edge reaches in front.
     """
     radius, height = _neck_surface()
     count = 49

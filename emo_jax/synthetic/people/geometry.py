@@ -164,10 +164,10 @@ class Head:
         """Moves places (P, 3) with the head and returns them relative to the resting eyes' middle.
 
         Args:
-          places: before the head turns.
-          follow: (P,) see `follow_weight`.
-          rotation: (3, 3) from `head_matrix`.
-          shift: (3,) of the body, in decimetres.
+            places: before the head turns.
+            follow: (P,) see `follow_weight`.
+            rotation: (3, 3) from `head_matrix`.
+            shift: (3,) of the body, in decimetres.
         """
         turned = (places - self.pivot) @ rotation.T + self.pivot
         return places + follow[:, None] * (turned - places) - self.centre + shift

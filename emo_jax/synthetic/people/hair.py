@@ -21,14 +21,14 @@ class Strands:
     """Ribbons of S strands with K points each.
 
     Attributes:
-      points: (S, K, 3) places before the head turns.
-      tangents: (S, K, 3) unit vectors towards the tip.
-      outward: (S, K, 3) unit vectors away from the head.
-      width: (S, K) half the ribbon's width.
-      random: (S,) in [0, 1].
-      occlusion: (S, K) light that reaches the hair, in [0, 1].
-      follow: (S, K) see `geometry.follow_weight`.
-      roots: (S, 3) vertices and `shares` (S, 3) their weights: where a strand sits on moving skin.
+        points: (S, K, 3) places before the head turns.
+        tangents: (S, K, 3) unit vectors towards the tip.
+        outward: (S, K, 3) unit vectors away from the head.
+        width: (S, K) half the ribbon's width.
+        random: (S,) in [0, 1].
+        occlusion: (S, K) light that reaches the hair, in [0, 1].
+        follow: (S, K) see `geometry.follow_weight`.
+        roots: (S, 3) vertices and `shares` (S, 3) their weights: where a strand sits on moving skin.
     """
 
     points: np.ndarray

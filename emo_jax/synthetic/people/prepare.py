@@ -30,15 +30,15 @@ def prepare_world(
     goes on where it stopped.
 
     Args:
-      output: the directory to write; it must not exist yet.
-      world: one of `WORLDS`.
-      seconds: length of a record.
-      size: side of the frames in pixels.
-      fps: frames per second.
-      **options: of `emo_jax.synthetic.world.prepare_synthetic`.
+        output: the directory to write; it must not exist yet.
+        world: one of `WORLDS`.
+        seconds: length of a record.
+        size: side of the frames in pixels.
+        fps: frames per second.
+        **options: of `emo_jax.synthetic.world.prepare_synthetic`.
 
     Raises:
-      ValueError: if an argument makes no sense, or OpenGL, the data of the heads or the voices are missing.
+        ValueError: if an argument makes no sense, or OpenGL, the data of the heads or the voices are missing.
     """
     if world not in WORLDS:
         raise ValueError(f"--world is {world}; choose one of {', '.join(WORLDS)}")

@@ -15,9 +15,9 @@ class Solid:
     """Triangles (T, 3) between N points.
 
     Attributes:
-      triangles: (T, 3) int32.
-      points, normals, tint: (N, 3) places before the head turns, unit normals, sRGB in [0, 1].
-      follow: (N,) see `geometry.follow_weight`.
+        triangles: (T, 3) int32.
+        points, normals, tint: (N, 3) places before the head turns, unit normals, sRGB in [0, 1].
+        follow: (N,) see `geometry.follow_weight`.
     """
 
     triangles: np.ndarray

@@ -37,10 +37,10 @@ class Pose:
     """One frame of a person.
 
     Attributes:
-      weights: ARKit blend shapes by name, mostly in [0, 1].
-      rotation: yaw, pitch and roll of the head in degrees, see `faces.rotation`.
-      shift: (3,) movement of the body in decimetres: right, up, towards the camera.
-      gaze: degrees that the eyes look to the image's right and up, relative to the head.
+        weights: ARKit blend shapes by name, mostly in [0, 1].
+        rotation: yaw, pitch and roll of the head in degrees, see `faces.rotation`.
+        shift: (3,) movement of the body in decimetres: right, up, towards the camera.
+        gaze: degrees that the eyes look to the image's right and up, relative to the head.
     """
 
     weights: dict[str, float] = field(default_factory=dict)

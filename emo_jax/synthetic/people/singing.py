@@ -105,13 +105,13 @@ def vocode(sound: np.ndarray, read: np.ndarray, f0: np.ndarray, rng: np.random.G
     """Resynthesises a voice by linear prediction.
 
     Args:
-      sound: (samples,) at 16 kHz.
-      read: (F,) the time in `sound` that each output frame of 5 ms takes its timbre from.
-      f0: (F,) Hz; 0 is a whisper.
-      rng: of the noise.
+        sound: (samples,) at 16 kHz.
+        read: (F,) the time in `sound` that each output frame of 5 ms takes its timbre from.
+        f0: (F,) Hz; 0 is a whisper.
+        rng: of the noise.
 
     Returns:
-      float32 (F * 80,).
+        float32 (F * 80,).
     """
     frames = np.clip((read * SAMPLE_RATE).astype(int), 0, max(len(sound) - 1, 0))
     padded = np.pad(sound.astype(np.float64), 200) + 1e-5 * rng.standard_normal(len(sound) + 400)

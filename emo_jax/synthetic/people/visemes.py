@@ -99,13 +99,13 @@ def articulate(
     """Returns how a mouth moves for a voice.
 
     Args:
-      phones: the voice's phonemes, in order.
-      seconds: length of the voice.
-      energy: (N,) loudness of the voice at `RATE`, about 1 on average; louder vowels open wider.
-      effort: how clearly the speaker articulates; 1 is normal.
+        phones: the voice's phonemes, in order.
+        seconds: length of the voice.
+        energy: (N,) loudness of the voice at `RATE`, about 1 on average; louder vowels open wider.
+        effort: how clearly the speaker articulates; 1 is normal.
 
     Returns:
-      (N, 8) float32, N = round(seconds * RATE): `ARTICULATORS`, then the closure of the lips and the lip bite.
+        (N, 8) float32, N = round(seconds * RATE): `ARTICULATORS`, then the closure of the lips and the lip bite.
     """
     time = (np.arange(round(seconds * RATE)) + 0.5) / RATE
     total, weight = np.zeros((len(time), 6)), np.full((len(time), 6), 1e-6)

@@ -94,16 +94,16 @@ def speak(text: str, engine: str, voice: str = "en-us", rate: int = 165, pitch: 
     """Speaks a text.
 
     Args:
-      text: what to say.
-      engine: one of `engines()`.
-      voice: espeak-ng's voice such as "de+f4", or one of `FLITE_VOICES`; hibari has one voice.
-      rate: words a minute.
-      pitch: of espeak-ng, 0 to 99.
-      seed: of hibari's noise.
+        text: what to say.
+        engine: one of `engines()`.
+        voice: espeak-ng's voice such as "de+f4", or one of `FLITE_VOICES`; hibari has one voice.
+        rate: words a minute.
+        pitch: of espeak-ng, 0 to 99.
+        seed: of hibari's noise.
 
     Raises:
-      ValueError: if the engine is missing.
-      RuntimeError or ValueError: if it fails.
+        ValueError: if the engine is missing.
+        RuntimeError or ValueError: if it fails.
     """
     if engine not in engines():
         raise ValueError(
