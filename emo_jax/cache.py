@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -42,8 +43,21 @@ def keep_programs() -> None:
     except OSError:
         return
     if os.access(path, os.W_OK):
+        _add_missing_times(path)
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def _add_missing_times(path: pathlib.Path) -> None:
+    """Writes the time of last use of entries that have none, without which JAX would not write to the cache any more.
+
+    Such entries are left by a process that was killed, and by programs that use the folder without a size limit.
+    """
+    for entry in path.glob("*-cache"):
+        used = entry.with_name(f"{entry.name.removesuffix('-cache')}-atime")
+        with contextlib.suppress(OSError):  # another process evicts the entry
+            if not used.exists():
+                used.write_bytes(time.time_ns().to_bytes(8, "little"))
 
 
 @contextlib.contextmanager
