@@ -23,6 +23,7 @@ from emo_jax.progress import Progress
 from emo_jax.synthetic.espeak import espeak_available, espeak_passage
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import APPEARANCE_NAMES, Identity
+from emo_jax.synthetic.pauses import SHARE, add_noise, draw_pause, insert_pause
 from emo_jax.synthetic.rendering import face_box, mouth_box, nose_tip, render
 from emo_jax.synthetic.voices import LANGUAGES, Speaker, mouth_track, synthesise
 from emo_jax.workers import map_in_order
@@ -170,7 +171,14 @@ def make_voice(rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, st
 
 
 def make_record(
-    seed: int, *, seconds: float, size: int = 160, fps: float = 25, follow: float = 0.0, babble: float = 0.0
+    seed: int,
+    *,
+    seconds: float,
+    size: int = 160,
+    fps: float = 25,
+    follow: float = 0.0,
+    babble: float = 0.0,
+    pauses: float = 0.0,
 ) -> Record:
     """Makes the record of one new person with a new voice.
 
@@ -183,6 +191,7 @@ def make_record(
         fps: frames per second.
         follow: fraction of the head's speed that follows the voice, see `Track.sample`.
         babble: fraction of the sound's energy that is another speaker, whom the mouth does not follow.
+        pauses: probability of a pause of more than a second, see `pauses.draw_pause`.
 
     Raises:
         ValueError: the seed is negative, or there are fewer than two frames.
@@ -195,9 +204,15 @@ def make_record(
     cv2.setNumThreads(1)
     identity = Identity.sample(seed)
     seconds = round(frames / fps * SAMPLE_RATE) / SAMPLE_RATE
-    sound, kind = make_voice(np.random.default_rng([seed, 2]), seconds)
+    rng = np.random.default_rng([seed, 2])
+    sound, kind = make_voice(rng, seconds)
+    pause = draw_pause(rng, sound, pauses)
+    sound = sound if pause is None else insert_pause(sound, pause)
     audio = quantise(sound)
     mouth = mouth_track(audio / np.float32(32767), fps, frames)
+    if pause is not None:
+        sound = add_noise(sound, pause)  # the mouth does not follow it
+        audio = quantise(sound)
     if babble:
         other, _ = make_voice(np.random.default_rng([seed, 3]), seconds)
         audio = quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
@@ -255,7 +270,9 @@ def prepare_synthetic(
     for name, share in (("--follow", follow), ("--babble", babble)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share from 0 to 1")
-    make = make or functools.partial(make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble)
+    make = make or functools.partial(
+        make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble, pauses=SHARE
+    )
     first = 2 * seed * SPLIT_SEEDS
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:

@@ -13,6 +13,7 @@ from emo_jax.media.audio import quantise
 from emo_jax.media.loudness import normalise
 from emo_jax.media.mp4 import encode_video
 from emo_jax.media.timing import SAMPLE_RATE
+from emo_jax.synthetic.pauses import add_noise, draw_pause, insert_pause
 from emo_jax.synthetic.people.geometry import (
     POINT_NAMES,
     Head,
@@ -27,7 +28,7 @@ from emo_jax.synthetic.people.renderer import Pose, Studio
 from emo_jax.synthetic.people.scenes import paint_background, sample_camera, sample_light, turn_light
 from emo_jax.synthetic.people.singing import laugh, sing
 from emo_jax.synthetic.people.visemes import RATE, Phone, articulate, mouth_weights, phone_lines, sample_frames
-from emo_jax.synthetic.people.voices import Voice, speak_passage
+from emo_jax.synthetic.people.voices import Voice, shift_phones, speak_passage
 from emo_jax.synthetic.world import Track
 
 __all__ = ["APPEARANCE_NAMES", "POINT_NAMES", "Performance", "make_record", "perform"]
@@ -45,13 +46,22 @@ class Performance:
 
 
 def make_voice(rng: np.random.Generator, seconds: float) -> Voice:
-    """Returns a voice of exactly `seconds`: seven in ten speak, two sing, one laughs between sentences."""
+    """Returns a voice of exactly `seconds`: seven in ten speak, two sing, one laughs between sentences.
+
+    Some pause for more than a second, see `pauses.draw_pause`.
+    """
     kind = rng.random()
     voice = sing(rng, seconds) if kind < 0.2 else laugh(rng, seconds) if kind < 0.3 else speak_passage(rng, seconds)
     count = round(seconds * SAMPLE_RATE)
     sound = np.pad(voice.sound, (0, max(count - len(voice.sound), 0)))[:count]
-    phones = [Phone(p.symbol, p.start, min(p.end, seconds), p.stressed) for p in voice.phones if p.start < seconds]
-    return Voice(normalise(sound.astype(np.float32)), phones, voice.source)
+    sound, phones = normalise(sound.astype(np.float32)), voice.phones
+    pause = draw_pause(rng, sound)
+    if pause is not None:
+        sound, later = add_noise(insert_pause(sound, pause), pause), pause.start / SAMPLE_RATE
+        before = [p for p in phones if (p.start + p.end) / 2 < later]
+        phones = before + shift_phones(phones[len(before) :], pause.length / SAMPLE_RATE)
+    phones = [Phone(p.symbol, p.start, min(p.end, seconds), p.stressed) for p in phones if p.start < seconds]
+    return Voice(sound, phones, voice.source)
 
 
 def loudness(sound: np.ndarray, seconds: float) -> np.ndarray:
