@@ -8,6 +8,7 @@ Examples:
   emo bench attention                       # accuracy and speed of attention, against float32
   emo bench denoise --config base:speed     # one guided denoising step, against its plan
   emo bench step --config base:video        # one training step, against its plan (some 60 GB at full size)
+  emo bench fuzz --seconds 600 --seed 1     # damaged inputs of every kind; status 1 if one ends in more than one line
 """
 
 from __future__ import annotations
@@ -37,15 +38,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         program = names.add_parser(name, help=f"{text}, on random weights, against its plan")
         program.add_argument("--rounds", type=int, default=20, help="timed calls (default %(default)s)")
         program.set_defaults(main=main, takes_config=True, default_config=f"base:{stage}", stage=stage)
+    fuzz = names.add_parser("fuzz", help="damaged pictures, sounds, videos, weights, configs and records")
+    fuzz.add_argument("--seconds", type=float, default=60.0, help="time for reading them (default %(default)g)")
+    fuzz.add_argument("--seed", type=int, default=0, help="of the changes (default %(default)s)")
+    fuzz.add_argument("--mutant", type=int, metavar="N", help="read only input N of the seed's sequence")
+    fuzz.add_argument("--kind", action="append", help="read only inputs of this kind; may be repeated")
+    fuzz.add_argument(
+        "--keep", default="out/fuzz", metavar="DIR", help="folder for inputs that fail (default %(default)s)"
+    )
+    fuzz.set_defaults(main=main)
     for benchmark in names.choices.values():
         add_output(benchmark, "JSON file for the result, besides the printed table")
 
 
-def main(args: argparse.Namespace, config: Any = None) -> None:
+def main(args: argparse.Namespace, config: Any = None) -> int:
     """Runs `emo bench`: prints a table and writes JSON if asked to.
 
+    Returns:
+        The exit status: 1 if an input of `emo bench fuzz` has failed.
+
     Raises:
-        ValueError: `--rounds` or `--batches` is less than 1.
+        ValueError: a number or a kind is out of range.
     """
     from emo_jax.files import write_text
     from emo_jax.tables import format_table
@@ -66,10 +79,13 @@ def main(args: argparse.Namespace, config: Any = None) -> None:
 
         device = dict(device=jax.devices()[0].device_kind, jax=jax.__version__)
         write_text(args.output, json.dumps(dict(benchmark=args.name, **device, rows=rows), indent=1) + "\n")
+    return int(any(row.get("failed", 0) for row in rows))
 
 
 def measure(args: argparse.Namespace, config: Any) -> list[dict]:
     """Runs the benchmark that the command line names and returns its rows."""
+    if args.name == "fuzz":
+        return _fuzz(args)
     from emo_jax.cache import keep_programs
     from emo_jax.distributed.processes import check_devices
 
@@ -86,6 +102,22 @@ def measure(args: argparse.Namespace, config: Any) -> list[dict]:
     from emo_jax.benchmarks import program
 
     return program.measure(config, args.name, args.rounds)
+
+
+def _fuzz(args: argparse.Namespace) -> list[dict]:
+    import pathlib
+
+    from emo_jax.benchmarks import fuzz
+
+    kinds = tuple(args.kind or fuzz.KINDS)
+    unknown = [kind for kind in kinds if kind not in fuzz.KINDS]
+    if unknown:
+        raise ValueError(f"--kind is {unknown[0]!r}; expected one of {', '.join(fuzz.KINDS)}")
+    for option, low in (("seconds", 1), ("seed", 0), ("mutant", 0)):
+        value = getattr(args, option)
+        if value is not None and value < low:
+            raise ValueError(f"--{option} is {value}; expected at least {low}")
+    return fuzz.run(args.seconds, args.seed, pathlib.Path(args.keep), kinds, args.mutant)
 
 
 def _format(value: object) -> str:

@@ -20,7 +20,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emo_jax import schema
 from emo_jax.data import transforms
-from emo_jax.data.record_files import INDEX_SCHEMA
+from emo_jax.data.record_files import INDEX_SCHEMA, count_records
 from emo_jax.media.moments import audio_moments
 
 LATENTS_FILE = "latents.json"
@@ -148,10 +148,11 @@ class LatentSource:
         missing = [name for name in files if not os.path.exists(name)]
         if missing:
             raise ValueError(f"{missing[0]} is missing ({LATENTS_FILE} lists it): copy it again, or encode again")
+        count = sum(map(count_records, files))  # before the files are opened together, to name a damaged one
         self._entries = ArrayRecordDataSource(files)
-        if len(self._entries) != self._first_entry[-1]:
+        if count != self._first_entry[-1]:
             raise ValueError(
-                f"{directory} has {len(self._entries)} entries, expected {self._first_entry[-1]}: copy it again, "
+                f"{directory} has {count} entries, expected {self._first_entry[-1]}: copy it again, "
                 "or encode again"
             )
 

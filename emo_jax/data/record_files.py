@@ -68,16 +68,29 @@ def check_files(directory: str, splits: Any, names: Iterable[str]) -> None:
         names: names of the splits to check.
 
     Raises:
-        ValueError: if a file is missing, or the numbers differ.
+        ValueError: if a file is missing or damaged, or the numbers differ.
     """
     for name in names:
         files = [os.fspath(file) for file in splits[name].filepaths]
         missing = [file for file in files if not os.path.exists(file)]
         if missing:
             raise ValueError(f"{missing[0]} is missing: copy it again, or prepare the records again")
-        count, expected = len(ArrayRecordDataSource(files)), splits[name].num_examples
+        count, expected = sum(map(count_records, files)), splits[name].num_examples
         if count != expected:
             raise ValueError(
                 f"{directory}, split {name}: the files contain {count} records, but {_INFO_FILE} says {expected}; "
                 "copy or make them again"
             )
+
+
+def count_records(file: str) -> int:
+    """Returns the number of records in an ArrayRecord file.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        return len(ArrayRecordDataSource([file]))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} is damaged ({reason}); copy it again, or prepare it again") from error

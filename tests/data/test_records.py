@@ -184,3 +184,12 @@ def test_missing_shard_is_named(record_dir, tmp_path):
     (tmp_path / "out" / "emo_records-train.array_record-00001-of-00002").unlink()
     with pytest.raises(ValueError, match="00001-of-00002 is missing"):
         records.open_records(tmp_path / "out", "train")
+
+
+@pytest.mark.parametrize("size", [1000, -1])
+def test_damaged_shard_is_named(record_dir, tmp_path, size):
+    shutil.copytree(record_dir, tmp_path / "out")
+    shard = tmp_path / "out" / "emo_records-train.array_record-00001-of-00002"
+    shard.write_bytes(shard.read_bytes()[:size])
+    with pytest.raises(ValueError, match="00001-of-00002 is damaged"):
+        records.open_records(tmp_path / "out", "train")

@@ -359,6 +359,11 @@ def test_missing_files_raise(encoded, tmp_path):
     with pytest.raises(ValueError, match="00000-of-00002"):
         latents.LatentSource(tmp_path, "train")
     metadata = json.loads((encoded / "latents.json").read_text())
+    damaged = metadata["files"][0]
+    for name in metadata["files"]:
+        (tmp_path / name).write_bytes((encoded / name).read_bytes()[: 1000 if name == damaged else None])
+    with pytest.raises(ValueError, match=f"{damaged} is damaged"):
+        latents.LatentSource(tmp_path, "train")
     metadata["files"] = [str(encoded / name) for name in metadata["files"][:1]]
     (tmp_path / "latents.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="entries"):
