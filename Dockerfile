@@ -2,6 +2,7 @@
 #   docker build -t emo .                          # CPU
 #   docker build -t emo --build-arg EXTRA=cuda .   # CUDA: the driver is the host's, its libraries come with pip
 #   docker run --rm --shm-size=1g -v "$PWD:/data" emo generate --portrait me.jpg --audio song.mp3 -o me.mp4
+#   docker build -t emo --build-arg EXTRA=app . && docker run --rm -p 7860:7860 emo app --host 0.0.0.0    # the web page
 #   docker run --rm --gpus all -v "$PWD:/data" emo demo -o demo.mp4
 FROM python:3.11-slim-bookworm
 
@@ -24,6 +25,7 @@ RUN useradd --create-home emo && mkdir -p /cache /data && chown emo:emo /cache /
 USER emo
 WORKDIR /data
 VOLUME ["/cache", "/data"]
+EXPOSE 7860
 
 ENTRYPOINT ["emo"]
 CMD ["--help"]

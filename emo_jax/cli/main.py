@@ -19,6 +19,7 @@ GROUPS = {
     "Make videos": {
         "generate": "make a talking video of a portrait and a voice",
         "demo": "make a talking video of the bundled portrait and voice",
+        "app": "open a web page that makes videos",
     },
     "Train": {
         "prepare": "write records to train on",

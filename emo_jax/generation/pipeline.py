@@ -17,6 +17,7 @@ from emo_jax import tpu
 from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
+from emo_jax.generation.checks import check_frames, check_params
 from emo_jax.generation.framing import MAX_SIZE, Canvas, check_framing
 from emo_jax.generation.inputs import (
     AudioLike,
@@ -88,10 +89,11 @@ class EmoPipeline:
         self._emo = emo
         self._samplers: dict[tuple[str, int, str], VideoSampler] = {}
         self._progress_bar: dict[str, Any] = {}
+        self._devices: tuple[Any, ...] | None = None  # None: all of this process
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without compiled programs, the parameters as numpy arrays."""
-        return {**self.__dict__, "params": jax.tree.map(np.asarray, self.params), "_samplers": {}}
+        return {**self.__dict__, "params": jax.tree.map(np.asarray, self.params), "_samplers": {}, "_devices": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores the state.
@@ -134,7 +136,7 @@ class EmoPipeline:
         except TypeError as error:
             raise ValueError(f"sampling: {error}") from error
         check_sampling(fields, config.diffusion.train_steps)
-        _check_params(params, name_or_dir)
+        check_params(params, name_or_dir)
         name = os.path.basename(os.path.normpath(name_or_dir))
         return cls(dataclasses.replace(emo, config=FrozenConfigDict(config)), params, name)
 
@@ -322,10 +324,16 @@ class EmoPipeline:
             key=jax.random.key(seed),
             hold=None if canvas is None else canvas.hold[None],
         )
-        checked = (_check_frames(frames[0], index) for index, frames in enumerate(segments))
+        checked = (check_frames(frames[0], index) for index, frames in enumerate(segments))
         if canvas is None:
             return FrameStream(checked, self.size, total)
         return FrameStream(map(canvas.paste, checked), canvas.size, total)
+
+    def on(self, devices: Sequence[Any]) -> "EmoPipeline":
+        """Returns a pipeline with the same weights that uses these devices alone; others may run beside it."""
+        pipe = EmoPipeline(self._emo, jax.device_put(self.params, devices[0]), self.name)
+        pipe._devices, pipe._progress_bar = tuple(devices), self._progress_bar
+        return pipe
 
     def compilations(self) -> int:
         """Returns how many programs have been compiled: one per solver, steps, guidance mode and framing used."""
@@ -343,7 +351,7 @@ class EmoPipeline:
         mode = guidance_mode(*scales)
         key = sampling.solver, sampling.steps, mode
         if key not in self._samplers:
-            mesh = mesh_for(mode, self.config.clip.frames)
+            mesh = mesh_for(mode, self.config.clip.frames, self._devices)
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
             self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
         return self._samplers[key], scales
@@ -367,26 +375,3 @@ def _check_process() -> None:
 def _per_video(speed: float | np.ndarray) -> float | np.ndarray:
     """Adds the axis of the batch to speeds of frames."""
     return speed if np.ndim(speed) == 0 else np.asarray(speed)[None]
-
-
-def _check_frames(frames: np.ndarray, segment: int) -> np.ndarray:
-    """Returns the frames of a segment. Raises FloatingPointError if all have one colour: the decoder is broken."""
-    if (frames == frames[0, 0, 0]).all():
-        raise FloatingPointError(f"frames of segment {segment} have a single colour; train or export the weights again")
-    return frames
-
-
-def _check_params(params: Params, name: object) -> None:
-    """Checks for weights that give a black video from plausible latents.
-
-    Values that are not finite in other parts than the VAE reach the latents, which `VideoSampler.stream` checks.
-
-    Raises:
-        FloatingPointError: all weights of a part are zero, or weights of the VAE are not finite.
-    """
-    for part, tree in params.items():
-        leaves = jax.tree.leaves(tree)
-        if leaves and not any(np.any(leaf) for leaf in leaves):
-            raise FloatingPointError(f"{name}: all weights of {part} are zero; train or export them again")
-    if not all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(params["vae"])):
-        raise FloatingPointError(f"{name}: weights of vae are NaN or infinite; train or export them again")

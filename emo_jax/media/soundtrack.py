@@ -32,6 +32,18 @@ class SoundTrack(NamedTuple):
     channels: int
     blocks: Callable[[], Iterator[np.ndarray]]
 
+    def skip(self, seconds: float) -> SoundTrack:
+        """Returns the track without its first seconds."""
+
+        def blocks() -> Iterator[np.ndarray]:
+            left = round(seconds * self.rate)
+            for block in self.blocks():
+                if left < len(block):
+                    yield block[left:]
+                left = max(0, left - len(block))
+
+        return self._replace(blocks=blocks) if seconds else self
+
     def read(self) -> np.ndarray:
         """Returns all samples: float32 (samples,) for one channel, else (samples, channels)."""
         samples = np.concatenate([np.zeros((0, self.channels), np.float32), *self.blocks()])

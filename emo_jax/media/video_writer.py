@@ -90,6 +90,7 @@ class VideoWriter:
         crf: int | None = None,
         preset: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        keyframe_seconds: float = KEYFRAME_SECONDS,
     ):
         """Checks the arguments and opens the partial file.
 
@@ -105,6 +106,7 @@ class VideoWriter:
             crf: quality, from 0 (lossless) to the encoder's worst, 51 or 63; None for the codec's default.
             preset: the encoder's choice between speed and size; None for the codec's default.
             metadata: texts that are stored in the file, such as its comment.
+            keyframe_seconds: seconds between keyframes.
 
         Raises:
             ValueError: if an argument is invalid or the file cannot be written.
@@ -134,19 +136,22 @@ class VideoWriter:
             path_text, container_name = str(self.partial_path.absolute()), self._format.container
             container = self._container = av.open(path_text, "w", format=container_name, options=options)
             container.metadata.update(self._metadata)
-            self._video = self._add_video(container, height + height % 2, width + width % 2, crf, preset)
+            even = (height + height % 2, width + width % 2)
+            self._video = self._add_video(container, even, crf, preset, keyframe_seconds)
             self._audio_stream = None if track is None else _add_audio(container, track, self._format.audio)
         except (FFmpegError, OSError) as error:
             self._discard()
             raise ValueError(f"{path} cannot be written ({error}); change size, rate, preset or place") from error
 
-    def _add_video(self, container: OutputContainer, height: int, width: int, crf: int, preset: str) -> VideoStream:
+    def _add_video(
+        self, container: OutputContainer, size: tuple[int, int], crf: int, preset: str, keyframe_seconds: float
+    ) -> VideoStream:
         os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
         stream = cast(VideoStream, container.add_stream(self._codec.encoder, rate=self.fps))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
         context = stream.codec_context
         context.time_base = stream.time_base = 1 / self.fps
-        context.gop_size = max(1, round(KEYFRAME_SECONDS * self.fps))
+        context.gop_size = max(1, round(keyframe_seconds * self.fps))
         context.colorspace, context.color_primaries, context.color_trc = BT601, BT709, BT709
         context.color_range = LIMITED
         if self._codec.tag and self._format.container != "webm":
