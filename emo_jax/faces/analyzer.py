@@ -18,10 +18,10 @@ class Face:
     """A face in one frame.
 
     Attributes:
-      box: (x0, y0, x1, y1) in pixels.
-      rotation: yaw, pitch and roll in degrees, as in `Record`; 0 for an angle that the analyzer does not measure.
-      confidence: in [0, 1], how reliable the head's rotation speed is.
-      landmarks: (P, 2) points of the face in pixels, P constant for an analyzer; None if it has no landmarks.
+        box: (x0, y0, x1, y1) in pixels.
+        rotation: yaw, pitch and roll in degrees, as in `Record`; 0 for an angle that the analyzer does not measure.
+        confidence: in [0, 1], how reliable the head's rotation speed is.
+        landmarks: (P, 2) points of the face in pixels, P constant for an analyzer; None if it has no landmarks.
     """
 
     box: Box
@@ -34,8 +34,8 @@ class FaceAnalyzer(Protocol):
     """A face detector that receives the frames of one shot in order.
 
     Attributes:
-      name: recorded with the measurements.
-      measures: what it measures, recorded too: "box and roll" or "box, yaw, pitch and roll".
+        name: recorded with the measurements.
+        measures: what it measures, recorded too: "box and roll" or "box, yaw, pitch and roll".
     """
 
     name: str
@@ -49,10 +49,10 @@ class FaceAnalyzer(Protocol):
         """Detects the faces of the next frame.
 
         Args:
-          image: uint8 RGB (height, width, 3).
+            image: uint8 RGB (height, width, 3).
 
         Returns:
-          The main face first, then other faces near its size.
+            The main face first, then other faces near its size.
         """
         ...
 
@@ -66,12 +66,12 @@ def main_first(faces: list[Face], previous: Box | None) -> list[Face]:
     """Sorts the faces of a frame.
 
     Args:
-      faces: all faces detected.
-      previous: box of the main face in the previous frame, if there was one.
+        faces: all faces detected.
+        previous: box of the main face in the previous frame, if there was one.
 
     Returns:
-      The main face (the one that overlaps `previous` most, or else the largest), then the others of at least
-      MIN_SECOND_FACE of its height.
+        The main face (the one that overlaps `previous` most, or else the largest), then the others of at least
+        MIN_SECOND_FACE of its height.
     """
     if not faces:
         return []

@@ -19,11 +19,11 @@ def make_analyzer(name: str = "auto", folder: str | None = None) -> FaceAnalyzer
     """Creates a face analyzer.
 
     Args:
-      name: "haar", "landmarks", or "auto" (landmarks if the model files are there, else haar).
-      folder: folder of the model files; None for the default, see `models.default_folder`.
+        name: "haar", "landmarks", or "auto" (landmarks if the model files are there, else haar).
+        folder: folder of the model files; None for the default, see `models.default_folder`.
 
     Raises:
-      ValueError: if the name is unknown, or a model file is missing.
+        ValueError: if the name is unknown, or a model file is missing.
     """
     if name not in ANALYZERS:
         raise ValueError(f"face analyzer {name!r} is unknown; choose one of {', '.join(ANALYZERS)}")
@@ -40,11 +40,11 @@ def portrait_faces(image: np.ndarray, folder: str | None = None) -> list[Face]:
     With the model files, each has 478 landmarks and a rotation. Without them, Haar cascades find its box only.
 
     Args:
-      image: uint8 RGB (height, width, 3).
-      folder: folder of the model files; None for the default, see `models.default_folder`.
+        image: uint8 RGB (height, width, 3).
+        folder: folder of the model files; None for the default, see `models.default_folder`.
 
     Raises:
-      ValueError: if `image` is not uint8 RGB, or a model file is missing in a given folder.
+        ValueError: if `image` is not uint8 RGB, or a model file is missing in a given folder.
     """
     if folder or has_models(*NEEDED):
         return find_landmarks(image, load_networks(folder), tilted=True)

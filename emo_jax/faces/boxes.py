@@ -34,7 +34,7 @@ def parse_box(text: str) -> Box:
     """Parses 'x0,y0,x1,y1' in pixels.
 
     Raises:
-      ValueError: unless `text` is four finite numbers with x0 < x1 and y0 < y1.
+        ValueError: unless `text` is four finite numbers with x0 < x1 and y0 < y1.
     """
     try:
         values = tuple(float(part) for part in text.split(","))
@@ -49,10 +49,10 @@ def check_box(box: Box, height: int, width: int) -> Box:
     """Checks a face box against an image of `height` x `width` pixels.
 
     Returns:
-      The box as floats.
+        The box as floats.
 
     Raises:
-      ValueError: unless it is four finite numbers, not empty, and inside the image.
+        ValueError: unless it is four finite numbers, not empty, and inside the image.
     """
     try:
         values = tuple(float(value) for value in box)
@@ -90,19 +90,19 @@ def crop_around(
     Pixels are averaged over areas when the crop is smaller than the window, and interpolated cubically when larger.
 
     Args:
-      image: uint8 RGB (height, width, 3).
-      box: the face in `image`.
-      size: (height, width) of the crop in pixels.
-      face_height: height of the face box as a share of the crop's height.
-      centre: (x, y) of the face box's centre as shares of the crop's width and height.
-      inside: if True, the window is shrunk and moved into the image as far as it still contains the face box. Then no
-        edge is repeated, but the face in a tightly framed portrait is larger than `face_height`.
+        image: uint8 RGB (height, width, 3).
+        box: the face in `image`.
+        size: (height, width) of the crop in pixels.
+        face_height: height of the face box as a share of the crop's height.
+        centre: (x, y) of the face box's centre as shares of the crop's width and height.
+        inside: if True, the window is shrunk and moved into the image as far as it still contains the face box. Then no
+            edge is repeated, but the face in a tightly framed portrait is larger than `face_height`.
 
     Returns:
-      (crop, box): uint8 RGB of `size`, and the face box in the crop, clipped to it.
+        (crop, box): uint8 RGB of `size`, and the face box in the crop, clipped to it.
 
     Raises:
-      ValueError: if `image` is not uint8 RGB, `box` exceeds it, or `size` or `face_height` is not positive.
+        ValueError: if `image` is not uint8 RGB, `box` exceeds it, or `size` or `face_height` is not positive.
     """
     rows, columns = check_image(image)
     x0, y0, x1, y1 = check_box(box, rows, columns)
@@ -139,10 +139,10 @@ def crop_window(
     """Computes which part of an image `crop_around` takes; the arguments are those of that function.
 
     Returns:
-      (left, top, scale): the corner of the window in pixels of the image, and image pixels per pixel of the crop.
+        (left, top, scale): the corner of the window in pixels of the image, and image pixels per pixel of the crop.
 
     Raises:
-      ValueError: if `size` or `face_height` is not positive.
+        ValueError: if `size` or `face_height` is not positive.
     """
     (rows, columns), (x0, y0, x1, y1), (height, width) = image_size, box, size
     if height < 1 or width < 1 or face_height <= 0:
@@ -163,13 +163,13 @@ def mask_from_box(box: Box, height: int, width: int, pad: float = 0.0) -> np.nda
     """Draws a box as a mask.
 
     Args:
-      box: (x0, y0, x1, y1) in pixels.
-      height: height of the mask.
-      width: width of the mask.
-      pad: share of the box's size by which it grows on each side.
+        box: (x0, y0, x1, y1) in pixels.
+        height: height of the mask.
+        width: width of the mask.
+        pad: share of the box's size by which it grows on each side.
 
     Returns:
-      uint8 (height, width, 1): 1 in every pixel that the box touches, else 0.
+        uint8 (height, width, 1): 1 in every pixel that the box touches, else 0.
     """
     x0, y0, x1, y1 = box
     grow_x, grow_y = pad * (x1 - x0), pad * (y1 - y0)
@@ -183,7 +183,7 @@ def check_image(image: np.ndarray) -> tuple[int, int]:
     """Returns (height, width) of a uint8 RGB image.
 
     Raises:
-      ValueError: unless `image` is uint8 (height, width, 3) and not empty.
+        ValueError: unless `image` is uint8 (height, width, 3) and not empty.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 RGB (height, width, 3)")

@@ -42,10 +42,10 @@ def find_face(image: np.ndarray) -> Box | None:
     """Detects the largest frontal face, upright or tilted; see `find_faces`.
 
     Args:
-      image: uint8 RGB (height, width, 3).
+        image: uint8 RGB (height, width, 3).
 
     Returns:
-      The face box, or None if no face was detected (`boxes.default_box` is a substitute).
+        The face box, or None if no face was detected (`boxes.default_box` is a substitute).
     """
     faces = find_faces(image, tilted=True)
     return faces[0] if faces else None
@@ -55,14 +55,14 @@ def find_faces(image: np.ndarray, tilted: bool = False) -> list[Box]:
     """Detects all frontal faces in a copy of at most DETECTION_SIDE pixels. Needs OpenCV 4.
 
     Args:
-      image: uint8 RGB (height, width, 3).
-      tilted: whether to look for the clearest tilted face in turned copies (TURNS) if there is no upright face.
+        image: uint8 RGB (height, width, 3).
+        tilted: whether to look for the clearest tilted face in turned copies (TURNS) if there is no upright face.
 
     Returns:
-      The face boxes in pixels of `image`, the largest first.
+        The face boxes in pixels of `image`, the largest first.
 
     Raises:
-      ValueError: if `image` is not uint8 RGB, or OpenCV 4 is not installed.
+        ValueError: if `image` is not uint8 RGB, or OpenCV 4 is not installed.
     """
     height, width = check_image(image)
     shrink = max(1.0, max(height, width) / DETECTION_SIDE)
@@ -126,7 +126,8 @@ def _turn(grey: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Turns a grey image counterclockwise, with its edges repeated.
 
     Returns:
-      The turned image, large enough for all of `grey`, and the (2, 3) affine matrix from its pixels to those of `grey`.
+        The turned image, large enough for all of `grey`, and the (2, 3) affine matrix from its pixels to those of
+        `grey`.
     """
     import cv2
 

@@ -15,7 +15,8 @@ import numpy as np
 from emo_jax.faces.boxes import check_image
 
 SIDE = 112
-TEMPLATE = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)])
+TEMPLATE = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299,
+    92.2041)])
 """Where the five points of `networks.five_points` are in the crop that the network takes, in pixels."""
 
 
@@ -23,14 +24,14 @@ def read_embedding(path: str | os.PathLike, length: int = 512) -> np.ndarray:
     """Reads an embedding that `numpy.save` wrote.
 
     Args:
-      path: the .npy file, with (length,) or (1, length) numbers; as InsightFace's `embedding`, not normalized.
-      length: expected number of values.
+        path: the .npy file, with (length,) or (1, length) numbers; as InsightFace's `embedding`, not normalized.
+        length: expected number of values.
 
     Returns:
-      float32 (length,).
+        float32 (length,).
 
     Raises:
-      ValueError: if the file is missing, damaged, or holds something else.
+        ValueError: if the file is missing, damaged, or holds something else.
     """
     try:
         values = np.load(path, allow_pickle=False)
@@ -52,10 +53,10 @@ class InsightFace:
         """Loads the network.
 
         Args:
-          path: the .onnx file.
+            path: the .onnx file.
 
         Raises:
-          ValueError: if onnxruntime or the file is missing, or onnxruntime does not accept it.
+            ValueError: if onnxruntime or the file is missing, or onnxruntime does not accept it.
         """
         try:
             import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -84,8 +85,8 @@ class InsightFace:
         """Returns the raw embedding of a face, float32 (D,); D is 512 for glintr100.
 
         Args:
-          image: uint8 RGB (height, width, 3).
-          points: (5, 2) of `networks.five_points`.
+            image: uint8 RGB (height, width, 3).
+            points: (5, 2) of `networks.five_points`.
         """
         blob = (align(image, points).astype(np.float32) - 127.5) / 127.5
         return np.asarray(self._session.run(None, {self._input.name: blob.transpose(2, 0, 1)[None]})[0]).ravel()
@@ -95,11 +96,11 @@ def align(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Crops a face so that its five points are nearest to TEMPLATE.
 
     Args:
-      image: uint8 RGB (height, width, 3).
-      points: (5, 2) of `networks.five_points`.
+        image: uint8 RGB (height, width, 3).
+        points: (5, 2) of `networks.five_points`.
 
     Returns:
-      uint8 RGB (112, 112, 3).
+        uint8 RGB (112, 112, 3).
     """
     check_image(image)
     x, y = points.T

@@ -32,15 +32,15 @@ def find_landmarks(image: np.ndarray, networks: FaceNetworks, tilted: bool = Fal
     """Finds the faces of a picture, with landmarks.
 
     Args:
-      image: uint8 RGB (height, width, 3).
-      networks: from `load_networks`.
-      tilted: whether to look in copies turned by 90, 180 and 270 degrees, too, if no face is clearly upright.
+        image: uint8 RGB (height, width, 3).
+        networks: from `load_networks`.
+        tilted: whether to look in copies turned by 90, 180 and 270 degrees, too, if no face is clearly upright.
 
     Returns:
-      The faces, the largest first.
+        The faces, the largest first.
 
     Raises:
-      ValueError: if `image` is not uint8 RGB.
+        ValueError: if `image` is not uint8 RGB.
     """
     height, width = check_image(image)
     detections = networks.detect(image)
@@ -69,10 +69,10 @@ class LandmarkTracker:
         """Loads the networks.
 
         Args:
-          folder: folder of the model files; None for the default, see `models.default_folder`.
+            folder: folder of the model files; None for the default, see `models.default_folder`.
 
         Raises:
-          ValueError: if a model file is missing or cannot be read.
+            ValueError: if a model file is missing or cannot be read.
         """
         self._networks = load_networks(folder)
         self.reset()

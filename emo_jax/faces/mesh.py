@@ -39,8 +39,8 @@ class FaceMesh:
     """The average face, seen from the front.
 
     Attributes:
-      points: (468, 3) float64 in centimetres.
-      anchors: (468,) weights of the points by which Google's landmarker aligns a face; 0 for most.
+        points: (468, 3) float64 in centimetres.
+        anchors: (468,) weights of the points by which Google's landmarker aligns a face; 0 for most.
     """
 
     points: np.ndarray
@@ -51,7 +51,7 @@ class FaceMesh:
         """Reads the protocol buffer `geometry_pipeline_metadata_landmarks.binarypb` of face_landmarker.task.
 
         Raises:
-          KeyError: if the content has no mesh of 468 points.
+            KeyError: if the content has no mesh of 468 points.
         """
         weights, values = np.zeros(MESH_POINTS), []
         for field, value in _fields(content):
@@ -77,10 +77,10 @@ class FaceMesh:
         Gauss-Newton steps from the orthogonal Procrustes solution.
 
         Args:
-          points: (468 or more, 3) in pixels, from `FaceNetworks.landmarks`.
+            points: (468 or more, 3) in pixels, from `FaceNetworks.landmarks`.
 
         Returns:
-          Yaw, pitch and roll in degrees, as in `rotation.rotation_matrices`.
+            Yaw, pitch and roll in degrees, as in `rotation.rotation_matrices`.
         """
         weights = self._fit_weights
         source = self.points - weights @ self.points
@@ -116,13 +116,13 @@ def _fit_step(
     """Makes one Gauss-Newton step.
 
     Args:
-      face: (468, 3), the average face as turned so far.
-      target: (468, 3), the landmarks.
-      weights: (468,) of the points.
-      state: scale, and shift of x, y and depth.
+        face: (468, 3), the average face as turned so far.
+        target: (468, 3), the landmarks.
+        weights: (468,) of the points.
+        state: scale, and shift of x, y and depth.
 
     Returns:
-      The further turn as a rotation vector (3,), and the new state.
+        The further turn as a rotation vector (3,), and the new state.
     """
     scale, shift = state[0], state[1:]
     x, y, z = face.T

@@ -30,13 +30,13 @@ class Model:
     """A model file.
 
     Attributes:
-      name: how this project calls it.
-      file: name of the file.
-      address: the official address.
-      sha256: hash of the content.
-      size: in bytes.
-      licence: SPDX identifier.
-      purpose: what it computes.
+        name: how this project calls it.
+        file: name of the file.
+        address: the official address.
+        sha256: hash of the content.
+        size: in bytes.
+        licence: SPDX identifier.
+        purpose: what it computes.
     """
 
     name: str
@@ -88,8 +88,8 @@ def find_model(name: str, folder: str | os.PathLike | None = None) -> pathlib.Pa
     """Returns the path of a model file if it is on this machine with the expected size, else None.
 
     Args:
-      name: name of one of MODELS.
-      folder: folder of the model files; None for `default_folder()`.
+        name: name of one of MODELS.
+        folder: folder of the model files; None for `default_folder()`.
     """
     model = _model(name)
     path = pathlib.Path(folder or default_folder()) / model.file
@@ -103,11 +103,11 @@ def model_path(name: str, folder: str | os.PathLike | None = None) -> pathlib.Pa
     """Returns the path of a model file.
 
     Args:
-      name: name of one of MODELS.
-      folder: folder of the model files; None for `default_folder()`.
+        name: name of one of MODELS.
+        folder: folder of the model files; None for `default_folder()`.
 
     Raises:
-      ValueError: if the file is missing or has another size.
+        ValueError: if the file is missing or has another size.
     """
     path = find_model(name, folder)
     if path is None:
@@ -139,16 +139,16 @@ def download(
     """Downloads a model file from its official address, unless it is there already.
 
     Args:
-      model: one of MODELS.
-      folder: folder of the model files; None for `default_folder()`.
-      tick: called with the number of bytes that arrived since the last call.
+        model: one of MODELS.
+        folder: folder of the model files; None for `default_folder()`.
+        tick: called with the number of bytes that arrived since the last call.
 
     Returns:
-      The path of the file.
+        The path of the file.
 
     Raises:
-      ValueError: if the address cannot be reached, or its content is not the expected one. Then no file is left.
-      OSError: if the file cannot be written.
+        ValueError: if the address cannot be reached, or its content is not the expected one. Then no file is left.
+        OSError: if the file cannot be written.
     """
     target = pathlib.Path(folder or default_folder()) / model.file
     if target.is_file() and matches_hash(target, model):

@@ -55,9 +55,9 @@ class Detection:
     """A face that YuNet found.
 
     Attributes:
-      box: (x0, y0, x1, y1) in pixels; it may exceed the image.
-      points: (5, 2) in pixels: the person's right eye, left eye, nose tip, right and left corner of the mouth.
-      score: confidence in [0, 1].
+        box: (x0, y0, x1, y1) in pixels; it may exceed the image.
+        points: (5, 2) in pixels: the person's right eye, left eye, nose tip, right and left corner of the mouth.
+        score: confidence in [0, 1].
     """
 
     box: Box
@@ -70,9 +70,9 @@ class Crop:
     """A turned square of an image.
 
     Attributes:
-      centre: (x, y) in pixels.
-      side: in pixels.
-      angle: clockwise turn of its horizontal side, in radians.
+        centre: (x, y) in pixels.
+        side: in pixels.
+        angle: clockwise turn of its horizontal side, in radians.
     """
 
     centre: tuple[float, float]
@@ -93,10 +93,10 @@ class FaceNetworks:
         """Loads the networks.
 
         Args:
-          folder: folder of the model files; None: see `models.folder`.
+            folder: folder of the model files; None: see `models.folder`.
 
         Raises:
-          ValueError: if a file is missing, or OpenCV cannot read it.
+            ValueError: if a file is missing, or OpenCV cannot read it.
         """
         self._detector_path = str(model_path("yunet", folder))
         task = model_path("face_landmarker", folder)
@@ -137,8 +137,8 @@ class FaceNetworks:
         """Computes the landmarks of the face in a crop of an image, uint8 RGB (height, width, 3).
 
         Returns:
-          (points, presence): (478, 3) x and y in pixels of the image and z, towards the viewer, in the same unit; and
-          the confidence in [0, 1] that the crop shows a face.
+            (points, presence): (478, 3) x and y in pixels of the image and z, towards the viewer, in the same unit; and
+            the confidence in [0, 1] that the crop shows a face.
         """
         matrix = crop.matrix(LANDMARK_SIDE)
         square = cv2.warpAffine(image, matrix, (LANDMARK_SIDE, LANDMARK_SIDE), flags=cv2.INTER_LINEAR)
@@ -165,10 +165,10 @@ class Recognizer:
         """Loads the network.
 
         Args:
-          folder: folder of the model files; None: see `models.folder`.
+            folder: folder of the model files; None: see `models.folder`.
 
         Raises:
-          ValueError: if the file is missing, or OpenCV cannot read it.
+            ValueError: if the file is missing, or OpenCV cannot read it.
         """
         path = model_path("sface", folder)
         try:
@@ -181,8 +181,8 @@ class Recognizer:
         """Returns the embedding (128,) float32 of length 1 of a face.
 
         Args:
-          image: uint8 RGB (height, width, 3).
-          points: (5, 2) of `five_points` or of a `Detection`.
+            image: uint8 RGB (height, width, 3).
+            points: (5, 2) of `five_points` or of a `Detection`.
         """
         row = np.concatenate([np.zeros(4), points.ravel(), np.ones(1)]).astype(np.float32)
         with self._lock:

@@ -37,8 +37,8 @@ class Regions:
     """The regions of one portrait.
 
     Attributes:
-      face: uint8 (height, width) of the portrait: 255 in the rectangle around the face, else 0.
-      lips: the same around the lips.
+        face: uint8 (height, width) of the portrait: 255 in the rectangle around the face, else 0.
+        lips: the same around the lips.
     """
 
     face: np.ndarray
@@ -50,11 +50,11 @@ class Regions:
         A portrait that is not square is squashed, as hallo squashes it.
 
         Args:
-          sizes: (height, width) of each level, for example ((64, 64), (32, 32), (16, 16), (8, 8)).
+            sizes: (height, width) of each level, for example ((64, 64), (32, 32), (16, 16), (8, 8)).
 
         Returns:
-          "pose", "face" and "lip": float32 (height, width) in [0, 1] for each of `sizes`. "pose" is the complement of
-          the blurred face, "face" the blurred face without the blurred lips, "lip" the blurred lips.
+            "pose", "face" and "lip": float32 (height, width) in [0, 1] for each of `sizes`. "pose" is the complement of
+            the blurred face, "face" the blurred face without the blurred lips, "lip" the blurred lips.
         """
         face, lips = _blur(self.face, FACE_KERNEL), _blur(self.lips, LIP_KERNEL)
         masks = {
@@ -73,12 +73,12 @@ def regions_from_landmarks(landmarks: np.ndarray, height: int, width: int) -> Re
     """Returns the regions of a portrait from the landmarks of its face.
 
     Args:
-      landmarks: (P, 2) of the face mesh in pixels of the portrait, P at least 468.
-      height: height of the portrait in pixels.
-      width: its width.
+        landmarks: (P, 2) of the face mesh in pixels of the portrait, P at least 468.
+        height: height of the portrait in pixels.
+        width: its width.
 
     Raises:
-      ValueError: if there are fewer landmarks.
+        ValueError: if there are fewer landmarks.
     """
     if landmarks.ndim != 2 or len(landmarks) < 468 or landmarks.shape[1] < 2:
         raise ValueError(f"landmarks are {landmarks.shape}; expected (468, 2) or more, of the face mesh")
@@ -90,12 +90,12 @@ def regions_from_box(box: Box, height: int, width: int) -> Regions:
     """Returns the regions of a portrait from its face box alone: the lips are assumed at `LIPS_IN_BOX`.
 
     Args:
-      box: (x0, y0, x1, y1) in pixels of the portrait, from the forehead to the chin.
-      height: height of the portrait in pixels.
-      width: its width.
+        box: (x0, y0, x1, y1) in pixels of the portrait, from the forehead to the chin.
+        height: height of the portrait in pixels.
+        width: its width.
 
     Raises:
-      ValueError: if the box is not inside the portrait.
+        ValueError: if the box is not inside the portrait.
     """
     x0, y0, x1, y1 = check_box(box, height, width)
     left, top, right, bottom = LIPS_IN_BOX
@@ -108,11 +108,11 @@ def draw_masks(image: np.ndarray, regions: Regions) -> np.ndarray:
     """Draws the masks over a portrait for inspection.
 
     Args:
-      image: uint8 RGB (height, width, 3).
-      regions: its regions.
+        image: uint8 RGB (height, width, 3).
+        regions: its regions.
 
     Returns:
-      uint8 RGB of the same size: lips in red, the face in green, the pose in blue, and the face's rectangle.
+        uint8 RGB of the same size: lips in red, the face in green, the pose in blue, and the face's rectangle.
     """
     height, width = check_image(image)
     masks = regions.masks([(height, width)])

@@ -27,11 +27,11 @@ def rotation_speed(angles: np.ndarray, smooth: int = 7) -> np.ndarray:
     averaged over `smooth` frames, with the ends repeated.
 
     Args:
-      angles: (N, 3) yaw, pitch and roll in degrees.
-      smooth: width of the moving average in frames.
+        angles: (N, 3) yaw, pitch and roll in degrees.
+        smooth: width of the moving average in frames.
 
     Returns:
-      float32 (N,) in degrees per frame.
+        float32 (N,) in degrees per frame.
     """
     if len(angles) < 2:
         return np.zeros(len(angles), np.float32)

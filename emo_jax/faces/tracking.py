@@ -105,7 +105,7 @@ def _motion(before: np.ndarray, after: np.ndarray, points: np.ndarray) -> tuple[
     """Estimates the motion of points between two grey images by forward-backward optical flow.
 
     Returns:
-      (matrix, points): the (2, 3) similarity transform and (P, 1, 2) points in `after`; None if too few agree.
+        (matrix, points): the (2, 3) similarity transform and (P, 1, 2) points in `after`; None if too few agree.
     """
     options = dict(winSize=(15, 15), maxLevel=3)
     forward, status, _ = cv2.calcOpticalFlowPyrLK(before, after, points, None, **options)  # pyright: ignore
