@@ -15,8 +15,9 @@ import numpy as np
 from emo_jax.faces.boxes import check_image
 
 SIDE = 112
-TEMPLATE = np.array([(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299,
-    92.2041)])
+TEMPLATE = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
 """Where the five points of `networks.five_points` are in the crop that the network takes, in pixels."""
 
 
