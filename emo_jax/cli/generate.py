@@ -20,6 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--portrait", required=True, help="image file: PNG, JPEG, WebP, ...")
     parser.add_argument("--audio", help="file with a sound track: WAV, MP3, MP4, ...")
+    parser.add_argument("--vocals", default="off", metavar="auto|off|FILE", help="voice to hear, without the music")
+    parser.add_argument("--soundtrack", metavar="FILE", help="sound of the video, in place of --audio")
     add_output(parser, "file to write: .mp4, .mov, .webm, .gif, or a folder of PNG (ends in /)")
     add_weights(parser)
     parser.add_argument("--steps", type=int, help="number of denoising steps")
@@ -106,6 +108,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
         face_box=parse_face(args.face),
         framing=args.framing,
         max_size=args.max_size,
+        vocals=args.vocals,
+        soundtrack=args.soundtrack,
         codec=args.codec,
         notice=args.label,
         sampling=sampling_fields(rest, **{name: getattr(args, name) for name in names}),

@@ -10,6 +10,7 @@ from typing import Any
 from emo_jax.faces.boxes import check_box
 from emo_jax.generation.framing import MAX_SIZE, check_framing
 from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_portrait, load_voice
+from emo_jax.generation.songs import load_song
 from emo_jax.media.targets import check_target
 from emo_jax.media.timing import frame_count, require_frames
 
@@ -29,6 +30,8 @@ def generate_file(
     face_box: tuple[float, float, float, float] | int | None = None,
     framing: str = "portrait",
     max_size: int = MAX_SIZE,
+    vocals: str = "off",
+    soundtrack: str | None = None,
     codec: str | None = None,
     notice: str | None = None,
     sampling: dict[str, Any] | None = None,
@@ -46,6 +49,8 @@ def generate_file(
         face_box: the face in the portrait, (x0, y0, x1, y1) in pixels, or its number; None: detect it.
         framing: "portrait" for the picture at its size, or "crop" for the square around the face.
         max_size: limit of the shorter side of the video in pixels.
+        vocals: what to hear of the audio, as `load_song` takes it.
+        soundtrack: a file that the video plays instead of `audio`.
         codec: the video codec; None: the default of the file's format.
         notice: a text to draw into the frames.
         sampling: fields of the config's `sampling` to override.
@@ -62,8 +67,8 @@ def generate_file(
         face_box = choose_face(image, face_box, portrait)
     if face_box is not None:
         check_box(face_box, *image.shape[:2])
-    voice = load_voice(audio)
-    for name in (portrait, audio):
+    voice = load_song(audio, vocals=vocals, soundtrack=soundtrack)
+    for name in filter(os.path.exists, (portrait, audio, vocals, soundtrack or "")):
         if os.path.exists(output) and os.path.samefile(output, name):
             raise ValueError(f"--output {output} would replace the input {name}; choose another name")
     _announce("generate", weights)

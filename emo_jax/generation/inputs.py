@@ -45,8 +45,6 @@ class BinaryFile(Protocol):
 
 PortraitLike: TypeAlias = str | os.PathLike | bytes | BinaryFile | Image.Image | np.ndarray
 """What `load_portrait` accepts."""
-AudioLike: TypeAlias = str | os.PathLike | bytes | BinaryFile | np.ndarray | tuple[int, np.ndarray]
-"""What `load_voice` accepts."""
 
 
 class Voice(NamedTuple):
@@ -59,6 +57,10 @@ class Voice(NamedTuple):
 
     samples: Float[np.ndarray, " samples"]
     track: SoundTrack
+
+
+AudioLike: TypeAlias = str | os.PathLike | bytes | BinaryFile | np.ndarray | tuple[int, np.ndarray] | Voice
+"""What `load_voice` accepts."""
 
 
 def load_portrait(portrait: PortraitLike) -> UInt8[np.ndarray, "height width 3"]:
@@ -114,11 +116,14 @@ def load_voice(audio: AudioLike) -> Voice:
     Args:
         audio: a path, the bytes of a file or an open file, samples at 16 kHz, or (rate in Hz, samples). Samples are
             floats in [-1, 1], or integers of 8, 16 or 32 bits: (samples,), (samples, channels) or (channels, samples).
+            A `Voice`, as `songs.load_song` returns it, is returned.
 
     Raises:
         ValueError: the file cannot be read (see `decode_audio`), or the array has another type or shape, NaN or
             infinite samples, or samples far outside [-1, 1].
     """
+    if isinstance(audio, Voice):
+        return audio
     if isinstance(audio, str | os.PathLike):
         samples, index = _load_voice_file(audio, audio)
         return Voice(samples, file_track(audio, index))

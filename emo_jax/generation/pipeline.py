@@ -224,7 +224,7 @@ class EmoPipeline:
         _check_process()
         voice = load_voice(audio)
         segments = []
-        stream = self.stream(portrait, voice.samples, **options)
+        stream = self.stream(portrait, voice, **options)
         # disable=None: no bar in files and pipes.
         with tqdm(
             **{"total": stream.total, "desc": "generate", "unit": "frame", "disable": None} | self._progress_bar
