@@ -5,6 +5,9 @@ identity, seams and place have a control: a generation without the input under t
 "renders" shows the measure of rendered videos, which is the score of a perfect model. The exit status does not depend
 on the results.
 
+--videos DIR measures existing videos instead, of any origin, by landmarks and SFace (emo models download gets their
+files): identity, lips against sound, eyes, head motion, seams and drift. It needs no --checkpoint.
+
 Fields of the model's `sampling` config are set by --sampling.field=value, for example --sampling.steps=8.
 
 Example:
@@ -23,6 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `evaluate` to the command line."""
     parser = add_verb(subparsers, "evaluate", __doc__)
     parser.add_argument("--checkpoint", default="tiny", help="preset, folder of emo export, or run of emo train")
+    parser.add_argument("--videos", metavar="DIR", help="measure the videos of this folder (or one file) instead")
+    parser.add_argument("--portraits", metavar="DIR", help="with --videos: NAME.png is the portrait of NAME.mp4")
+    parser.add_argument(
+        "--clip", type=int, default=0, help="with --videos: frames in a clip, for seams (default: not measured)"
+    )
     parser.add_argument("--data", help="records whose split validation is used (default: newly rendered people)")
     add_output(parser, "folder for report.json and frames.png", required=True)
     parser.add_argument("--identities", type=int, default=16, help="number of people (default: %(default)s)")
@@ -38,6 +46,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Runs `emo evaluate`."""
+    if args.videos:
+        from emo_jax.evaluation.videos import evaluate_videos
+
+        if rest:
+            raise ValueError(f"unknown argument {rest[0]!r}; --videos takes --portraits, --clip and --output")
+        evaluate_videos(args.videos, args.output, args.portraits, args.clip)
+        return
+    for option in ("portraits", "clip"):
+        if getattr(args, option):
+            raise ValueError(f"--{option} is given without --videos; expected both")
     fields = [*(f"--sampling.{text}" for text in args.sampling), *rest]
     evaluate(
         args.checkpoint,
