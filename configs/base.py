@@ -206,6 +206,7 @@ def train(stage: str) -> dict:
         motion_patch_size=1,  # side of these patches, in latents
         face_weight=1.0,  # weight of the face's region in the losses, relative to the rest
         kl_weight=1e-6,
+        gradient_weight=0.0,  # of the error of the image's gradients in the stage vae
         # Devices along each axis; one may be -1, for the remaining devices. Samples are split over data and fsdp,
         # parameters and optimizer state over fsdp, the frames of a clip over frame (in stages of single frames:
         # samples), attention heads and inner features over tensor. dcn_data: the TPU slices, otherwise processes, that

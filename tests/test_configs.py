@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
 ARGUMENTS = dict.fromkeys(("base.py", "relatives.py", "tiny.py"), tuple(STAGES))
+ARGUMENTS["small.py"] = (*STAGES, "vae-full")
 
 
 def every_config():
@@ -176,7 +177,7 @@ def test_overrides():
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "no config given"),
-    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither .* installed: base, relatives, tiny"),
+    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither .* installed: base, relatives, small, tiny"),
     ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
 def test_missing_config_raises(arguments, message):
@@ -251,3 +252,16 @@ def test_networks_that_do_not_fit_together_raise(field, changes):
     with pytest.raises(ValueError, match=re.escape(field)) as caught:
         build(config)
     assert "\n" not in str(caught.value)
+
+
+def test_the_small_model_fits_into_the_package():
+    params = shapes(parse("small.py", "video"))
+    assert 2 * sum(math.prod(array.shape) for array in params.values()) < 60e6  # bytes in float16
+
+
+def test_the_small_model_trains_its_autoencoder_on_crops_then_on_pictures():
+    crops, full, video = (parse("small.py", stage) for stage in ("vae", "vae-full", "video"))
+    assert (crops.train.stage, full.train.stage) == ("vae", "vae")
+    assert tuple(crops.clip.image_size) == (128, 128)
+    assert tuple(full.clip.image_size) == tuple(video.clip.image_size) == (256, 256)
+    assert crops.model == full.model == video.model

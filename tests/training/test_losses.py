@@ -153,6 +153,16 @@ def test_vae_loss():
     weight = (1 + 2 * batch["mask"][:, None]) / (1 + 2 / 8)
     wanted = (np.abs(error) * weight).mean() + (error**2 * weight).mean() + 0.1 * kl
     np.testing.assert_allclose(loss, wanted, rtol=1e-4)
+    assert "gradient" not in metrics
+
+    config.train.gradient_weight = 2.0
+    loss, metrics = vae_loss(emo, config.train, {"vae": {"conv_in": "weights"}}, batch, jax.random.key(0))
+    columns, rows = (np.abs(np.diff(error, axis=axis)) for axis in (2, 3))
+    gradient = (columns * weight[:, :, 1:]).mean() + (rows * weight[:, :, :, 1:]).mean()
+    np.testing.assert_allclose(metrics["gradient"], gradient, rtol=1e-4)
+    np.testing.assert_allclose(loss, wanted + 2 * gradient, rtol=1e-4)
+    latents = latents[:2]
+
     draws = [(np.asarray(z) - mean) / np.exp(0.5 * logvar) for z in latents]
     assert not np.allclose(*draws) and 0.5 < np.std(draws) < 1.5  # another z for another key
 

@@ -1,0 +1,80 @@
+"""A small EMO at 256x256 pixels and 25 frames per second with all parts of base.py, in the same order.
+
+    make small-weights    # data, small.py:vae, :vae-full, latents, :image, :video, :speed (launch/small_weights.sh)
+
+Its data are 1600 records of `emo prepare synthetic --world mix`, and photographs that packages ship
+(launch/photographs.py). The autoencoder halves the picture four times and keeps 24 channels: the cosine transform that
+it starts from reconstructs seven real portraits at 28.6 dB on average, with 16 channels at 27.0 and with 32 at 29.6.
+
+Expected result: a day on two idle cores, of which rendering takes four hours and a step of vae 0.7 s, of vae-full 1.3 s
+and of video 7 s; not yet trained to the end.
+"""
+
+from emo_jax.configs import base  # pyright: ignore[reportMissingImports]  # a folder of setup.cfg's package_dir
+from ml_collections import ConfigDict
+
+_STAGES = {
+    "vae": dict(steps=12_000, batch_size=16, optimizer="adamw", learning_rate=1e-3),
+    "vae-full": dict(steps=1500, batch_size=8, optimizer="adamw", learning_rate=2e-4),
+    "image": dict(steps=4000, batch_size=32, optimizer="muon", learning_rate=1.5e-3),
+    "video": dict(steps=6000, batch_size=8, optimizer="muon", learning_rate=1e-3),
+    "speed": dict(steps=4000, batch_size=8, optimizer="muon", learning_rate=2e-3),
+}
+
+
+def get_config(stage: str = "video") -> ConfigDict:
+    """Returns the config of a stage: vae | vae-full | image | video | speed.
+
+    The stage vae trains on crops of 128x128 pixels, a quarter of a picture: encoder and decoder are convolutions, so
+    that a step costs a quarter. vae-full continues on complete pictures (train.init_from is the run of vae).
+    """
+    if stage not in _STAGES:
+        raise ValueError(f"configs/small.py has no stage {stage!r}; expected one of {', '.join(_STAGES)}")
+    config = base.get_config()
+    config.model.update(
+        dtype="float32",
+        reference_positions=True,
+        unet=dict(channels=(96, 192), attention=(True, True), layers=1, heads=6, groups=8, remat="none"),
+        vae=dict(
+            channels=(48, 96, 160),
+            decoder_channels=(96, 128, 160),
+            layers=1,
+            groups=8,
+            latent_channels=24,
+            patch=4,
+            shortcut=True,
+        ),
+        locator_channels=(16, 32, 48, 64),
+        audio=dict(encoder="mel", bands=80, steps=4, tokens=8, features=128, hidden=192),
+    )
+    config.model.speed.features = 128
+    # Lips lead the sound by up to 0.12 seconds, which a window of three frames on each side covers.
+    config.clip.update(frames=8, motion_frames=2, audio_window=3, audio_context=0.0, image_size=(256, 256))
+    config.diffusion.update(zero_terminal_snr=True, prediction="x0", spacing="trailing", min_snr_gamma=2.0)
+    config.sampling.update(solver="dpm++2m", steps=4, reference_scale=2.0, audio_scale=2.0)
+    # More first clips than in base.py: with motion frames alone the network would learn to ignore the reference.
+    config.data.update(crop_scale=(0.8, 1.0), same_window_prob=0.6, first_clip_prob=0.2, num_workers=0)
+    if stage == "vae":
+        config.clip.image_size = (128, 128)
+        config.data.update(crop_scale=(0.5, 1.0), color_jitter=0.1, flip_prob=0.5)
+    config.train.update(
+        stage="vae" if stage == "vae-full" else stage,
+        ema=0.995,
+        face_weight=2.0,
+        kl_weight=1e-4,
+        gradient_weight=1.0,
+        log_every=25,
+        save_every=250,
+        sample_every=1000,
+        steps=_STAGES[stage]["steps"],
+        batch_size=_STAGES[stage]["batch_size"],
+    )
+    config.train.optimizer.update(
+        name=_STAGES[stage]["optimizer"],
+        learning_rate=_STAGES[stage]["learning_rate"],
+        warmup=100,
+        schedule="cosine",
+        beta2=0.99,
+        weight_decay=1e-4,
+    )
+    return config
