@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint docs tiny-weights clean
+.PHONY: demo test slow lint docs tiny-weights small-weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/emo demo --out out/demo.mp4
@@ -24,6 +24,10 @@ docs: $(VENV)/.installed-docs
 
 tiny-weights: $(VENV)/.installed-test
 	launch/tiny_weights.sh
+
+small-weights: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[people]'
+	launch/small_weights.sh
 
 $(VENV)/.created: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "emo_jax needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -71,8 +71,7 @@ def read(photograph: Photograph, wheels: pathlib.Path) -> np.ndarray:
             raise ValueError(f"{found[0]} holds no {photograph.path}; download the version that is named") from None
     if not hashlib.sha256(content).hexdigest().startswith(photograph.sha256):
         raise ValueError(f"{photograph.path} in {found[0]} has another hash; download the version that is named")
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    return image[..., ::-1]
+    return np.asarray(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR))[..., ::-1]
 
 
 def squares(image: np.ndarray) -> Iterator[np.ndarray]:

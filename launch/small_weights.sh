@@ -17,6 +17,13 @@ HELD_OUT=${HELD_OUT:-16}
 LENGTH=${LENGTH:-5} # seconds of a long record
 STAGES=${STAGES:-vae vae-full latents image video speed export}
 
+for stage in $STAGES; do
+  if [[ ! " vae vae-full latents image video speed export " == *" $stage "* ]]; then
+    echo "STAGES has $stage; expected some of vae vae-full latents image video speed export" >&2
+    exit 2
+  fi
+done
+
 render() { # NAME SEED RECORDS SECONDS
   [ -d "$DATA/$1" ] || "$VENV/bin/emo" prepare synthetic --world mix -o "$DATA/$1" --seed "$2" \
     --records "$3" --held-out "$HELD_OUT" --seconds "$4"
@@ -48,17 +55,12 @@ for stage in $STAGES; do
   vae-full) train vae-full "$pictures" "$RUNS/vae" "$@" ;;
   latents)
     for ((k = 0; k < SHARDS; k++)); do
-      "$VENV/bin/emo" prepare latents "$DATA/people-$k" -o "$DATA/latents-$k" --checkpoint "$RUNS/vae-full" \
-        --config small:video
+      "$VENV/bin/emo" prepare latents "$DATA/people-$k" -o "$DATA/latents-$k" --checkpoint "$RUNS/vae-full"
     done
     ;;
   image) train image "$latents" "$RUNS/vae-full" "$@" ;;
   video) train video "$latents" "$RUNS/image" "$@" ;;
   speed) train speed "$latents" "$RUNS/video" "$@" ;;
   export) "$VENV/bin/emo" export --workdir "$RUNS/speed" --output "$OUTPUT" ;;
-  *)
-    echo "STAGES has $stage; expected some of vae vae-full latents image video speed export" >&2
-    exit 2
-    ;;
   esac
 done

@@ -1,5 +1,6 @@
 """The launch scripts, with fakes for the programs that they call."""
 
+import ast
 import math
 import os
 import pathlib
@@ -275,3 +276,47 @@ def test_batches_of_documented_commands_divide_over_their_devices(file):
         fakes = [types.SimpleNamespace(process_index=i // 4) for i in range(devices(words))]  # 4 per host at least
         grid = np.array(fakes).reshape(tuple(sizes.values()))
         check_mesh(types.SimpleNamespace(shape=sizes, devices=grid), chosen)
+
+
+def run_small_weights(folder, *arguments, **variables):
+    """Runs small_weights.sh with programs that log their arguments and make the folder after -o or --output."""
+    log = folder / "log"
+    log.write_text("")
+    make = f'echo "$@" >> {log}; while [ $# -gt 0 ]; do case $1 in -o|--output) mkdir -p "$2";; esac; shift; done'
+    for program in ("emo", "python"):
+        fake_program(folder / "venv" / "bin" / program, make)
+    places = dict(VENV=folder / "venv", DATA=folder / "data", RUNS=folder / "runs", SHARDS=2)
+    done = run("small_weights.sh", *arguments, **{name: str(value) for name, value in (places | variables).items()})
+    return done, log.read_text().splitlines()
+
+
+def test_small_weights_runs_every_stage_on_the_stage_before(tmp_path):
+    done, lines = run_small_weights(tmp_path, "--config.train.steps=3")
+    assert done.returncode == 0, done.stderr
+    runs, trained = tmp_path / "runs", [line for line in lines if line.startswith("train")]
+    stages = [re.search(r"--config small:(\S+) --workdir (\S+)", line).groups() for line in trained]
+    assert stages == [(name, str(runs / name)) for name in ("vae", "vae-full", "image", "video", "speed")]
+    before = [re.search(r"init_from=(\S*) ", line).group(1) for line in trained]
+    assert before == ["", *(str(runs / name) for name in ("vae", "vae-full", "image", "video"))]
+    assert all(line.endswith("--config.train.steps=3") for line in trained)
+    for line in trained:
+        sources = ast.literal_eval(re.search(r"data.sources=(\S+)", line).group(1))
+        names = [pathlib.Path(directory).name for directory, _, _ in sources]
+        latents = ["latents-0", "latents-1"]
+        assert names == (["faces", "people-0", "people-1", "photographs"] if "small:vae" in line else latents)
+    assert [line for line in lines if line.startswith("export")] == [
+        f"export --workdir {runs / 'speed'} --output {runs / 'weights'}"
+    ]
+
+
+def test_small_weights_continues_without_rendering_again(tmp_path):
+    _, first = run_small_weights(tmp_path)
+    done, second = run_small_weights(tmp_path, STAGES="image")
+    assert done.returncode == 0
+    assert sum("prepare synthetic" in line for line in first) == 3
+    assert [line.split()[0] for line in second] == ["train"]
+
+
+def test_small_weights_rejects_an_unknown_stage(tmp_path):
+    done, lines = run_small_weights(tmp_path, STAGES="vae sound")
+    assert done.returncode == 2 and "sound" in done.stderr and not lines

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from emo_jax import config as config_lib
+from emo_jax.weights.presets import DEFAULT
 
 
 def add_verb(
@@ -30,7 +31,7 @@ def add_output(parser: argparse.ArgumentParser, help: str, **options: Any) -> No
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds --preset, --checkpoint and --seed."""
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", help="bundled weights to use (default: tiny)")
+    model.add_argument("--preset", help=f"bundled weights to use (default: {DEFAULT})")
     model.add_argument(
         "--checkpoint", metavar="DIR", help="folder of emo export, run of emo train, or id of a model on the hub"
     )
@@ -39,7 +40,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def weights(args: argparse.Namespace) -> str:
     """Returns the preset or folder that the arguments of `add_weights` name."""
-    return args.checkpoint or args.preset or "tiny"
+    return args.checkpoint or args.preset or DEFAULT
 
 
 def sampling_fields(rest: list[str], **aliases: Any) -> dict[str, Any]:

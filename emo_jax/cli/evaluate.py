@@ -20,12 +20,13 @@ import argparse
 
 from emo_jax.cli.arguments import add_output, add_verb, sampling_fields
 from emo_jax.evaluation.evaluate import PROPERTIES, evaluate, select_properties
+from emo_jax.weights.presets import DEFAULT
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `evaluate` to the command line."""
     parser = add_verb(subparsers, "evaluate", __doc__)
-    parser.add_argument("--checkpoint", default="tiny", help="preset, folder of emo export, or run of emo train")
+    parser.add_argument("--checkpoint", default=DEFAULT, help="preset, folder of emo export, or run of emo train")
     parser.add_argument("--videos", metavar="DIR", help="measure the videos of this folder (or one file) instead")
     parser.add_argument("--portraits", metavar="DIR", help="with --videos: NAME.png is the portrait of NAME.mp4")
     parser.add_argument(

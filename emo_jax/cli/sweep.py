@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from emo_jax.cli.arguments import add_output, add_verb
+from emo_jax.weights.presets import DEFAULT
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -23,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("file", help="a sweep file, or the name of one of configs/sweeps")
     add_output(parser, "folder of the points; an existing one is continued", required=True)
     parser.add_argument("--init-from", default="", help="run or weights that each point's first stage starts from")
-    parser.add_argument("--checkpoint", default="tiny", help="weights to evaluate if the sweep trains nothing")
+    parser.add_argument("--checkpoint", default=DEFAULT, help="weights to evaluate if the sweep trains nothing")
     parser.add_argument("--points", nargs="+", metavar="NAME", help="some of the points (default: all)")
     parser.add_argument("--list", action="store_true", help="print the names of the points and exit")
     parser.add_argument("--table", action="store_true", help="compare the points finished so far and exit")

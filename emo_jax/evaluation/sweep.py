@@ -18,6 +18,7 @@ from emo_jax.config import locate
 from emo_jax.files import atomic_write, write_text
 from emo_jax.tables import format_table
 from emo_jax.training.stages import get_stage
+from emo_jax.weights.presets import DEFAULT
 
 FINISHED = "evaluation/report.json"
 """The last file that a point writes; it appears only once it is complete."""
@@ -65,7 +66,7 @@ def load_sweep(path: str | os.PathLike) -> Sweep:
 
 
 def plan(
-    sweep: Sweep, name: str, folder: Path, init_from: str = "", checkpoint: str = "tiny", common: Sequence[str] = ()
+    sweep: Sweep, name: str, folder: Path, init_from: str = "", checkpoint: str = DEFAULT, common: Sequence[str] = ()
 ) -> list[tuple[list[str], Path | None]]:
     """Returns the commands of a point, each with the checkpoint that it ends with (None for the evaluation).
 

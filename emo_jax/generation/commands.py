@@ -13,6 +13,7 @@ from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_p
 from emo_jax.generation.songs import load_song
 from emo_jax.media.targets import check_target
 from emo_jax.media.timing import frame_count, require_frames
+from emo_jax.weights.presets import BUNDLED, DEFAULT
 
 _STREAM_FIELDS = ("steps", "solver", "reference_scale", "audio_scale", "speed")
 """Fields of `sampling` that `EmoPipeline.stream` takes; the others are set when the pipeline is loaded."""
@@ -22,7 +23,7 @@ def generate_file(
     portrait: str,
     audio: str,
     output: str,
-    weights: str = "tiny",
+    weights: str = DEFAULT,
     *,
     size: tuple[int, int] | None = None,
     fps: float | None = None,
@@ -93,7 +94,9 @@ def generate_file(
     )
 
 
-def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling: dict[str, Any] | None = None) -> None:
+def generate_demo(
+    output: str, weights: str = DEFAULT, *, seed: int = 0, sampling: dict[str, Any] | None = None
+) -> None:
     """Generates a video file of the bundled portrait and voice, and a PNG of some of its frames beside it.
 
     Args:
@@ -129,7 +132,7 @@ def generate_demo(output: str, weights: str = "tiny", *, seed: int = 0, sampling
 
 def _announce(label: str, weights: str) -> None:
     """Says on stderr that weights are being loaded, which begins with seconds for importing JAX."""
-    if weights == "tiny" or os.path.exists(weights):  # others may not exist: their error stands alone
+    if weights in BUNDLED or os.path.exists(weights):  # others may not exist: their error stands alone
         print(f"{label}: loading weights", file=sys.stderr, flush=True)
 
 

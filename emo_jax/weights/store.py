@@ -23,12 +23,11 @@ from emo_jax.models.config_schema import config_from_fields, config_schema
 from emo_jax.models.parts import part_of
 from emo_jax.weights import diffusers_folder, hub
 from emo_jax.weights.files import load_tensors, save_tensors
+from emo_jax.weights.presets import BUNDLED
 
 if TYPE_CHECKING:
     from emo_jax.models.emo import EMO
 
-BUNDLED = {"tiny": pathlib.Path(__file__).parent / "tiny"}
-"""Presets: weights that come with the package."""
 _CONFIG, _TENSORS = "config.json", "model.safetensors"
 
 Flat = dict[str, Any]
@@ -109,7 +108,7 @@ def _locate(name: Name) -> pathlib.Path | None:
         return None
     if text in BUNDLED and not (folder / _TENSORS).is_file():
         raise ValueError(
-            f"preset {text!r} has no weights in this installation; OUTPUT={folder} make tiny-weights trains them, or "
+            f"preset {text!r} has no weights in this installation; OUTPUT={folder} make {text}-weights trains them, or "
             "give a folder of weights"
         )
     if not folder.exists() and hub.is_hub_id(text):

@@ -1,0 +1,8 @@
+"""The weights that come with the package. Imports nothing heavy, so that the command line can name them."""
+
+import pathlib
+
+DEFAULT = "tiny"
+"""The preset that the command line and `EmoPipeline` use; one of BUNDLED."""
+BUNDLED = {name: pathlib.Path(__file__).parent / name for name in ("tiny",)}
+"""Presets {name: folder}. `launch/NAME_weights.sh` trains the weights of a preset."""
