@@ -294,13 +294,14 @@ def test_small_weights_runs_every_stage_on_the_stage_before(tmp_path):
     done, lines = run_small_weights(tmp_path, "--config.train.steps=3")
     assert done.returncode == 0, done.stderr
     runs, trained = tmp_path / "runs", [line for line in lines if line.startswith("train")]
-    stages = [re.search(r"--config small:(\S+) --workdir (\S+)", line).groups() for line in trained]
+    stages = re.findall(r"--config small:(\S+) --workdir (\S+)", "\n".join(trained))
     assert stages == [(name, str(runs / name)) for name in ("vae", "vae-full", "image", "video", "speed")]
-    before = [re.search(r"init_from=(\S*) ", line).group(1) for line in trained]
+    before = re.findall(r"init_from=(\S*) ", "\n".join(trained))
     assert before == ["", *(str(runs / name) for name in ("vae", "vae-full", "image", "video"))]
     assert all(line.endswith("--config.train.steps=3") for line in trained)
     for line in trained:
-        sources = ast.literal_eval(re.search(r"data.sources=(\S+)", line).group(1))
+        (text,) = re.findall(r"data.sources=(\S+)", line)
+        sources = ast.literal_eval(text)
         names = [pathlib.Path(directory).name for directory, _, _ in sources]
         latents = ["latents-0", "latents-1"]
         assert names == (["faces", "people-0", "people-1", "photographs"] if "small:vae" in line else latents)
