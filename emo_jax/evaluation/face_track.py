@@ -9,7 +9,7 @@ import numpy as np
 
 from emo_jax.faces.boxes import Box
 from emo_jax.faces.landmarks import LandmarkTracker
-from emo_jax.faces.mesh import INNER_LIPS, LEFT_EYE, LEFT_LIDS, NOSE_BRIDGE, RIGHT_EYE, RIGHT_LIDS, UNDER_NOSE
+from emo_jax.faces.mesh import LEFT_EYE, LEFT_LIDS, RIGHT_EYE, RIGHT_LIDS, lip_gap
 from emo_jax.faces.networks import Recognizer, five_points
 
 EMBED_EVERY = 5
@@ -88,7 +88,7 @@ class FaceMeter:
         lab = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         eyes = [_eye_box(points[list(corners)]) for corners in (RIGHT_EYE, LEFT_EYE)]
         self._rows.append((
-            True, face.rotation, _distance(points, *INNER_LIPS) / _distance(points, NOSE_BRIDGE, UNDER_NOSE),
+            True, face.rotation, lip_gap(points),
             (_distance(points, *RIGHT_LIDS) / _distance(points, *RIGHT_EYE),
              _distance(points, *LEFT_LIDS) / _distance(points, *LEFT_EYE)),
             [sharpness(_crop(image, eye), EYE_SIDE) for eye in eyes], sharpness(crop, FACE_SIDE),

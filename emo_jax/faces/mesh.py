@@ -94,6 +94,16 @@ class FaceMesh:
         return matrix_angles(rotation)
 
 
+def lip_gap(points: np.ndarray) -> float:
+    """Returns the distance between the inner lips, relative to that from the bridge of the nose to below it.
+
+    Args:
+        points: (478, 2 or more) landmarks in pixels.
+    """
+    upper, lower, bridge, below = points[[*INNER_LIPS, NOSE_BRIDGE, UNDER_NOSE], :2]
+    return float(np.linalg.norm(upper - lower) / max(float(np.linalg.norm(bridge - below)), 1e-6))
+
+
 def matrix_angles(matrix: np.ndarray) -> tuple[float, float, float]:
     """Returns yaw, pitch and roll in degrees of a rotation matrix (3, 3), the inverse of `rotation_matrices`."""
     # matrix = roll @ yaw @ pitch: its third row depends on yaw and pitch, its first column on yaw and roll.

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from emo_jax.faces.analyzer import Face, main_first
-from emo_jax.faces.analyzers import make_analyzer
+from emo_jax.faces.analyzers import make_analyzer, portrait_faces
 from emo_jax.faces.boxes import overlap
+from emo_jax.faces.detection import find_faces
 from emo_jax.faces.tracking import HaarTracker
+from emo_jax.generation.inputs import ASSETS
+from emo_jax.media.images import load_image
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import face_box, render
@@ -73,3 +76,10 @@ def test_make_analyzer_by_name(tmp_path):
     for name in ("auto", "landmarks"):
         with pytest.raises(ValueError, match=f"{tmp_path}.*is missing"):
             make_analyzer(name, str(tmp_path))
+
+
+def test_portraits_without_model_files_are_searched_by_cascades():
+    """Generation with the bundled weights gives the same bytes as before there were model files."""
+    image = load_image(ASSETS / "portrait.png")
+    assert [face.box for face in portrait_faces(image)] == find_faces(image, tilted=True) != []
+    assert portrait_faces(image)[0].landmarks is None
