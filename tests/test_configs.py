@@ -38,15 +38,9 @@ def every_config():
         yield from ((file, argument) for argument in (ARGUMENTS[file] if takes else (None,)))
 
 
-_SHAPES = {}
-
-
 def shapes(config):
-    """Returns {path: shape and dtype} of a config's parameters, cached by `model`."""
-    key = config.model.to_json_best_effort()
-    if key not in _SHAPES:
-        _SHAPES[key] = flatten_dict(build(config).abstract_params(), sep="/")
-    return _SHAPES[key]
+    """Returns {path: shape and dtype} of a config's parameters."""
+    return flatten_dict(build(config).abstract_params(), sep="/")
 
 
 def parse(file, argument, *overrides):

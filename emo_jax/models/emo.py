@@ -260,13 +260,23 @@ class EMO:
 
     @functools.cached_property
     def _declarations(self) -> dict[str, Any]:
-        """Params tree of `Declaration`s that hold shapes and dtypes."""
-        with declarations():
-            declared = jax.eval_shape(self._trace, jax.random.key(0))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(declared, is_leaf=lambda a: isinstance(a, Declaration)):
-            if not isinstance(leaf, Declaration):
-                raise TypeError(f"parameter {jax.tree_util.keystr(path)} declares no models.initializers.Initializer")
-        return declared
+        """Params tree of `Declaration`s that hold shapes and dtypes.
+
+        Tracing takes seconds, so networks of equal configs share the tree.
+        """
+        networks = type(self).__name__, self.config.model.to_json_best_effort(), self.config.clip.to_json_best_effort()
+        if networks not in _DECLARED:
+            with declarations():
+                declared = jax.eval_shape(self._trace, jax.random.key(0))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                declared, is_leaf=lambda a: isinstance(a, Declaration)
+            ):
+                if not isinstance(leaf, Declaration):
+                    raise TypeError(
+                        f"parameter {jax.tree_util.keystr(path)} declares no models.initializers.Initializer"
+                    )
+            _DECLARED[networks] = declared
+        return _DECLARED[networks]
 
     def _trace(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Runs `Module.init` of all parts on the smallest inputs."""
@@ -289,6 +299,9 @@ class EMO:
         params |= trace("audio_projector", audio) | trace("speed_encoder", speed)
         conditions = self.conditions(nn.meta.unbox(params), reference=latents, audio=audio, speed=speed)
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
+
+
+_DECLARED: dict[tuple[str, str, str], dict[str, Any]] = {}
 
 
 def _images(features: Features | None, which: slice) -> Features | None:

@@ -45,7 +45,7 @@ def test_every_point_is_a_config_that_builds(file, monkeypatch, tmp_path):
         sampling_fields(rest)
     texts = [config.to_json_best_effort() for config in configs]
     assert len(set(texts)) == len(texts) == len(found.points) * max(1, len(found.stages))  # no two points are the same
-    for config in {f"{config.model}{config.clip}": config for config in configs}.values():
+    for config in configs:
         build(config).abstract_params()
 
 

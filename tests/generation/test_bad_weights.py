@@ -16,15 +16,26 @@ def scaled(params, part, factor):
     return {**params, part: jax.tree.map(lambda a: a * factor, params[part])}
 
 
+@pytest.fixture
+def stream(pipeline, monkeypatch):
+    """A function of params, which streams with them and the pipeline's compiled programs."""
+    sampler, _ = pipeline._sampler(None, None, None, None)
+
+    def with_params(params):
+        monkeypatch.setattr(sampler, "params", params)
+        return pipeline.stream(random_portrait(), random_voice(640), face_box=BOX, framing="crop")
+
+    return with_params
+
+
 @pytest.mark.parametrize("part", ["backbone", "reference_net"])
-def test_weights_that_are_not_finite_raise_before_the_first_frames(pipeline, part):
+def test_weights_that_are_not_finite_raise_before_the_first_frames(pipeline, stream, part):
     for value in (np.nan, np.inf):
-        broken = EmoPipeline(pipeline._emo, scaled(pipeline.params, part, value))
         with pytest.raises(FloatingPointError, match="segment 0"):
-            next(broken.stream(random_portrait(), random_voice(640), face_box=BOX, framing="crop"))
+            next(stream(scaled(pipeline.params, part, value)))
 
 
-def test_frames_of_one_colour_raise(pipeline):
+def test_frames_of_one_colour_raise(pipeline, stream):
     vae = {
         **pipeline.params["vae"],
         "post_quant_conv": jax.tree.map(np.zeros_like, pipeline.params["vae"]["post_quant_conv"]),
@@ -32,9 +43,8 @@ def test_frames_of_one_colour_raise(pipeline):
     vae |= {
         name: jax.tree.map(np.zeros_like, vae[name]) for name in vae if name.startswith(("decoder", "shortcut_out"))
     }
-    broken = EmoPipeline(pipeline._emo, {**pipeline.params, "vae": vae})
     with pytest.raises(FloatingPointError, match="segment 0"):
-        next(broken.stream(random_portrait(), random_voice(640), face_box=BOX, framing="crop"))
+        next(stream({**pipeline.params, "vae": vae}))
 
 
 @pytest.mark.parametrize("latents", [np.full((2, 1, 4, 16, 16, 4), np.nan), np.full((1, 1, 4, 8, 8, 4), -np.inf)])
@@ -68,6 +78,7 @@ def test_command_exits_with_status_1_one_line_and_no_file(pipeline, weights_dir,
     Image.fromarray(random_portrait()).save(tmp_path / "a.png")
     write_wav(tmp_path / "a.wav", random_voice(9000))
     files = ["--portrait", str(tmp_path / "a.png"), "--audio", str(tmp_path / "a.wav"), "--face-box", "60,50,130,150"]
+    files += ["--framing", "crop"]
     monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     assert cli.main(["generate", *files, "--out", str(tmp_path / "a.mp4"), "--audio-scale", "1e30"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("emo generate: latents")

@@ -281,7 +281,7 @@ def test_generation_with_wav2vec2():
     pipe, portrait = EmoPipeline(emo, random_params(emo)), np.zeros((64, 64, 3), np.uint8)
 
     def frames(audio):
-        return pipe(portrait, audio, face_box=(10, 10, 50, 50)).frames
+        return pipe(portrait, audio, face_box=(10, 10, 50, 50), framing="crop").frames
 
     voice = sound(0.2)[0]
     first = frames(voice)

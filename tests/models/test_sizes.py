@@ -14,7 +14,9 @@ from emo_jax.weights.store import save_weights
 from tests.small import small_config
 
 
-@pytest.mark.parametrize("size", [(512, 512), (512, 768), (768, 512), (256, 448)])
+@pytest.mark.parametrize(
+    "size", [(256, 448), *(pytest.param(size, marks=pytest.mark.slow) for size in [(512, 512), (512, 768), (768, 512)])]
+)
 def test_full_size_networks_accept_all_sizes(size):
     config = base.get_config()
     config.clip.image_size = size
@@ -48,10 +50,10 @@ def test_a_wide_video_in_bfloat16(wide, monkeypatch):
     assert wide.params["vae"]["scaling_factor"].dtype == np.float32
     portrait = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     voice = np.random.default_rng(1).normal(0, 0.1, 9 * 640).astype(np.float32)
-    ungrouped = wide(portrait, voice, face_box=(40, 20, 80, 70)).frames
+    ungrouped = wide(portrait, voice, face_box=(40, 20, 80, 70), framing="crop").frames
     assert ungrouped.shape == (9, 32, 64, 3) and ungrouped.std() > 1
     monkeypatch.setattr(sampling, "_DECODED_PIXELS", 3 * 32 * 64)
     sampler = next(iter(wide._samplers.values()))
     sampler._decode = jax.jit(lambda *args: sampler._decode_fn(*args))  # a new function: not cached
-    grouped = wide(portrait, voice, face_box=(40, 20, 80, 70)).frames
+    grouped = wide(portrait, voice, face_box=(40, 20, 80, 70), framing="crop").frames
     assert np.abs(grouped.astype(int) - ungrouped).max() <= 1

@@ -21,16 +21,22 @@ GOLDEN = {
 }
 
 
+STAGES_RUN = [
+    pytest.param(stage, marks=[pytest.mark.slow] if stage in ("image", "speed") else [], id=stage) for stage in STAGES
+]
+"""A step takes 40 s of CPU time to compile. Each stage is also run by `test_overfit.py`."""
+
+
 def _numbers(stage):
     return [(m["loss"], m["grad_norm"]) for m in first_steps(stage).metrics]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES_RUN)
 def test_golden_first_steps(stage):
     np.testing.assert_allclose(_numbers(stage), GOLDEN[stage], rtol=2e-3)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES_RUN)
 def test_exactly_the_stage_s_parameters_get_gradients_and_move(stage):
     first, second, *_, last = first_steps(stage).states
     gradients = optax.tree_utils.tree_get(second.opt_state, "mu")  # (1 - beta1) times the first gradient
@@ -44,7 +50,7 @@ def test_exactly_the_stage_s_parameters_get_gradients_and_move(stage):
         np.testing.assert_array_equal(value, last.frozen[path], err_msg=path)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES_RUN)
 def test_gradient_norm_of_every_part(stage):
     for metrics in first_steps(stage).metrics:
         parts = {name: value for name, value in metrics.items() if name.startswith("grad_norm/")}
@@ -53,7 +59,7 @@ def test_gradient_norm_of_every_part(stage):
     assert len(parts) == 1 or len(set(parts.values())) > 1
 
 
-@pytest.mark.parametrize("stage", ["video", "speed"])
+@pytest.mark.parametrize("stage", STAGES_RUN[2:])
 def test_trap_2_every_motion_module_is_trained_in_its_stages_only(stage):
     gradients = optax.tree_utils.tree_get(first_steps(stage).states[1].opt_state, "mu")
     modules = {path: g for path, g in gradients.items() if "motion_modules" in path}
@@ -61,7 +67,7 @@ def test_trap_2_every_motion_module_is_trained_in_its_stages_only(stage):
     assert len(names) == 1 + 1 + 1 + 2 + 2  # per layer of the small UNet: down, down, middle, up, up
     assert all(np.abs(g).max() > 0 for g in modules.values())
     for other in ("vae", "image"):
-        assert not [path for path in first_steps(other).states[1].trained if "motion_modules" in path]
+        assert not {part_of(path) for path in modules} & set(STAGES[other].trains)
 
 
 def test_all_parameters_but_the_vae_scale_are_trained_in_some_stage():
@@ -70,7 +76,7 @@ def test_all_parameters_but_the_vae_scale_are_trained_in_some_stage():
     assert set(paths) - trained == {"vae/scaling_factor"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGES_RUN)
 def test_steps_are_counted_and_weights_stay_float32(stage):
     states = first_steps(stage).states
     assert [int(state.step) for state in states] == list(range(STEPS + 1))

@@ -18,7 +18,7 @@ from emo_jax.cli import main as cli
 from emo_jax.data.pipeline import make_iterator
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import make_mesh, place_batch
-from emo_jax.models.emo import EMO, build
+from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
 from emo_jax.training import loop
 from emo_jax.training.initial_weights import initial_params
@@ -33,19 +33,10 @@ from tests.training.test_metrics_writer import events
 
 @pytest.fixture(scope="module", autouse=True)
 def cheap_start():
-    """Shares the compiled step and the traced shapes between runs; skips the count of FLOPs (see test_flops.py)."""
-    shapes, trace = {}, EMO.abstract_params
-
-    def abstract_params(emo):
-        key = emo.config.model.to_json_best_effort(), emo.config.clip.to_json_best_effort()
-        if key not in shapes:
-            shapes[key] = trace(emo)
-        return shapes[key]
-
+    """Shares the compiled step between runs; skips the count of FLOPs (see test_flops.py)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "make_step", lambda *args: step_of("vae")[2])
         patch.setattr(loop, "step_flops", lambda *args: 10**9)
-        patch.setattr(EMO, "abstract_params", abstract_params)
         yield
 
 
