@@ -1,4 +1,4 @@
-"""Which user sent which file: a cookie distinguishes users, and read only what they sent or made."""
+"""Which user sent which file: a cookie distinguishes users, who read only what they sent or made."""
 
 from __future__ import annotations
 
