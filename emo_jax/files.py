@@ -87,7 +87,7 @@ def remove_leftovers(folder: pathlib.Path) -> None:
         return
     for name in names:
         match = pattern.fullmatch(name)
-        if match and not _is_running(int(match[1])):
+        if match and not is_running_here(int(match[1])):
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
 
@@ -96,7 +96,8 @@ _remove_leftovers_once = functools.lru_cache(maxsize=1024)(remove_leftovers)
 """Once per folder and process, because listing a large folder takes time."""
 
 
-def _is_running(process_id: int) -> bool:
+def is_running_here(process_id: int) -> bool:
+    """Returns whether this host has a process of this number."""
     try:
         os.kill(process_id, 0)
     except ProcessLookupError:

@@ -321,3 +321,25 @@ def test_small_weights_continues_without_rendering_again(tmp_path):
 def test_small_weights_rejects_an_unknown_stage(tmp_path):
     done, lines = run_small_weights(tmp_path, STAGES="vae sound")
     assert done.returncode == 2 and "sound" in done.stderr and not lines
+
+
+def test_slurm_array_of_videos_is_queued_again_only_if_preempted(tmp_path):
+    for status, again in ((0, 0), (1, 0), (2, 0), (143, 1)):
+        fake_program(tmp_path / "bin" / "emo", f'echo "$*"; exit {status}')
+        fake_program(tmp_path / "bin" / "srun", 'exec "$@"')
+        fake_program(tmp_path / "bin" / "scontrol", 'echo scontrol "$@"')
+        found = dict(PATH=f"{tmp_path}/bin:{os.environ['PATH']}", SLURM_ARRAY_JOB_ID="4098", SLURM_ARRAY_TASK_ID="1")
+        done = run("slurm_generate.sh", "--manifest", "a.csv", VENV=str(tmp_path), **found)
+        assert (done.returncode, done.stderr) == (status, "")
+        assert done.stdout.splitlines() == ["generate --manifest a.csv"] + ["scontrol requeue 4098_1"] * again
+
+
+def test_kubernetes_job_of_videos():
+    done = run("gke_generate.sh", "--manifest", "/mnt/it's.csv", IMAGE="registry/emo:1", CLAIM="files", WORKERS="3")
+    assert done.returncode == 0, done.stderr
+    spec = yaml.safe_load(done.stdout)["spec"]
+    assert spec["completions"] == spec["parallelism"] == 3 and spec["completionMode"] == "Indexed"
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["command"] == ["emo", "generate", "--manifest", "/mnt/it's.csv"]
+    actions = {tuple(rule["onExitCodes"]["values"]): rule["action"] for rule in spec["podFailurePolicy"]["rules"][:2]}
+    assert actions == {(2,): "FailJob", (1,): "FailIndex"}

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from emo_jax.generation.inputs import ASSETS
+from emo_jax.weights.presets import DEFAULT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Settings:
         keep_minutes: minutes after which files of users are deleted.
     """
 
-    weights: str = "tiny"
+    weights: str = DEFAULT
     portraits: Path | None = None
     songs: Path | None = None
     host: str = "127.0.0.1"

@@ -12,13 +12,14 @@ import argparse
 from pathlib import Path
 
 from emo_jax.cli.arguments import add_verb
+from emo_jax.weights.presets import DEFAULT
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `app` to the command line."""
     parser = add_verb(subparsers, "app", __doc__)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--preset", help="bundled weights to use (default: tiny)")
+    model.add_argument("--preset", help=f"bundled weights to use (default: {DEFAULT})")
     model.add_argument("--checkpoint", metavar="DIR", help="folder of emo export, run of emo train, or id on the hub")
     parser.add_argument("--portraits", metavar="DIR", type=Path, help="folder of pictures to choose from")
     parser.add_argument("--songs", metavar="DIR", type=Path, help="folder of recordings to choose from")
@@ -44,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     from emo_jax.app.settings import Settings, read_logins
 
     settings = Settings(
-        args.checkpoint or args.preset or "tiny",
+        args.checkpoint or args.preset or DEFAULT,
         args.portraits,
         args.songs,
         args.host,

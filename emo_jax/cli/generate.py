@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Any
 
 from emo_jax.cli.arguments import add_output, add_verb, add_weights, sampling_fields, weights
 
@@ -18,7 +19,8 @@ from emo_jax.cli.arguments import add_output, add_verb, add_weights, sampling_fi
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `generate` to the command line."""
     parser = add_verb(subparsers, "generate", __doc__)
-    parser.add_argument("--portrait", required=True, help="image file: PNG, JPEG, WebP, ...")
+    parser.add_argument("--manifest", metavar="CSV|JSONL", help="list of portraits and recordings; -o is a folder")
+    parser.add_argument("--portrait", help="image file: PNG, JPEG, WebP, ...")
     parser.add_argument("--audio", help="file with a sound track: WAV, MP3, MP4, ...")
     parser.add_argument("--vocals", default="off", metavar="auto|off|FILE", help="voice to hear, without the music")
     parser.add_argument("--soundtrack", metavar="FILE", help="sound of the video, in place of --audio")
@@ -65,52 +67,52 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def parse_face(text: str | None) -> tuple[float, float, float, float] | int | None:
-    """Parses the number of a face, or a box X0,Y0,X1,Y1.
-
-    Raises:
-        ValueError: the text is neither.
-    """
-    from emo_jax.faces.boxes import parse_box
-
-    if text is None:
-        return None
-    return int(text) if text.isdecimal() else parse_box(text)
-
-
-def main(args: argparse.Namespace, rest: list[str]) -> None:
+def main(args: argparse.Namespace, rest: list[str]) -> int | None:
     """Runs `emo generate`."""
-    from emo_jax.generation.commands import generate_file
+    from emo_jax.generation.commands import generate_batch, generate_file
+    from emo_jax.generation.inputs import parse_face
     from emo_jax.generation.preview import write_preview
     from emo_jax.generation.speed import read_speed
 
+    _check_combination(args)
+    face = None if args.face is None else parse_face(args.face)
     if args.preview is not None:
-        write_preview(
-            args.preview, args.portrait, weights(args), face_box=parse_face(args.face), max_size=args.max_size
-        )
+        write_preview(args.preview, args.portrait, weights(args), face_box=face, max_size=args.max_size)
         print(f"{args.preview}: the generated square and the mask")
-        return
-    for name in ("audio", "output"):
-        if getattr(args, name) is None:
-            raise ValueError(f"--{name} is missing; only --preview needs none")
-    if args.still and args.speed is not None:
-        raise ValueError("--still and --speed set the same; give one of them")
+        return None
     args.speed = 0.0 if args.still else None if args.speed is None else read_speed(args.speed)
     names = ("steps", "solver", "reference_scale", "audio_scale", "speed", "clips")
-    generate_file(
-        args.portrait,
-        args.audio,
-        args.output,
-        weights(args),
+    options: dict[str, Any] = dict(
         size=None if args.size is None else parse_size(args.size),
         fps=args.fps,
         seed=args.seed,
-        face_box=parse_face(args.face),
         framing=args.framing,
         max_size=args.max_size,
         vocals=args.vocals,
-        soundtrack=args.soundtrack,
         codec=args.codec,
         notice=args.label,
         sampling=sampling_fields(rest, **{name: getattr(args, name) for name in names}),
     )
+    if args.manifest is not None:
+        return generate_batch(args.manifest, args.output, weights(args), **options)
+    files = (args.portrait, args.audio, args.output)
+    generate_file(*files, weights(args), face_box=face, soundtrack=args.soundtrack, **options)
+    return None
+
+
+def _check_combination(args: argparse.Namespace) -> None:
+    """Checks which options are given together.
+
+    Raises:
+        ValueError: an option is missing, or two exclude each other.
+    """
+    if args.manifest is not None:
+        for name in ("portrait", "audio", "face", "soundtrack", "preview"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--manifest and --{name} are given; write {name} into the manifest, for each video")
+    needed = ("output",) if args.manifest is not None else ("portrait", "audio", "output")
+    for name in needed if args.preview is None else ("portrait",):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name} is missing; see emo generate --help")
+    if args.still and args.speed is not None:
+        raise ValueError("--still and --speed set the same; give one of them")

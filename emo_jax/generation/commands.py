@@ -10,6 +10,7 @@ from typing import Any
 from emo_jax.faces.boxes import check_box
 from emo_jax.generation.framing import MAX_SIZE, check_framing
 from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_portrait, load_voice
+from emo_jax.generation.manifest import read_manifest
 from emo_jax.generation.songs import load_song
 from emo_jax.media.targets import check_target
 from emo_jax.media.timing import frame_count, require_frames
@@ -92,6 +93,70 @@ def generate_file(
         max_size=max_size,
         **stream_fields,
     )
+
+
+def generate_batch(
+    manifest: str,
+    output: str,
+    weights: str = DEFAULT,
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    vocals: str = "off",
+    sampling: dict[str, Any] | None = None,
+    **options: Any,
+) -> int:
+    """Generates the videos of a manifest into a folder: those that are neither there nor made by another process.
+
+    Prints a summary to stdout, and the failures with their reasons to stderr.
+
+    Args:
+        manifest: a .csv or .jsonl file, see `read_manifest`.
+        output: the folder; it is created.
+        weights: a preset, a folder of weights, or the folder of a training run.
+        size: (height, width) of the generated square in pixels; None: the model's.
+        seed: the seed of videos without one.
+        vocals: what to hear of recordings without `vocals`.
+        sampling: fields of the config's `sampling` to override.
+        **options: fps, codec, notice, framing and max_size, as `generate_file` takes them.
+
+    Returns:
+        The exit status: 1 if a video could not be made.
+
+    Raises:
+        ValueError: the manifest or an option cannot be used.
+    """
+    stream_fields, fields = _split(sampling)
+    _check(seed, stream_fields, fields, options.get("fps"))
+    check_framing(options.get("framing", "portrait"), options.get("max_size", MAX_SIZE))
+    items, folder = read_manifest(manifest), Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {output} cannot be a folder ({error.strerror}); choose another") from error
+    for name in {Path(item.name).suffix for item in items}:
+        check_target(folder / f"x{name}", options.get("codec"))
+    missing = [item for item in items if not (folder / item.name).exists()]
+    print(f"generate: {len(items)} videos, {len(items) - len(missing)} are there", file=sys.stderr, flush=True)
+    if not missing:
+        return 0
+    _announce("generate", weights)
+    pipe = load_pipeline(weights, size, fields)
+    import jax
+
+    from emo_jax.generation.batch import Batch
+
+    devices = jax.local_devices()
+    pipes = [pipe] if len(devices) == 1 else [pipe.on([device]) for device in devices]
+    options = {name: value for name, value in options.items() if value is not None} | stream_fields
+    batch = Batch(missing, folder, pipes, options, dict(seed=seed, vocals=vocals))
+    batch.run()
+    elsewhere = [name for name in batch.elsewhere if not (folder / name).exists()]
+    text = f"{folder}: {batch.made} made, {len(items) - len(missing)} were there, {len(batch.failures)} failed"
+    print(f"{text}, {len(elsewhere)} in work elsewhere" if elsewhere else text)
+    for name, reason in batch.failures.items():
+        print(f"generate: {name}: {reason}", file=sys.stderr)
+    return 1 if batch.failures else 0
 
 
 def generate_demo(

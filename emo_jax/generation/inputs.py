@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from emo_jax.faces.analyzers import portrait_faces
-from emo_jax.faces.boxes import Box, check_box, default_box
+from emo_jax.faces.boxes import Box, check_box, default_box, parse_box
 from emo_jax.generation.framing import Placement, place
 from emo_jax.generation.speed import check_speed
 from emo_jax.media.audio import MAX_PEAK, MAX_RATE, MIN_RATE, NOTES, decode_audible_track, to_float, to_mono
@@ -275,6 +275,15 @@ def place_portrait(
     else:
         box = check_box(face_box, *image.shape[:2])
     return place(image, box, clip)
+
+
+def parse_face(text: str) -> Box | int:
+    """Parses the number of a face, or a box X0,Y0,X1,Y1.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    return int(text) if text.isdecimal() else parse_box(text)
 
 
 def choose_face(image: UInt8[np.ndarray, "rows columns 3"], number: int, name: object = "the portrait") -> Box:

@@ -1,5 +1,6 @@
 """Writing of a video while it is generated: frame-rate conversion, the file, progress, and a strip of frames."""
 
+import contextlib
 import math
 import os
 import sys
@@ -63,6 +64,7 @@ def write_video(
     fps: float | None = None,
     codec: str | None = None,
     notice: str | None = None,
+    quiet: bool = False,
     on_frames: Callable[[np.ndarray], None] | None = None,
     **options: Any,
 ) -> None:
@@ -80,6 +82,7 @@ def write_video(
         fps: frame rate of the file; None for the pipeline's.
         codec: the video codec; None for the default of the file's format.
         notice: a text to draw into the frames; None for none.
+        quiet: show no progress and print no result.
         on_frames: called with each group of frames (n, height, width, 3) after it is written.
         **options: keyword arguments of `EmoPipeline.stream`.
 
@@ -93,16 +96,22 @@ def write_video(
     overlay = None if notice is None else Notice(notice, stream.size)
     metadata = {"comment": provenance(pipe.name, options.get("seed", 0))}
     writer = open_writer(path, stream.size, fps, voice.track, codec=codec, metadata=metadata)
-    print(f"{label}: generating {total} frames", file=sys.stderr)
-    progress = Progress(total, label, "frame")
-    with writer, progress, watch_compilation(lambda: progress.say(f"{label}: compiling")):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writer)
+        progress = None
+        if not quiet:
+            print(f"{label}: generating {total} frames", file=sys.stderr)
+            progress = shown = stack.enter_context(Progress(total, label, "frame"))
+            stack.enter_context(watch_compilation(lambda: shown.say(f"{label}: compiling")))
         for frames in segments:
             frames = frames if overlay is None else overlay.draw(frames)
             writer.write(frames)
-            progress.add(len(frames))
+            if progress is not None:
+                progress.add(len(frames))
             if on_frames is not None:
                 on_frames(frames)
-    print_result(f"{os.fspath(path)}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
+    if not quiet:
+        print_result(f"{os.fspath(path)}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
 
 
 def print_result(line: str) -> None:

@@ -1,0 +1,129 @@
+"""Many videos: a manifest spread over the devices of this process and over processes that share the output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from emo_jax.files import process_tag
+from emo_jax.generation.claims import claim
+from emo_jax.generation.inputs import load_portrait, parse_face
+from emo_jax.generation.manifest import Item
+from emo_jax.generation.songs import load_song
+from emo_jax.generation.speed import read_speed
+from emo_jax.progress import Progress
+
+REPORT = "report.jsonl"
+"""Name of the report in the output folder; processes append a line for each video."""
+
+
+class _Stopped(Exception):
+    """The process ends; the video in work is given up."""
+
+
+class Batch:
+    """Makes the videos of a manifest.
+
+    Args:
+        items: the videos.
+        folder: the output folder.
+        pipes: pipelines, one for each device.
+        options: keyword arguments of `write_video` for all videos.
+        defaults: values of `seed` and `vocals` for videos without.
+
+    Attributes:
+        made: number of videos that this process made.
+        failures: the reason for each video that could not be made.
+        elsewhere: names of the videos that other processes work on.
+    """
+
+    def __init__(
+        self, items: list[Item], folder: Path, pipes: list[Any], options: dict[str, Any], defaults: dict[str, Any]
+    ):
+        self.folder, self._pipes, self._options, self._defaults = folder, pipes, options, defaults
+        self._items = iter(items)
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._progress = Progress(len(items), "generate", "video")
+        self.made, self.failures, self.elsewhere = 0, dict[str, str](), list[str]()
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Makes the videos that are neither there nor claimed, one on each pipeline at a time.
+
+        If it is interrupted, the videos in work are given up and leave no file.
+        """
+        with self._progress, ThreadPoolExecutor(len(self._pipes)) as pool:
+            works = [pool.submit(self._work, pipe) for pipe in self._pipes]
+            try:
+                wait(works)
+            finally:  # Ctrl-C and SIGTERM arrive in this thread
+                self._stop.set()
+                wait(works)
+        if self._error is not None:
+            raise self._error
+
+    def _work(self, pipe: Any) -> None:
+        try:
+            while not self._stop.is_set():
+                with self._lock:
+                    item = next(self._items, None)
+                if item is None:
+                    return
+                self._make(pipe, item)
+                self._progress.add(1)
+        except _Stopped:
+            pass
+        except BaseException as error:  # a bug, or a full disk: all threads end, and `run` raises it
+            self._error = error
+            self._stop.set()
+
+    def _make(self, pipe: Any, item: Item) -> None:
+        target = self.folder / item.name
+        with claim(target) as claimed:
+            if not claimed:
+                if not target.exists():
+                    self.elsewhere.append(item.name)
+                return
+            start = time.monotonic()
+            try:
+                self._write(pipe, item, target)
+            except (ValueError, FloatingPointError) as error:
+                self.failures[item.name] = reason = " ".join(str(error).split())
+                self._progress.say(f"generate: {item.name} failed: {reason}")
+                self._report(item, "failed", start, reason)
+            else:
+                self.made += 1
+                self._report(item, "done", start)
+
+    def _write(self, pipe: Any, item: Item, target: Path) -> None:
+        from emo_jax.generation.writing import write_video
+
+        options = dict(self._options, seed=self._defaults["seed"] if item.seed is None else item.seed)
+        if item.speed is not None:
+            options["speed"] = read_speed(item.speed)
+        if item.face is not None:
+            options["face_box"] = parse_face(item.face)
+        portrait = load_portrait(item.portrait)
+        voice = load_song(item.audio, vocals=item.vocals or self._defaults["vocals"], soundtrack=item.soundtrack)
+        write_video(target, pipe, portrait, voice, label=item.name, quiet=True, on_frames=self._check, **options)
+
+    def _check(self, frames: Any) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _report(self, item: Item, status: str, start: float, reason: str = "") -> None:
+        """Appends a line to the report; one write of a short line is not mixed with those of other processes."""
+        line = dict(output=item.name, status=status, seconds=round(time.monotonic() - start, 2), process=process_tag())
+        if reason:
+            line["reason"] = reason
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        descriptor = os.open(self.folder / REPORT, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)

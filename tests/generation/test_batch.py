@@ -1,0 +1,183 @@
+"""Manifests, claims, and batches of videos."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from emo_jax.cli import main as cli
+from emo_jax.files import process_tag
+from emo_jax.generation import claims
+from emo_jax.generation.claims import claim
+from emo_jax.generation.manifest import read_manifest
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.media.audio import write_wav
+from emo_jax.media.video import probe
+from tests.generation.media import random_portrait, random_voice
+from tests.runs import python_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two portraits, two recordings, and a manifest of five videos of which one fails."""
+    for index in range(2):
+        Image.fromarray(random_portrait(index)).save(tmp_path / f"p{index}.png")
+        write_wav(tmp_path / f"v{index}.wav", random_voice(2500 + 640 * index, index))
+    lines = ["portrait,audio,output,seed,face"]
+    lines += [f'p{index % 2}.png,v{index // 2}.wav,,{index},"60,50,130,150"' for index in range(4)]
+    (tmp_path / "pairs.csv").write_text("\n".join([*lines, "none.png,v0.wav,bad.webm,,"]) + "\n")
+    return tmp_path
+
+
+def report(folder):
+    return [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
+
+
+def test_manifests_as_csv_and_json_lines(folder):
+    items = read_manifest(folder / "pairs.csv")
+    names = ["p0_v0.mp4", "p1_v0.mp4", "p0_v1.mp4", "p1_v1.mp4", "bad.webm"]
+    assert [item.name for item in items] == names
+    assert items[1].portrait == str(folder / "p1.png") and items[1].seed == 1 and items[1].face == "60,50,130,150"
+    row = dict(portrait="/a/p.png", audio="v.wav", vocals="auto", soundtrack="s.wav", speed="c.csv")
+    (folder / "a.jsonl").write_text(f"{json.dumps(row)}\n\n{json.dumps(row | dict(vocals='x.wav', speed=0.5))}\n")
+    first, second = read_manifest(folder / "a.jsonl")
+    assert (first.name, second.name) == ("p_v.mp4", "p_v_1.mp4") and first.portrait == "/a/p.png"
+    assert first.vocals == "auto" and second.vocals == str(folder / "x.wav") and second.speed == "0.5"
+    assert first.speed == str(folder / "c.csv") and first.soundtrack == str(folder / "s.wav")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "word"),
+    [
+        ("a.csv", "portrait,audio\n", "no videos"),
+        ("a.csv", "portrait,audio,sede\na,b,1\n", "sede"),
+        ("a.csv", "portrait,audio\na\n", "line 2 has no audio"),
+        ("a.csv", "portrait,audio,output\na,b,../c.mp4\n", "output"),
+        ("a.csv", "portrait,audio,output\na,b,c.mp4\na,b,c.mp4\n", "line 3 writes c.mp4 again"),
+        ("a.csv", "portrait,audio,seed\na,b,x\n", "seed"),
+        ("a.csv", "portrait,audio\na,b,c\n", "more than"),
+        ("a.jsonl", "{\n", "line 1 is not JSON"),
+        ("a.jsonl", "[1]\n", "object"),
+        ("a.txt", "", "rename"),
+    ],
+)
+def test_damaged_manifests_are_refused(tmp_path, name, text, word):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=word):
+        read_manifest(tmp_path / name)
+
+
+def test_claims_exclude_each_other_and_abandoned_ones_are_taken_over(tmp_path):
+    target, path = tmp_path / "a.mp4", tmp_path / ".a.mp4.claim"
+    with claim(target) as ours:
+        with claim(target) as again:
+            assert ours and not again and path.read_text() == process_tag()
+        assert path.exists()
+    assert not path.exists()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for tag, age, free in (
+        (f"{process_tag().rpartition('-')[0]}-{gone.pid}", 0, True),
+        (f"other-host-{os.getpid()}", 0, False),
+        (f"other-host-{os.getpid()}", claims.STALE + 1, True),
+    ):
+        path.write_text(tag)
+        os.utime(path, (time.time() - age,) * 2)
+        with claim(target) as ours:
+            assert ours == free
+        path.unlink(missing_ok=True)
+    target.write_text("done")
+    with claim(target) as ours:
+        assert not ours
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_batch_makes_what_is_missing_and_lists_failures(pipeline, folder, monkeypatch, capsys):
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    out = folder / "out"
+    command = ["generate", "--manifest", str(folder / "pairs.csv"), "-o", str(out), "--framing", "crop"]
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert "4 made, 0 were there, 1 failed" in captured.out and "bad.webm: " in captured.err
+    assert "none.png does not exist" in captured.err.splitlines()[-1]
+    names = {"p0_v0.mp4", "p1_v0.mp4", "p0_v1.mp4", "p1_v1.mp4", "report.jsonl"}
+    assert {path.name for path in out.iterdir()} == names
+    lines = report(out)
+    assert sorted(line["output"] for line in lines if line["status"] == "done") == sorted(names - {"report.jsonl"})
+    assert [line["output"] for line in lines if "none.png" in line.get("reason", "")] == ["bad.webm"]
+    single = folder / "single.mp4"
+    files = ["--portrait", str(folder / "p1.png"), "--audio", str(folder / "v1.wav"), "--face", "60,50,130,150"]
+    assert cli.main(["generate", *files, "-o", str(single), "--seed", "3", "--framing", "crop"]) == 0
+    assert single.read_bytes() == (out / "p1_v1.mp4").read_bytes()
+    (out / "p0_v0.mp4").unlink()
+    before = (out / "p1_v1.mp4").stat().st_mtime_ns
+    assert cli.main(command) == 1 and "1 made, 3 were there, 1 failed" in capsys.readouterr().out
+    assert (out / "p1_v1.mp4").stat().st_mtime_ns == before and probe(out / "p0_v0.mp4")["frames"] == 4
+
+
+def test_interrupted_batch_leaves_no_half_video_and_no_claim(pipeline, folder, monkeypatch, capsys):
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    stream, calls = EmoPipeline.stream, []
+
+    def interrupted(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return stream(self, *arguments, **options)
+
+    monkeypatch.setattr(EmoPipeline, "stream", interrupted)
+    command = ["generate", "--manifest", str(folder / "pairs.csv"), "-o", str(folder / "out"), "--framing", "crop"]
+    assert cli.main(command) == 130
+    assert {path.name for path in (folder / "out").iterdir()} == {"p0_v0.mp4", "report.jsonl"}
+
+
+def test_options_that_belong_into_the_manifest_are_refused(folder, capsys):
+    command = ["generate", "--manifest", str(folder / "pairs.csv")]
+    for more, word in (
+        (["-o", "x", "--audio", "a.wav"], "--audio"),
+        ([], "--output"),
+        (["-o", "x", "--face", "1"], "face"),
+    ):
+        assert cli.main([*command, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert word in line
+
+
+@pytest.mark.slow
+def test_killed_and_shared_batches_make_every_video_once(weights_dir, folder):
+    """One process is killed in the middle, then two processes finish together."""
+    rows = [
+        dict(portrait="p0.png", audio="v0.wav", output=f"{i:02}.mp4", seed=i, face="60,50,130,150") for i in range(40)
+    ]
+    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = folder / "out"
+    program = "import sys; from emo_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "generate", "--manifest", str(folder / "many.jsonl"), "-o", str(out)]
+    command += ["--checkpoint", str(weights_dir), "--framing", "crop"]
+
+    def begin():
+        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": python_path()})
+
+    killed = begin()
+    deadline = time.monotonic() + 300
+    while len(list(out.glob("[0-9]*.mp4"))) < 5:
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.mp4")}
+    assert 5 <= len(before) < 40
+    both = [begin(), begin()]
+    assert [process.wait(timeout=600) for process in both] == [0, 0]
+    assert sorted(path.name for path in out.iterdir()) == [f"{i:02}.mp4" for i in range(40)] + ["report.jsonl"]
+    assert all(probe(path)["frames"] == 4 for path in out.glob("[0-9]*.mp4"))
+    assert all((out / name).stat().st_mtime_ns == time for name, time in before.items())
+    done = [line["output"] for line in report(out) if line["status"] == "done"]
+    assert len(done) == len(set(done)) and set(done) | set(before) == {f"{i:02}.mp4" for i in range(40)}
+    assert len({line["process"] for line in report(out)}) == 3
