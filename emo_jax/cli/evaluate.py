@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 
 from emo_jax.cli.arguments import add_output, add_verb, sampling_fields
-from emo_jax.evaluation.evaluate import PROPERTIES, evaluate, select_properties
+from emo_jax.evaluation.evaluate import FACE_PROPERTIES, PROPERTIES, evaluate, select_properties
 from emo_jax.weights.presets import DEFAULT
 
 
@@ -40,7 +40,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--sampling", nargs="+", metavar="FIELD=VALUE", default=[], help="as --sampling.FIELD=VALUE")
     parser.add_argument("--long", type=float, default=60.0, help="seconds of the long videos; 0 skips them")
     parser.add_argument("--memory", action="store_true", help="also measure the memory of emo generate")
-    parser.add_argument("--only", nargs="+", metavar="PROPERTY", help=f"some of {', '.join(PROPERTIES)}")
+    names = ", ".join((*PROPERTIES, *FACE_PROPERTIES))
+    parser.add_argument("--only", nargs="+", metavar="PROPERTY", help=f"some of {names}")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.set_defaults(main=main, takes_more=True)
 

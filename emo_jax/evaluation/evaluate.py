@@ -30,7 +30,11 @@ from emo_jax.evaluation.properties import (
 from emo_jax.evaluation.report import table, write_report
 from emo_jax.progress import Progress
 
+FACE_PROPERTIES = ("lip-gap", "likeness", "eyes")
+"""Properties that are measured by landmarks and SFace; they need the files of `emo models`."""
 PROPERTIES = ("lips", "silence", "identity", "seams", "speed", "place", "length", "memory")
+TALKING = {"lips", "silence", "identity", "seams", *FACE_PROPERTIES}
+"""Properties that are measured on the videos in which people talk."""
 STRANGERS = 64
 """Number of further people among whom a face must be recognised."""
 
@@ -56,7 +60,7 @@ def evaluate(
         identities: number of people.
         seconds: length of each video.
         long: length of the long videos in seconds; 0 skips them.
-        properties: some of PROPERTIES; None: all but "memory".
+        properties: some of PROPERTIES and FACE_PROPERTIES; None: see `select_properties`.
         seed: seed of the noise.
         sampling: fields of the config's `sampling` to override.
 
@@ -97,9 +101,13 @@ def evaluate(
     people = choose_people(identities, STRANGERS, seconds, config.clip, scale, data)
     evaluation = Evaluation(config, params, people, probe, seed=seed, long=long, wanted=properties)
     rows = []
-    if evaluation.wanted & {"lips", "silence", "identity", "seams"}:
+    if evaluation.wanted & TALKING:
         rows, frames = talk_rows(evaluation)
         save_picture(folder / "frames.png", side_by_side(people, frames, config.clip.fps))
+        if evaluation.wanted & set(FACE_PROPERTIES):
+            from emo_jax.evaluation.face_rows import face_rows
+
+            rows += face_rows(evaluation, frames)
     for name, measure in (("speed", speed_row), ("place", place_row), ("length", length_row)):
         if name in evaluation.wanted:
             rows.append(measure(evaluation))
@@ -129,17 +137,21 @@ def select_properties(only: list[str] | None = None, memory: bool = False, long:
     """Returns the properties to measure.
 
     Args:
-        only: the properties asked for; None: all but "memory".
+        only: the properties asked for; None: all but "memory", and those of FACE_PROPERTIES if their models are here.
         memory: whether to add "memory".
         long: length of the long videos in seconds; 0 leaves out "length".
 
     Raises:
         ValueError: an unknown property.
     """
-    unknown = sorted(set(only or ()) - set(PROPERTIES))
+    from emo_jax.faces.models import MODELS, has_models
+
+    known = (*PROPERTIES, *FACE_PROPERTIES)
+    unknown = sorted(set(only or ()) - set(known))
     if unknown:
-        raise ValueError(f"--only names {unknown[0]!r}; expected some of {', '.join(PROPERTIES)}")
-    names = only or [name for name in PROPERTIES if name != "memory" or memory]
+        raise ValueError(f"--only names {unknown[0]!r}; expected some of {', '.join(known)}")
+    faces = FACE_PROPERTIES if has_models(*(model.name for model in MODELS)) else ()
+    names = only or [*(name for name in PROPERTIES if name != "memory" or memory), *faces]
     return [name for name in names if name != "length" or long]
 
 
@@ -169,7 +181,7 @@ class Evaluation:
     def _segments(self) -> int:
         """Returns the number of segments to generate, for the progress bar; segments of fewer people count less."""
         wanted, talk = self.wanted, math.ceil(self.people.openings.shape[1] / self.segment)
-        runs = bool(wanted & {"lips", "silence", "identity", "seams"}) + len(wanted & {"lips", "identity", "seams"})
+        runs = bool(wanted & TALKING) + len(wanted & {"lips", "identity", "seams"})
         moved = math.ceil(MOVED_SECONDS * self.clip.fps / self.segment)
         total = talk * runs + moved * (3 * ("speed" in wanted) + 2 * len(SHIFTS) * ("place" in wanted))
         people = len(self.people.references)
