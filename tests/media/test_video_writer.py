@@ -168,3 +168,17 @@ def test_invalid_arguments_raise_and_leave_no_file(tmp_path):
             VideoWriter(path, **arguments)
         assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"a" * 240 + b".mp4", b"\xe9" * 251 + b".mp4"])
+def test_names_need_not_be_utf8_and_may_have_255_bytes(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
+    with VideoWriter(path, (48, 64), 25) as writer:
+        writer.write(numbered(0, 3))
+    assert os.listdir(os.fsencode(tmp_path)) == [name] and path.stat().st_size > 500
+
+
+def test_names_that_are_too_long_raise_before_any_frame(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written"):
+        VideoWriter(tmp_path / ("a" * 252 + ".mp4"), (48, 64), 25)
+    assert not os.listdir(tmp_path)

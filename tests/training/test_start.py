@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from emo_jax import config as config_lib
 from emo_jax.cli import main as cli
 from emo_jax.data import records
+from emo_jax.training.stages import get_stage
+from emo_jax.training.step import TrainState
+from emo_jax.training.summary import start_lines
 from tests.small import small_config
 
 
@@ -32,3 +37,21 @@ def test_records_that_lack_what_the_stage_needs(tmp_path, make_record, monkeypat
     [line] = capsys.readouterr().err.splitlines()
     assert all(word in line for word in words) and "smaller" not in line and "lower" not in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("step, origin, last", [
+    (0, "", "starts from random weights"), (0, "runs/image", "starts from runs/image"), (7, "", "resumed from step 7"),
+])  # fmt: skip
+def test_first_lines_name_records_parameters_devices_and_step(record_dir, step, origin, last):
+    config = small_config("video")
+    config.train.update(init_from=origin, steps=90)
+    source = records.open_records(record_dir, "train")
+    state = TrainState(step, dict(a=jnp.zeros((1000, 500))), dict(b=jnp.zeros(250_000)), {}, None)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    stage, *found = start_lines(config, get_stage("video"), [(source, 1.0)], mesh, state)
+    assert stage.split() == ["stage", "video:", "90", "steps"]
+    lines = dict(line.split(": ") for line in found[:-1])
+    used, total = (int(word) for word in lines["records"].split() if word.isdigit())
+    assert 0 < used <= total == len(source) and str(record_dir) in lines["records"]
+    assert "0.5 M trained" in lines["parameters"] and "0.25 M frozen" in lines["parameters"]
+    assert lines["devices"].startswith("1 x ") and found[-1] == last
