@@ -118,7 +118,10 @@ def model() -> dict:
         audio=audio(),
         # Ours: initial values of parameters that converted weights lack. `reference` applies to `emo convert` only.
         init=dict(
-            reference="self",  # keys and values of reference-attention: self (copied from self-attention) | fresh
+            # Reference-attention: attn1 (a copy of self-attention and its norm) | self (keys and values from there, the
+            # rest from attention to the prompt) | zero (as self, with zero output) | fresh (as self, random keys and
+            # values). See docs/benchmarks.md, "Start of reference-attention".
+            reference="attn1",
             added="zero",  # outputs of audio-attention, temporal modules, speed layers and locator: zero | fresh
         ),
         # Ours: centres and radii of the buckets in degrees per frame; `emo prepare stats` fits them to a data set.

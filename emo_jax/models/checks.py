@@ -10,7 +10,7 @@ _CHOICES = {
     "dtype": DTYPES,
     "reference_attention": ("cross", "concat", "off"),
     "audio.encoder": ("mel", "wav2vec2"),
-    "init.reference": ("self", "fresh"),
+    "init.reference": ("self", "attn1", "zero", "fresh"),
     "init.added": ("zero", "fresh"),
     "unet.remat": ("none", "blocks", "dots", True, False),  # older weights have booleans
 }

@@ -11,6 +11,7 @@ from emo_jax.models.parts import PARTS, part_of
 from emo_jax.weights import names
 
 _TEXT = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.attn2\.to_[kv]\."
+_FROM_PROMPT = r"backbone/.*/attentions_\d+/transformer_blocks_0/(attn2/(to_q|to_out_0)|norm2)/"
 _DERIVED = r"/attentions_\d+/transformer_blocks_0/(attn2/to_[kv]|norm_reference)/"
 
 
@@ -66,9 +67,15 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
     """Returns the flat params {path: array} of a model from files, in the precision of the files, and a Report.
 
     ReferenceNet starts as a copy of SD's UNet. In the Backbone, reference-attention takes the place of SD's attention
-    to the prompt: queries, output and norm from there; keys and values, which have the width of the feature maps and
-    not of a prompt, from the block's self-attention, and `norm_reference` from the norm in front of it (or fresh,
-    where model.init.reference says so). Parts that no file holds start as in `EMO.init`.
+    to the prompt. Its keys and values have the width of the feature maps and not of a prompt: they start as those of
+    the block's self-attention, `norm_reference` as the norm in front of it. `model.init.reference` chooses the rest:
+
+    - "attn1": queries, output and norm are those of self-attention as well, so that queries meet their own keys.
+    - "self": they are those of attention to the prompt, which were trained with other keys.
+    - "zero": as "self", with zero output.
+    - "fresh": as "self", with random keys and values.
+
+    "attn1" learned fastest on miniatures (docs/benchmarks.md). Parts that no file holds start as in `EMO.init`.
 
     Args:
         emo: the networks.
@@ -87,6 +94,8 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
         filled, unused = _fill(KINDS[kind], shapes, origin, tensors)
         flat |= filled
         report.used[kind], report.unused[kind] = len(tensors) - len(unused), unused
+    if "unet" in sources:
+        _start_reference_attention(emo.config.model.init.reference, flat, report)
     if hearing is not None:
         flat |= {f"audio_encoder/{path}": a for path, a in hearing[0].items()}
         report.used["audio"], report.unused["audio"] = len(hearing[0]), hearing[1]
@@ -127,12 +136,24 @@ def _fill(
     return filled, unused
 
 
+def _start_reference_attention(mode: str, flat: dict[str, np.ndarray], report: Report) -> None:
+    """Replaces the query, output and norm of SD's attention to the prompt, as `model.init.reference` says."""
+    pattern = {"attn1": _FROM_PROMPT, "zero": _FROM_PROMPT.replace("(to_q|to_out_0)|norm2", "to_out_0")}.get(mode)
+    for path in [path for path in flat if pattern and re.search(pattern, path)]:
+        name, _ = names.from_path(path.split("/", 1)[1], flat[path])
+        source = path.replace("/attn2/", "/attn1/").replace("/norm2/", "/norm1/")
+        flat[path] = flat[source] if mode == "attn1" else np.zeros_like(flat[path])
+        report.new[path] = f"a copy of {source}" if mode == "attn1" else "zero"
+        report.used["unet"] -= 1
+        report.unused["unet"][name] = "attention to the prompt; model.init.reference starts from other values"
+
+
 def _start(emo, flat, path, shape, key, scaling_factor):
     """Returns a parameter that no file holds, and how it starts."""
     if path == "vae/scaling_factor":
         return np.float32(scaling_factor), "the file's config, or SD's 0.18215"
     source = path.replace("/attn2/", "/attn1/").replace("/norm_reference/", "/norm1/")
-    if re.search(_DERIVED, path) and source in flat and emo.config.model.init.reference == "self":
+    if re.search(_DERIVED, path) and source in flat and emo.config.model.init.reference != "fresh":
         if flat[source].shape != shape:
             raise ValueError(f"{path} has shape {shape} but {source}, which it starts from, {flat[source].shape}")
         return flat[source], f"a copy of {source}"

@@ -15,7 +15,11 @@ from tests.data.clips import assert_same, configs, frame_numbers, record_number,
 
 @pytest.mark.parametrize("fps", [25, 30])
 def test_fields_of_a_sample_agree(fps, request):
-    data, clip = configs(request.getfixturevalue("record_dir" if fps == 25 else "record_dir_30"), fps)
+    directory = request.getfixturevalue("record_dir" if fps == 25 else "record_dir_30")
+    data, clip = configs(directory, fps)
+    source = records.open_records(directory, "train")
+    stored = [source[position] for position in range(len(source))]
+    moments = {int(record["speed"][0]) // 100: record["audio_moments"] for record in stored}
     drawn = samples(take(30, data, clip, batch_size=6, seed=3))
     firsts = 0
     for sample in drawn:
@@ -35,6 +39,7 @@ def test_fields_of_a_sample_agree(fps, request):
         at = round((s - 2) * 16000 / fps) - 256 + np.arange(-(-8 * 16000 // fps) + 512)
         inside = (at >= 0) & (at < round(total * 16000 / fps)) & (k not in (1, 4))
         np.testing.assert_array_equal(sample["audio"] * 32768, np.where(inside, at - 20000, 0))
+        np.testing.assert_array_equal(sample["audio_moments"], moments[k])
         (reference,) = frame_numbers(sample["reference"][None])
         gap = 0.4 * fps
         assert reference <= s - gap or reference >= s + 3 + gap

@@ -18,6 +18,7 @@ def miniature(stage="image"):
     config.model.vae.update(channels=cases.VAE_CHANNELS, decoder_channels=cases.VAE_CHANNELS, layers=cases.LAYERS)
     config.model.vae.update(groups=cases.VAE_GROUPS, latent_channels=cases.LATENT_CHANNELS, patch=1, shortcut=False)
     config.model.locator_channels = (4, 8)
+    config.model.init.reference = "self"  # uses all tensors of the file that fit, so that the way back is exact
     return config
 
 

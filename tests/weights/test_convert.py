@@ -77,6 +77,36 @@ def test_config_chooses_the_initialisation_of_new_parts(tensors):
         build(config)
 
 
+def test_reference_attention_starts_as_self_attention_or_silent(tensors):
+    block, rng = "backbone/mid_block/attentions_0/transformer_blocks_0", np.random.default_rng(0)
+    text = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in tensors["unet"].items()}
+    prompt = {name for name in text if re.search(names.TEXT_ATTENTION, name)}
+    kept = {}
+    for mode in ("self", "attn1", "zero"):
+        config = miniature()
+        config.model.init.reference = mode
+        flat, report = assemble(build(config), {"unet": ("unet", text)}, jax.random.key(0))
+        assert report.used["unet"] + len(report.unused["unet"]) == len(text) and set(report.unused["unet"]) <= prompt
+        for name in ("to_k/kernel", "to_v/kernel"):
+            np.testing.assert_array_equal(flat[f"{block}/attn2/{name}"], flat[f"{block}/attn1/{name}"])
+        kept[mode] = {n: flat[f"{block}/{n}"] for n in ("attn2/to_q/kernel", "norm2/scale", "attn2/to_out_0/kernel")}
+        if mode == "attn1":
+            assert set(report.unused["unet"]) == prompt
+            for path in [path for path in flat if path.startswith("backbone/") and re.search(ATTENTION, path)]:
+                source = path.replace("attn2", "attn1").replace("norm2", "norm1").replace("norm_reference", "norm1")
+                np.testing.assert_array_equal(flat[path], flat[source], err_msg=path)
+        if mode == "zero":
+            assert not any(a.any() for path, a in flat.items() if re.search(r"attentions_\d+/.*attn2/to_out_0", path))
+            assert report.new[f"{block}/attn2/to_out_0/bias"] == "zero"
+    query = text["mid_block.attentions.0.transformer_blocks.0.attn2.to_q.weight"].T
+    for mode in ("self", "zero"):
+        np.testing.assert_array_equal(kept[mode]["attn2/to_q/kernel"], query)
+    assert kept["self"]["attn2/to_out_0/kernel"].any() and not np.array_equal(kept["attn1"]["attn2/to_q/kernel"], query)
+
+
+ATTENTION = r"/attentions_\d+/transformer_blocks_0/(attn2|norm2|norm_reference)/"
+
+
 @pytest.mark.parametrize("mode", ["concat", "off"])
 def test_text_attention_is_unused_without_reference_attention(tensors, mode):
     config = miniature()
