@@ -1,6 +1,6 @@
 """Compares the initial values of reference-attention that `emo convert` offers (model.init.reference), on miniatures.
 
-    JAX_PLATFORMS=cpu python benchmarks/reference_start.py
+    JAX_PLATFORMS=cpu python -m benchmarks.reference_start
 
 Stable Diffusion is replaced by a small UNet that is trained here to denoise drawn people from a prompt: one token per
 attribute of the person. Its weights are converted with each choice, and stage `image` is trained from each with equal
