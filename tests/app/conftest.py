@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the extra app is not installed")
-
-from emo_jax.app.server import Server
 from emo_jax.app.settings import Settings
 from emo_jax.generation.pipeline import FrameStream
 from emo_jax.media.timing import frame_count
@@ -68,6 +65,9 @@ def library(tmp_path_factory):
 @pytest.fixture
 def start(library):
     """Returns a function that starts a page with settings and returns (server, stand-in, address)."""
+    pytest.importorskip("gradio", reason="the extra app is not installed")
+    from emo_jax.app.server import Server
+
     running = []
 
     def begin(**settings):

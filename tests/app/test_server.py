@@ -5,7 +5,6 @@ import time
 import urllib.error
 import urllib.request
 
-import gradio_client
 import numpy as np
 import psutil
 import pytest
@@ -15,6 +14,7 @@ from emo_jax.media.audio import load_audio
 from emo_jax.media.video import probe
 from tests.app.conftest import write_sound
 
+gradio_client = pytest.importorskip("gradio_client", reason="the extra app is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Gradio, its client and pandas
 
 
