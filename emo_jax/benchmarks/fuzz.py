@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -183,7 +184,9 @@ def run(
     Returns:
         A row per kind: its mutants and how many were rejected, accepted and failed.
     """
-    rows = {kind: dict(kind=kind, mutants=0, rejected=0, accepted=0, failed=0, seconds=0.0) for kind in kinds}
+    rows: dict[str, dict[str, Any]] = {
+        kind: dict(kind=kind, mutants=0, rejected=0, accepted=0, failed=0, seconds=0.0) for kind in kinds
+    }
     with tempfile.TemporaryDirectory(prefix="emo-fuzz-") as name:
         folder = Path(name)
         print("fuzz: makes the valid inputs", file=sys.stderr, flush=True)

@@ -41,13 +41,13 @@ def picture(size: int = 48) -> np.ndarray:
     rows, columns = np.mgrid[:size, :size] / size
     noise = np.random.default_rng(0).normal(0, 0.05, (size, size, 3))
     image = np.stack([rows, columns, (np.hypot(rows - 0.5, columns - 0.5) < 0.3) * 0.8], axis=-1)
-    return np.uint8(np.clip(image + noise, 0, 1) * 255)
+    return (np.clip(image + noise, 0, 1) * 255).astype(np.uint8)
 
 
 def voice(seconds: float = SECONDS, rate: int = 16000) -> np.ndarray:
     """Returns a sound of changing level, float32 (samples,)."""
     time = np.arange(round(seconds * rate)) / rate
-    return np.float32(0.3 * np.sin(2 * np.pi * 180 * time) * np.sin(2 * np.pi * 3 * time) ** 2)
+    return (0.3 * np.sin(2 * np.pi * 180 * time) * np.sin(2 * np.pi * 3 * time) ** 2).astype(np.float32)
 
 
 def _new(folder: Path) -> Path:
@@ -60,8 +60,8 @@ def _pictures(folder: Path) -> Iterator[Path]:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: turned by 90 degrees
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    deep = Image.fromarray(np.uint16(picture()[..., 0]) * 257)
-    for name, converted, options in (
+    deep = Image.fromarray(picture()[..., 0].astype(np.uint16) * 257)
+    saved: tuple[tuple[str, Image.Image, dict[str, Any]], ...] = (
         ("rgb.png", image, dict(icc_profile=profile)),
         ("alpha.png", image.convert("RGBA"), {}),
         ("deep.png", deep, {}),
@@ -71,7 +71,8 @@ def _pictures(folder: Path) -> Iterator[Path]:
         ("lossy.webp", image, dict(exif=exif)),
         ("plain.tiff", image, dict(compression="tiff_lzw")),
         ("plain.bmp", image, {}),
-    ):
+    )
+    for name, converted, options in saved:
         converted.save(folder / name, **options)
         yield folder / name
 
@@ -133,7 +134,7 @@ def _encode(path: Path, audio: tuple[str, int, str] | None, video: str | None = 
                 container.mux(stream.encode(VideoFrame.from_ndarray(rolled, format="rgb24")))
             container.mux(stream.encode())
         if track is not None:
-            samples = np.int16(voice(rate=track.rate) * 32767)
+            samples = (voice(rate=track.rate) * 32767).astype(np.int16)
             frame = AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
             frame.rate = track.rate
             container.mux(track.encode(frame))
@@ -175,7 +176,7 @@ def _records(folder: Path) -> Iterator[Path]:
     def record(number: int) -> Record:
         return Record(
             id=f"record-{number}", source="fuzz", licence="CC0", video=encode_video(frames, FPS), fps=FPS,
-            audio=quantise(voice(count / FPS)), boxes=np.tile(np.float32([10, 8, 38, 40]), (count, 1)),
+            audio=quantise(voice(count / FPS)), boxes=np.tile(np.array([10, 8, 38, 40], np.float32), (count, 1)),
             rotation=np.zeros((count, 3), np.float32), speed=np.ones(count, np.float32),
         )  # fmt: skip
 
