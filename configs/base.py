@@ -37,6 +37,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 frames=12,
                 motion_frames=4,
                 audio_window=2,
+                first_motion="zeros",  # zeros | portrait: motion frames of a video's first clip
                 audio_context=2.0,  # ours: seconds before and after a clip that wav2vec 2.0 also gets
                 fps=25.0,
                 image_size=(512, 512),
@@ -62,6 +63,12 @@ def get_config(stage: str = "image") -> ConfigDict:
                 guidance_rescale=0.0,  # phi of Lin et al. 2023; 0: off
                 guidance_interval=(0.0, 1.0),  # shares of the timesteps with guidance, from clean (0) to noise (1)
                 speed=0.6,
+                stride=False,  # DDIM goes to t - T // steps, as in diffusers, rather than to the next timestep
+                bank_tiling=False,  # hallo: the reference and face tokens of guidance alternate between its halves
+                reencode_motion=False,  # decode the motion frames and encode them again, as the relatives do
+                pose_weight=1.0,  # weights of the branches of model.audio_branches
+                face_weight=1.0,
+                lip_weight=1.0,
                 hold_colors=False,  # hold the mean and deviation of each channel of the latents to the first segment's
                 clips=4,
             ),
@@ -106,15 +113,20 @@ def model() -> dict:
             patch=1,
             shortcut=False,
         ),
-        reference_attention="cross",  # cross | concat | off
+        reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch
         audio_attention=True,
+        audio_branches=False,  # hallo: audio modules with a branch for pose, face and lips, instead of audio-attention
         temporal_modules=True,
+        temporal_levels="all",  # all | attention: only the levels with spatial transformers, as in hallo
         face_locator=True,
         speed_layers=True,
         temporal_positions=32,  # of AnimateDiff v2 and v3 (v1: 24), the longest motion + clip frames; 0: no limit
         speed_positions=True,  # ours: positions of frames in the context of speed layers; without, order is lost
+        locator="strided",  # strided | controlnet
         locator_channels=(16, 32, 96),
+        locator_inputs=1,  # equal channels of the mask, with `controlnet`
+        face_embedding=dict(tokens=0, size=512, features=768),  # hallo: tokens of an identity embedding; 0: none
         audio=audio(),
         # Ours: initial values of parameters that converted weights lack. `reference` applies to `emo convert` only.
         init=dict(
@@ -155,6 +167,7 @@ def audio() -> dict:
         encoder="wav2vec2",  # mel | wav2vec2
         bands=80,
         steps=4,
+        timing="centres",  # centres | frames: wav2vec 2.0's transformer runs at the rate of the video, as in hallo
         layers=tuple(range(1, 13)),  # hidden states of wav2vec2; 0 is the input of its first layer
         wav2vec2=dict(  # wav2vec 2.0 base, with the field names of transformers
             hidden_size=768,

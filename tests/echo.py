@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emo_jax.models.emo import EMO, build, to_float, to_uint8
+from emo_jax.models.emo import EMO, build
+from emo_jax.models.vae import to_float, to_uint8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class EchoEMO(EMO):
         big = jnp.repeat(jnp.repeat(latents[..., :3], factor, axis=-3), factor, axis=-2)
         return to_uint8(big)
 
-    def reference_features(self, params, latents):
+    def reference_features(self, params, latents, face=None):
         return None if latents.shape[1] == 0 else {"layer": latents}
 
     def audio_tokens(self, params, features):

@@ -26,6 +26,18 @@ def small_config(stage="video", **model):
     return config
 
 
+def as_hallo(config):
+    """Gives a config the parts and settings of configs/hallo.py, at its own size; returns it."""
+    config.model.update(
+        reference_attention="shared", audio_branches=True, temporal_levels="attention", reference_positions=False,
+        face_embedding=dict(tokens=2, size=4, features=8),
+    )  # fmt: skip
+    config.clip.first_motion = "portrait"
+    config.diffusion.update(beta_schedule="linear", zero_terminal_snr=True, prediction="v", spacing="trailing")
+    config.sampling.update(solver="ddim", steps=3, stride=True, bank_tiling=True, reencode_motion=True)
+    return config
+
+
 def draw_people(directory, count, seconds):
     """Writes records of `count` rendered people who talk, 80 x 80 pixels at 25 fps; returns the directory."""
     from emo_jax.data.records import write_records

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
-ARGUMENTS = dict.fromkeys(("base.py", "relatives.py", "tiny.py"), tuple(STAGES))
+ARGUMENTS = dict.fromkeys(("base.py", "hallo.py", "relatives.py", "tiny.py"), tuple(STAGES))
 ARGUMENTS["small.py"] = (*STAGES, "vae-full")
 
 
@@ -171,7 +171,7 @@ def test_overrides():
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "no config given"),
-    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither .* installed: base, relatives, small, tiny"),
+    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither .*: base, hallo, relatives, small, tiny"),
     ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
 def test_missing_config_raises(arguments, message):

@@ -1,11 +1,15 @@
 r"""Converts released weights to a checkpoint that training starts from, and back.
 
-Reads Stable Diffusion 1.5, AnimateDiff's motion module and wav2vec 2.0. The config, given by --config NAME_OR_FILE
-and --config.key=value, says which networks to fill; --to checkpoint requires it.
+Reads Stable Diffusion 1.5, AnimateDiff's motion module and wav2vec 2.0, or hallo's weights. The config, given by
+--config NAME_OR_FILE and --config.key=value, says which networks to fill; --to checkpoint requires it, except with
+--hallo, whose config is hallo.
 
 Example:
   emo convert --config base --sd stable-diffusion-v1-5 --motion mm_sd_v15_v2.ckpt --audio wav2vec2-base-960h \
       -o runs/sd15
+
+emo convert --hallo fudan-generative-ai/hallo --vae stabilityai/sd-vae-ft-mse --audio facebook/wav2vec2-base-960h
+-o weights/hallo converts hallo for emo generate.
 
 emo convert --to safetensors --checkpoint runs/sd15 -o files writes the files back, and emo convert --describe
 --config base lists the parts of a model.
@@ -24,6 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--sd", help="Stable Diffusion 1.5: diffusers folder, hub id, .safetensors or .ckpt")
     parser.add_argument("--vae", help="an autoencoder to use in place of that of --sd")
     parser.add_argument("--motion", help="AnimateDiff's motion module: file, or folder of a MotionAdapter")
+    parser.add_argument("--hallo", help="hallo: net.pth, the folder that holds it, or hub id")
     parser.add_argument("--audio", help="wav2vec 2.0: transformers folder or hub id")
     add_output(parser, "folder to write")
     parser.add_argument("--to", choices=("checkpoint", "safetensors"), default="checkpoint", help="what to write")
@@ -44,7 +49,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     elif not args.output:
         raise ValueError("--output is missing; give a folder to write")
     elif args.to == "checkpoint":
-        sources = {name: getattr(args, name) for name in ("sd", "vae", "motion", "audio")}
+        sources = {name: getattr(args, name) for name in ("sd", "vae", "motion", "audio", "hallo")}
         to_checkpoint(args.output, config, **sources, seed=args.seed)
     elif args.checkpoint:
         to_safetensors(args.checkpoint, args.output)

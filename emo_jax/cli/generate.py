@@ -35,6 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--still", action="store_true", help="keep the head as still as the weights can: speed 0")
     parser.add_argument("--clips", type=int, help="clips per segment; fewer show sooner and take less memory")
+    for name, region in (("pose", "the picture around the face"), ("face", "the face"), ("lip", "the lips")):
+        parser.add_argument(
+            f"--{name}-weight", type=float, help=f"how much the voice moves {region} (weights of hallo; default: 1)"
+        )
+    parser.add_argument("--face-embedding", metavar="FILE", help=".npy of InsightFace, or its .onnx (weights of hallo)")
     parser.add_argument(
         "--face", "--face-box", metavar="N|X0,Y0,X1,Y1", help="number of the face, or its box in the portrait in pixels"
     )
@@ -82,6 +87,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
         return None
     args.speed = 0.0 if args.still else None if args.speed is None else read_speed(args.speed)
     names = ("steps", "solver", "reference_scale", "audio_scale", "speed", "clips")
+    names += ("pose_weight", "face_weight", "lip_weight")
     options: dict[str, Any] = dict(
         size=None if args.size is None else parse_size(args.size),
         fps=args.fps,
@@ -96,7 +102,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
     if args.manifest is not None:
         return generate_batch(args.manifest, args.output, weights(args), **options)
     files = (args.portrait, args.audio, args.output)
-    generate_file(*files, weights(args), face_box=face, soundtrack=args.soundtrack, **options)
+    own = dict(face_box=face, soundtrack=args.soundtrack, face_embedding=args.face_embedding)
+    generate_file(*files, weights(args), **own, **options)
     return None
 
 
@@ -110,6 +117,8 @@ def _check_combination(args: argparse.Namespace) -> None:
         for name in ("portrait", "audio", "face", "soundtrack", "preview"):
             if getattr(args, name) is not None:
                 raise ValueError(f"--manifest and --{name} are given; write {name} into the manifest, for each video")
+        if args.face_embedding is not None:
+            raise ValueError("--manifest and --face-embedding are given; one embedding belongs to one portrait")
     needed = ("output",) if args.manifest is not None else ("portrait", "audio", "output")
     for name in needed if args.preview is None else ("portrait",):
         if getattr(args, name) is None:

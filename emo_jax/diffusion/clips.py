@@ -60,7 +60,7 @@ def first_carry(batch: int, n: int, latent_shape: tuple[int, ...], dtype: Any = 
 
 
 def scan_clips(
-    make_clip: Callable, carry: Carry, per_clip: Any
+    make_clip: Callable, carry: Carry, per_clip: Any, next_motion: Callable[[Any], Any] | None = None
 ) -> tuple[Carry, Float[AnyArray, "K batch f height width channels"]]:
     """Generates the K clips of one segment.
 
@@ -69,6 +69,7 @@ def scan_clips(
             them are the motion frames of the next clip.
         carry: motion latents with n frames (n may be 0), and `has_motion`.
         per_clip: pytree of inputs; its leaves have a leading axis of size K.
+        next_motion: maps the latents of a clip's last n frames to those that the next clip gets; None: equal.
 
     Returns:
         The carry of the next segment, and the latents of all clips.
@@ -83,6 +84,8 @@ def scan_clips(
         f, n = latents.shape[1], motion.shape[1]
         if n > f:
             raise ValueError(f"clip.motion_frames is {n}; expected at most clip.frames ({f}): make the clips longer")
-        return (latents[:, f - n :].astype(motion.dtype), jnp.ones_like(has_motion)), latents
+        last = latents[:, f - n :]
+        last = last if next_motion is None else next_motion(last)
+        return (last.astype(motion.dtype), jnp.ones_like(has_motion)), latents
 
     return jax.lax.scan(body, carry, per_clip)

@@ -36,6 +36,7 @@ def sample(
     ts: Int[AnyArray, " steps"],
     key: Key[Array, ""],
     hold: Hold | None = None,
+    t_nexts: Int[AnyArray, " steps"] | None = None,
 ) -> Float[Array, "batch ..."]:
     """Denoises x_T along descending timesteps and returns x0, float32 (Section 4.1: DDIM, 40 steps).
 
@@ -48,10 +49,11 @@ def sample(
         key: used by stochastic solvers, one key per step.
         hold: places whose x0 is replaced in each step. The noise there stays that of x_T, so that the network sees the
             known values at the right noise level (as in blended latent diffusion, Avrahami et al. 2023).
+        t_nexts: the timestep to which each step goes, -1 for clean data; None: the one that follows in ts.
     """
     x_T = jnp.asarray(x_T, jnp.float32)
     ts = jnp.asarray(ts, jnp.int32)
-    t_nexts = jnp.append(ts[1:], -1)
+    t_nexts = jnp.append(ts[1:], -1) if t_nexts is None else jnp.asarray(t_nexts, jnp.int32)
     keys = jax.random.split(key, ts.shape[0])
 
     def body(carry, inputs):

@@ -197,6 +197,15 @@ def timesteps(schedule: Schedule, steps: int, spacing: str) -> Int[np.ndarray, "
     return ts.astype(np.int32)
 
 
+def strided(schedule: Schedule, ts: Int[np.ndarray, " steps"]) -> Int[np.ndarray, " steps"]:
+    """Returns the timestep to which each step goes in diffusers' DDIM: t - T // steps, or -1 where that is below 0.
+
+    The networks are evaluated at `ts`, which may differ by one: 3 of 1000 trailing timesteps are 999, 666 and 332, and
+    the second step goes to 333.
+    """
+    return np.maximum(ts - schedule.train_steps // len(ts), -1)
+
+
 def _check_name(field: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"diffusion.{field} is {value!r}; expected one of {', '.join(known)}")

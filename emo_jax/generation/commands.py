@@ -16,7 +16,8 @@ from emo_jax.media.targets import check_target
 from emo_jax.media.timing import frame_count, require_frames
 from emo_jax.weights.presets import BUNDLED, DEFAULT
 
-_STREAM_FIELDS = ("steps", "solver", "reference_scale", "audio_scale", "speed")
+_WEIGHTS = ("pose_weight", "face_weight", "lip_weight")
+_STREAM_FIELDS = ("steps", "solver", "reference_scale", "audio_scale", "speed", *_WEIGHTS)
 """Fields of `sampling` that `EmoPipeline.stream` takes; the others are set when the pipeline is loaded."""
 
 
@@ -36,6 +37,7 @@ def generate_file(
     soundtrack: str | None = None,
     codec: str | None = None,
     notice: str | None = None,
+    face_embedding: str | None = None,
     sampling: dict[str, Any] | None = None,
 ) -> None:
     """Generates a video file from a portrait and a sound file. Checks all inputs before it loads the model.
@@ -55,6 +57,8 @@ def generate_file(
         soundtrack: a file that the video plays instead of `audio`.
         codec: the video codec; None: the default of the file's format.
         notice: a text to draw into the frames.
+        face_embedding: a .npy file with the identity embedding of the face, or InsightFace's .onnx network; None: no
+            embedding, which is zeros.
         sampling: fields of the config's `sampling` to override.
 
     Raises:
@@ -78,6 +82,8 @@ def generate_file(
 
     pipe = load_pipeline(weights, size, fields)
     require_frames(voice.samples, fps or pipe.fps, audio)
+    if face_embedding is not None:
+        stream_fields["face_embedding"] = _load_embedding(pipe, face_embedding, image, face_box)
     write_video(
         output,
         pipe,
@@ -93,6 +99,16 @@ def generate_file(
         max_size=max_size,
         **stream_fields,
     )
+
+
+def _load_embedding(pipe: Any, path: str, image: Any, face_box: Any) -> Any:
+    """Returns the identity embedding of a face."""
+    from emo_jax.generation.face_inputs import embedding_size, load_embedding  # imports JAX
+
+    size = embedding_size(pipe.config.model)
+    if not size:
+        raise ValueError("--face-embedding is given, but these weights do not use one")
+    return load_embedding(path, size, image, face_box)
 
 
 def generate_batch(

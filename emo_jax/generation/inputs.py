@@ -213,6 +213,9 @@ def check_options(
     speed: object = None,
     reference_scale: object = None,
     audio_scale: object = None,
+    pose_weight: object = None,
+    face_weight: object = None,
+    lip_weight: object = None,
     fps: object = None,
 ) -> None:
     """Checks the numeric options of a generation. None stands for the config's value.
@@ -226,7 +229,9 @@ def check_options(
         raise ValueError(f"steps is {steps!r}; expected an integer of at least 1")
     if speed is not None:
         check_speed(speed)
-    for name, value in dict(reference_scale=reference_scale, audio_scale=audio_scale).items():
+    scales = dict(reference_scale=reference_scale, audio_scale=audio_scale)
+    weights = dict(pose_weight=pose_weight, face_weight=face_weight, lip_weight=lip_weight)
+    for name, value in (scales | weights).items():
         if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value) and float(value) >= 0):
             raise ValueError(f"{name} is {value!r}; expected a number of at least 0")
     if fps is not None and not 1 <= exact_fps(fps) <= MAX_FPS:  # pyright: ignore[reportArgumentType]

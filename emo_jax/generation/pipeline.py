@@ -18,6 +18,7 @@ from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
 from emo_jax.generation.checks import check_frames, check_params
+from emo_jax.generation.face_inputs import face_masks, variant_inputs
 from emo_jax.generation.framing import MAX_SIZE, Canvas, check_framing
 from emo_jax.generation.inputs import (
     AudioLike,
@@ -277,6 +278,8 @@ class EmoPipeline:
         face_box: Box | int | None = None,
         framing: str = "portrait",
         max_size: int = MAX_SIZE,
+        face_embedding: Any = None,
+        **weights: float | None,
     ) -> FrameStream:
         """Generates a video segment by segment, in memory that does not grow with its length.
 
@@ -295,6 +298,8 @@ class EmoPipeline:
                 detected face, the largest first; None for the largest.
             framing: "portrait" pastes the generated frames back into the portrait; "crop" returns them as they are.
             max_size: limit of the shorter side of the frames in pixels, for the framing "portrait".
+            face_embedding: identity embedding of the face, for weights such as hallo's; None: zeros.
+            **weights: pose_weight, face_weight, lip_weight: how much the voice moves these (weights such as hallo's).
 
         Returns:
             An iterator of the segments' frames, ceil(seconds * fps) frames together, with their size. It raises
@@ -310,19 +315,22 @@ class EmoPipeline:
         total = require_frames(samples, self.fps)
         check_framing(framing, max_size)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
+        extra = variant_inputs(self._emo, self.config.sampling, face_embedding, weights)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
         placement = place_portrait(image, self.config.clip, face_box, name)
+        masks, extra["regions"] = face_masks(self._emo, placement)
         latent_size = self._emo.latent_shape[:2]
         canvas = Canvas(image, placement, latent_size, max_size) if framing == "portrait" else None
         sampler, scales = self._sampler(steps, solver, reference_scale, audio_scale)
         segments = sampler.stream(
             placement.crop[None],
-            placement.mask[None],
+            masks,
             normalise(samples)[None],
             speed=None if speed is None else _per_video(speeds_of_frames(speed, total, self.fps)),
             scales=scales,
             key=jax.random.key(seed),
             hold=None if canvas is None else canvas.hold[None],
+            **extra,
         )
         checked = (check_frames(frames[0], index) for index, frames in enumerate(segments))
         if canvas is None:

@@ -17,12 +17,13 @@ from ml_collections import ConfigDict
 from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
 from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
 from emo_jax.diffusion.sampler import Hold, sample
-from emo_jax.diffusion.schedule import make_schedule, timesteps
+from emo_jax.diffusion.schedule import make_schedule, strided, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
+from emo_jax.generation.colors import channel_statistics, match_colors
 from emo_jax.media.timing import cut, frame_count, window_bounds
-from emo_jax.models.audio_encoder import Recording
-from emo_jax.models.conditions import Conditions, mask_conditions
+from emo_jax.models.audio_encoder import FrameRecording, Recording
+from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
 from emo_jax.models.emo import EMO
 
 Array: TypeAlias = jax.Array | np.ndarray
@@ -36,7 +37,10 @@ _DECODED_PIXELS = 2**20
 """Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
 MAX_LATENT = 1000.0
 """Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
-SAMPLING_OPTIONS = dict(guidance_rescale=0.0, guidance_interval=(0.0, 1.0), hold_colors=False)
+SAMPLING_OPTIONS = dict(
+    guidance_rescale=0.0, guidance_interval=(0.0, 1.0), hold_colors=False, stride=False, bank_tiling=False,
+    reencode_motion=False, pose_weight=1.0, face_weight=1.0, lip_weight=1.0,
+)  # fmt: skip
 """Fields of `sampling` that configs of older weights lack, with the values that leave sampling as it was."""
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
@@ -98,15 +102,21 @@ class VideoSampler:
         self._guidance = guidance_options(sampling, self._schedule.train_steps)
         self._solver = make_solver(sampling.solver, self._schedule, sampling.eta)
         self._timesteps = timesteps(self._schedule, sampling.steps, self._schedule.spacing)
+        options, ddim = ConfigDict({**SAMPLING_OPTIONS, **sampling}), sampling.solver == "ddim"
+        self._t_nexts = strided(self._schedule, self._timesteps) if options.stride and ddim else None
+        self._tiled = tiles_bank(sampling, self.mode)
+        self._reencodes = bool(options.reencode_motion) and emo.config.clip.motion_frames > 0
+        self._starts_with_portrait = emo.config.clip.get("first_motion", "zeros") == "portrait"
+        self._branch_weights = np.array([options[f"{branch}_weight"] for branch in BRANCHES], np.float32)
         self._prepare = self._jit(self._prepare_fn)
         self._segment = self._jit(self._segment_fn)
         self._decode = self._jit(self._decode_fn)
         self._hold_colors = bool(sampling.get("hold_colors", False))
-        self._statistics, self._match = self._jit(channel_statistics), self._jit(_match_colors)
+        self._statistics, self._match = self._jit(channel_statistics), self._jit(self._match_fn)
         # Not the maximum: XLA's reduction ignores NaN on CPUs. A comparison with NaN is False.
         self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT))
         self._hidden_states = jax.jit(emo.hidden_states)
-        self._recording: tuple[Any, Recording] | None = None
+        self._recording: tuple[Any, Recording | FrameRecording] | None = None
 
     def _jit(self, function: Callable) -> Any:
         options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
@@ -137,6 +147,9 @@ class VideoSampler:
         scales: Scales | None = None,
         key: Key[Array, ""],
         hold: Float[Array, "batch latent_height latent_width 1"] | None = None,
+        face: Float[Array, "batch embedding"] | None = None,
+        regions: Sequence[Float[Array, "batch _ _ branches"]] | None = None,
+        branch_weights: Float[Array, " branches"] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "batch frames height width 3"]]:
         """Yields the frames of one segment at a time, while the next segment is computed.
 
@@ -150,6 +163,9 @@ class VideoSampler:
             key: the random key; equal keys and inputs give equal frames.
             hold: 1 at the latents that stay those of the portrait in every frame, else 0; None holds none, in a program
                 without this step.
+            face: identity embeddings of the faces, for networks with face tokens; see `EMO.conditions`.
+            regions: of the branches of audio modules; see `EMO.conditions`.
+            branch_weights: weights of these branches; None for the config's.
 
         Yields:
             Frames; the segments have ceil(seconds * fps) frames together.
@@ -164,8 +180,8 @@ class VideoSampler:
         speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
         speeds = np.broadcast_to(speed if speed.ndim == 2 else speed.reshape(-1, 1), (batch, count))
         scales = self._check_scales(scales)
-        constants, held = self._prepare(self.params, references, masks, hold)
-        carry = self._replicate(first_carry(batch, clip.motion_frames, self.emo.latent_shape))
+        weights = self._branch_weights if branch_weights is None else np.asarray(branch_weights, np.float32)
+        constants, held, carry = self._prepare(self.params, references, masks, hold, face, regions, weights)
         audio_window = self._audio_windows(audio)
         pending = statistics = None
         for index in range(segments(count, clip.frames, self.config.clips).count):
@@ -177,7 +193,7 @@ class VideoSampler:
             if self._hold_colors and statistics is None:
                 statistics = self._statistics(latents)
             elif self._hold_colors:
-                carry, latents = self._match(carry, latents, statistics, held)
+                carry, latents = self._match(self.params, carry, latents, statistics, held)
             frames = self._decode(self.params, latents)[:, : min(per_segment, count - first)]
             if pending is not None:
                 yield _checked_frames(*pending)
@@ -198,7 +214,9 @@ class VideoSampler:
         weights, recent = self.params["audio_encoder"], self._recording
         if recent is None or recent[0] is not weights or not np.array_equal(recent[1].audio, audio):
             hidden_states = functools.partial(self._hidden_states, {"audio_encoder": weights})
-            recent = weights, Recording(hidden_states, np.asarray(audio), clip.fps, clip.audio_window, encoder.config)
+            by_frame = self.emo.config.model.audio.get("timing", "centres") == "frames"
+            kind, reach = (FrameRecording, clip.frames) if by_frame else (Recording, clip.audio_window)
+            recent = weights, kind(hidden_states, np.asarray(audio), clip.fps, reach, encoder.config)
             self._recording = recent
         return recent[1]
 
@@ -211,20 +229,37 @@ class VideoSampler:
         return np.float32(reference), np.float32(audio)
 
     def _prepare_fn(
-        self, params: Params, references: Array, masks: Array, hold: Array | None
-    ) -> tuple[Conditions, Hold | None]:
-        """Computes what is constant over the video: reference features, the Face Locator's map, and held latents."""
-        uses_reference = self.emo.config.model.reference_attention != "off"
-        latents = self.emo.encode(params, references)[:, None] if uses_reference or hold is not None else None
-        held = None
+        self,
+        params: Params,
+        references: Array,
+        masks: Array,
+        hold: Array | None,
+        face: Any,
+        regions: Any,
+        branch_weights: Array,
+    ) -> tuple[Conditions, Hold | None, Any]:
+        """Computes what is constant over the video: conditions and held latents; and the carry that starts it."""
+        n, uses_reference = self.emo.config.clip.motion_frames, self.emo.config.model.reference_attention != "off"
+        starts_with_portrait, batch = self._starts_with_portrait and n > 0, len(references)
+        encodes, held = uses_reference or starts_with_portrait or hold is not None, None
+        latents = self.emo.encode(params, references)[:, None] if encodes else None
         if hold is not None:
             assert latents is not None
             held = Hold(jnp.asarray(hold, jnp.float32)[:, None], latents)
-        reference = latents if uses_reference else None
-        conditions = self.emo.conditions(params, reference=reference, mask=masks)
+        conditions = self.emo.conditions(
+            params,
+            reference=latents if uses_reference else None,
+            mask=masks,
+            face=face,
+            regions=regions,
+            branch_weights=jnp.broadcast_to(branch_weights, (batch, len(BRANCHES))),
+            tiled=self._tiled,
+        )
         if "locator" in self.off and conditions.location is not None:
             conditions = dataclasses.replace(conditions, location=jnp.zeros_like(conditions.location))
-        return conditions, held
+        if starts_with_portrait and latents is not None:
+            return conditions, held, (jnp.repeat(latents, n, axis=1), jnp.ones(batch, bool))
+        return conditions, held, first_carry(batch, n, self.emo.latent_shape)
 
     def _segment_fn(
         self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales, held: Hold | None
@@ -238,7 +273,12 @@ class VideoSampler:
             _clip_windows(speed, clips, clip.frames, clip.audio_window),
             clip_keys(key, first_clip, clips),
         )
-        return scan_clips(functools.partial(self._clip, params, constants, scales, held), carry, per_clip)
+        make_clip = functools.partial(self._clip, params, constants, scales, held)
+        return scan_clips(make_clip, carry, per_clip, self._next_motion(params))
+
+    def _next_motion(self, params: Params) -> Callable[[Any], Any] | None:
+        """Returns a function from the latents of a clip's last frames to those of the next clip's motion frames."""
+        return functools.partial(self.emo.reencode, params) if self._reencodes else None
 
     def _clip(self, params: Params, constants: Any, scales: Scales, held: Hold | None, carry: Any, inputs: Any) -> Any:
         """Samples one clip; returns latents (B, f, h, w, c)."""
@@ -253,13 +293,23 @@ class VideoSampler:
             audio=audio_features,
             speed=None if "speed" in self.off else speed,
             base=constants,
+            tiled=self._tiled,
         )
         present = [jnp.full(batch, name not in self.off) for name in ("reference", "audio")]
         conditions = mask_conditions(conditions, *present)
         noise_key, solver_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, (batch, emo.config.clip.frames, *emo.latent_shape))
+        noise = self._noise(noise_key, batch)
         guided = guided_denoiser(emo, params, conditions, self.mode, scales, **self._guidance)
-        return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held)
+        return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
+
+    def _noise(self, key: Key[Array, ""], batch: int) -> Array:
+        return jax.random.normal(key, (batch, self.emo.config.clip.frames, *self.emo.latent_shape))
+
+    def _match_fn(
+        self, params: Params, carry: Any, latents: Array, statistics: tuple[Array, Array], held: Hold | None
+    ) -> Any:
+        """Gives a segment the colours of another; see `match_colors`."""
+        return match_colors(carry, latents, statistics, held, self._next_motion(params))
 
     def _decode_fn(self, params: Params, latents: Array) -> Any:
         """Decodes latents (K, B, f, h, w, c) to uint8 frames (B, K * f, H, W, 3), a group of frames at a time."""
@@ -273,27 +323,6 @@ class VideoSampler:
         return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
 
 
-def channel_statistics(
-    latents: Float[Array, "K batch f h w c"],
-) -> tuple[Float[Array, "1 batch 1 1 1 c"], Float[Array, "1 batch 1 1 1 c"]]:
-    """Computes the mean and standard deviation of each channel over the frames and places of a segment."""
-    axes = (0, 2, 3, 4)
-    return jnp.mean(latents, axes, keepdims=True), jnp.std(latents, axes, keepdims=True)
-
-
-def _match_colors(carry: Any, latents: Array, statistics: tuple[Array, Array], held: Hold | None) -> tuple[Any, Array]:
-    """Gives the latents of a segment the channel statistics of another; the next motion frames change with them.
-
-    Colours of long videos drift, because each segment starts from generated motion frames and repeats their error.
-    """
-    motion, has_motion = carry
-    mean, deviation = channel_statistics(latents)
-    matched = (latents - mean) * (statistics[1] / jnp.maximum(deviation, 1e-6)) + statistics[0]
-    matched = matched if held is None else held.apply(matched)
-    frames, n = latents.shape[2], motion.shape[1]
-    return (matched[-1, :, frames - n :].astype(motion.dtype), has_motion), matched
-
-
 def _checked_frames(frames: Any, usable: Any, segment: int) -> np.ndarray:
     """Returns the frames of a segment if its latents are usable."""
     if not usable:
@@ -302,6 +331,11 @@ def _checked_frames(frames: Any, usable: Any, segment: int) -> np.ndarray:
             "weights without NaN and infinite values"
         )
     return np.asarray(frames)
+
+
+def tiles_bank(sampling: ConfigDict, mode: str) -> bool:
+    """Returns whether conditions are encoded for the halves of guidance as hallo does (`EMO.conditions(tiled=...)`)."""
+    return bool(sampling.get("bank_tiling", False)) and mode != "none"
 
 
 def guidance_options(sampling: ConfigDict, train_steps: int) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
 from emo_jax.arrays import AnyArray
 from emo_jax.media.moments import moment_frames
 from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, cut, exact_fps, frame_count, window_bounds
-from emo_jax.models.wav2vec2 import Wav2Vec2Config
+from emo_jax.models.wav2vec2 import Wav2Vec2Config, interpolate_at, taps_at
 
 WINDOW_SECONDS = 16.0
 """Length of a `Recording`'s windows, about that of wav2vec 2.0's training examples."""
@@ -61,6 +62,13 @@ def mel_features(
     return (rearrange(decibels, "batch (frames steps) bands -> batch frames steps bands", steps=steps) + 35) / 35
 
 
+def features_shape(audio: ConfigDict) -> tuple[int, int]:
+    """Returns the shape (layers, size) of a frame's audio features."""
+    if audio.encoder == "mel":
+        return audio.steps, audio.bands
+    return len(audio.layers), audio.wav2vec2.hidden_size
+
+
 def standardise_by(
     audio: Float[AnyArray, "batch samples"], moments: Float[AnyArray, "batch count kernel"]
 ) -> tuple[Float[AnyArray, "batch samples"], Float[AnyArray, "batch count kernel"]]:
@@ -97,15 +105,106 @@ def frame_positions(
     return (centres - start - config.field / 2) / config.stride
 
 
+def start_positions(
+    first: int, frames: int, fps: float, start: int, config: Wav2Vec2Config
+) -> Float[np.ndarray, " {frames}"]:
+    """Computes the positions of video frames where `model.audio.timing` is 'frames'.
+
+    hallo stretches the outputs of a recording to its frames. For recordings of many frames, frame i gets the output
+    whose receptive field starts with it.
+
+    Args:
+        first: index of the first frame.
+        frames: number of frames.
+        fps: video frame rate.
+        start: sample of the recording at which the network's input begins.
+        config: sizes.
+    """
+    return (np.arange(first, first + frames) * float(SAMPLE_RATE / exact_fps(fps)) - start) / config.stride
+
+
 def interpolate(
     states: Float[AnyArray, "batch time *size"], positions: Float[np.ndarray, " frames"]
 ) -> Float[AnyArray, "batch frames *size"]:
     """Interpolates states linearly at fractional positions on the time axis; the ends are held."""
-    last = states.shape[1] - 1
-    positions = np.clip(positions, 0, last)
-    below = positions.astype(np.int32)
-    share = (positions - below).astype(np.float32).reshape(-1, *(1,) * (states.ndim - 2))
-    return states[:, below] * (1 - share) + states[:, np.minimum(below + 1, last)] * share
+    return interpolate_at(states, taps_at(np.clip(positions, 0, states.shape[1] - 1)))
+
+
+def _moments_of(waveforms: np.ndarray, moments: Any, config: Wav2Vec2Config) -> Any:
+    """Returns the moments that are given, or those of the waveforms for another first convolution."""
+    size, stride = config.conv_kernel[0], config.conv_stride[0]
+    if moments is not None and moments.shape[-1] == size:
+        return moments
+    return np.stack([moment_frames(a, size, stride) for a in waveforms])
+
+
+class FrameRecording:
+    """wav2vec 2.0's features of recordings where its transformer runs at the rate of the video, as in hallo.
+
+    The outputs of the convolutions are stretched to the frames of the recording, which zeros fill up to complete clips
+    after it is standardised. The transformer sees the recording at once; of longer ones than MAX_FRAMES a window, whose
+    features at the ends are taken from its neighbours.
+
+    Args:
+        hidden_states: (audio (batch, samples), lengths (batch,), moment_frames, taps) -> hidden states (batch, frames,
+            layers, size). The numbers of samples and frames are one of a few.
+        audio: waveforms at 16 kHz.
+        fps: video frame rate.
+        clip_frames: frames of a clip.
+        config: sizes of the network.
+        moments: see `Recording`.
+    """
+
+    MAX_FRAMES, OVERLAP = 1600, 100
+
+    def __init__(
+        self,
+        hidden_states: Callable[..., Any],
+        audio: Float[np.ndarray, "batch samples"],
+        fps: float,
+        clip_frames: int,
+        config: Wav2Vec2Config,
+        moments: Float[AnyArray, "batch count kernel"] | None = None,
+    ):
+        self.audio, self._hidden_states, self._config = audio.copy(), hidden_states, config
+        frames = frame_count(audio.shape[1], fps)
+        self._frames = -(-frames // clip_frames) * clip_frames
+        padding = (self._frames - frames) * int(SAMPLE_RATE / exact_fps(fps))
+        waveform: Any = audio
+        if config.do_normalize:
+            waveform, moments = (standardise(audio), None) if moments is None else standardise_by(audio, moments)
+        self.waveform = np.pad(waveform, ((0, 0), (0, max(padding, config.field - audio.shape[1]))))
+        self._moment_frames = _moments_of(self.waveform, moments, config)
+        self._outputs = config.length(self.waveform.shape[1])
+        self._size = 100  # the frames of a window: a few sizes, each of which is compiled once
+        while self._size < min(self._frames, self.MAX_FRAMES):
+            self._size *= 2
+        self._window = functools.lru_cache(CACHED_WINDOWS)(self._compute_window)
+
+    def __call__(self, first: int, frames: int) -> Float[np.ndarray, "batch {frames} *size"]:
+        """Returns the features of the frames from `first` on; outside the recording, the ends are held."""
+        wanted = np.clip(np.arange(first, first + frames), 0, self._frames - 1)
+        hop = self._size - 2 * self.OVERLAP
+        last = max(0, -(-(self._frames - self._size) // hop)) if self._size == self.MAX_FRAMES else 0
+        features = []
+        for frame in wanted.tolist():
+            window = min(max(frame - self.OVERLAP, 0) // hop, last) if last else 0
+            features.append(self._window(window)[:, frame - self._first(window)])
+        return np.stack(features, axis=1)
+
+    def _first(self, window: int) -> int:
+        """Returns the first frame of a window; the last window ends with the recording."""
+        return max(0, min(window * (self._size - 2 * self.OVERLAP), self._frames - self._size))
+
+    def _compute_window(self, window: int) -> np.ndarray:
+        first, stretch = self._first(window), (self._outputs - 1) / max(self._frames - 1, 1)
+        count = min(self._size, self._frames - first)
+        positions = np.minimum(np.arange(first, first + self._size), self._frames - 1) * stretch
+        start, outputs = int(positions[0]), int(np.ceil(self._size * max(stretch, 2.0))) + 2
+        samples = self._config.stride * (outputs - 1) + self._config.field
+        audio = np.stack([cut(a, start * self._config.stride, samples) for a in self.waveform])
+        lengths = np.full(len(audio), count, np.int32)
+        return np.asarray(self._hidden_states(audio, lengths, self._moment_frames, taps_at(positions - start)))
 
 
 class Recording:
@@ -143,10 +242,7 @@ class Recording:
         if config.do_normalize:
             standard, moments = (standardise(audio), None) if moments is None else standardise_by(audio, moments)
         self.waveform = np.stack([cut(a, self._start, length) for a in standard])
-        if moments is None or moments.shape[-1] != config.conv_kernel[0]:
-            size, stride = config.conv_kernel[0], config.conv_stride[0]
-            moments = np.stack([moment_frames(a, size, stride) for a in self.waveform])
-        self._moment_frames = moments
+        self._moment_frames = _moments_of(self.waveform, moments, config)
         self._size, self._overlap = (round(s * SAMPLE_RATE / config.stride) for s in (seconds, overlap))
         self._count = config.length(length)
         self._window = functools.lru_cache(CACHED_WINDOWS)(self._compute_window)

@@ -8,13 +8,18 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 _CHOICES = {
     "dtype": DTYPES,
-    "reference_attention": ("cross", "concat", "off"),
+    "reference_attention": ("cross", "concat", "shared", "off"),
     "audio.encoder": ("mel", "wav2vec2"),
     "init.reference": ("self", "attn1", "zero", "fresh"),
     "init.added": ("zero", "fresh"),
+    "temporal_levels": ("all", "attention"),
+    "locator": ("strided", "controlnet"),
+    "audio.timing": ("centres", "frames"),
     "unet.remat": ("none", "blocks", "dots", True, False),  # older weights have booleans
 }
 """{field of `model`: its values}."""
+_LATER = ("temporal_levels", "locator", "timing")
+"""Fields that configs of older weights lack; they have the first value."""
 
 
 def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
@@ -31,7 +36,7 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
     for field, choices in _CHOICES.items():
         value: Any = model
         for name in field.split("."):
-            value = value[name]
+            value = value.get(name, choices[0]) if name in _LATER else value[name]
         if value not in choices:
             raise ValueError(f"model.{field} is {value!r}; expected {_either(choices)}")
     if model.speed_layers and not model.temporal_modules:
@@ -49,14 +54,27 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
     for name, size in zip(("height", "width"), clip.image_size, strict=True):
         if size % multiple:
             raise ValueError(f"clip.image_size has {name} {size}; expected a multiple of {multiple}")
-    if model.face_locator and 2 ** len(model.locator_channels) != factor:
+    _check_locator(model, factor)
+    embedding = model.get("face_embedding")
+    if embedding and embedding.tokens and model.reference_attention == "cross":
         raise ValueError(
-            f"model.locator_channels has {len(model.locator_channels)} entries, one per halving; expected "
-            f"{factor.bit_length() - 1} for the VAE's factor {factor}"
+            "model.face_embedding.tokens is above 0 with model.reference_attention='cross', which takes the place of "
+            "the attention to face tokens; expected 'shared', 'concat' or 'off'"
         )
     centres, radii = len(model.speed.centres), len(model.speed.radii)
     if centres != radii:
         raise ValueError(f"model.speed.radii has {radii} entries; expected {centres}, one per entry of centres")
+
+
+def _check_locator(model: ConfigDict, factor: int) -> None:
+    """Raises ValueError unless the Face Locator reduces a mask by the VAE's factor."""
+    first = int(model.get("locator", "strided") == "controlnet")  # the width before the first halving
+    if model.face_locator and 2 ** (len(model.locator_channels) - first) != factor:
+        raise ValueError(
+            f"model.locator_channels has {len(model.locator_channels)} entries; expected "
+            f"{factor.bit_length() - 1 + first} for the VAE's factor {factor}, one per "
+            f"{'resolution' if first else 'halving'}"
+        )
 
 
 def check_audio_layers(audio: ConfigDict) -> None:

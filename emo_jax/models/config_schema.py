@@ -18,6 +18,7 @@ _INTEGERS = {
     "model.audio.wav2vec2.conv_kernel": (1, 64),
     "model.audio.wav2vec2.conv_stride": (1, 16),
     "model.audio.wav2vec2.num_hidden_layers": (1, 512),
+    "model.face_embedding.tokens": (0, 2**12),
     "model.temporal_positions": (0, 2**16),
     "model.unet.layers": _LEVELS,
     "model.vae.layers": _LEVELS,
@@ -60,7 +61,11 @@ _ITEMS = {
     "data.sources": schema.array(schema.either(schema.number(0, 1e9), schema.text()), 3),
 }
 """Schemas of the items of lists that are empty in configs/base.py."""
-_NEW = ("model.speed_positions", "model.temporal_positions", "clip.audio_context")
+_NEW = (
+    "model.speed_positions", "model.temporal_positions", "model.audio_branches", "model.temporal_levels",
+    "model.locator", "model.locator_inputs", "model.face_embedding", "model.audio.timing", "clip.audio_context",
+    "clip.first_motion",
+)  # fmt: skip
 """Fields of the networks that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")
 """The fields that every config of weights has. Others change from version to version, and have defaults."""

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,21 +14,23 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from emo_jax.arrays import AnyArray
-from emo_jax.media.timing import AUDIO_MARGIN, window_bounds
+from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, window_bounds
 from emo_jax.models import audio_encoder
 from emo_jax.models.audio_projector import AudioProjector
 from emo_jax.models.checks import check_audio_layers, check_model
-from emo_jax.models.conditions import Conditions, Features, mask_features
+from emo_jax.models.conditioning import encode_images, with_null
+from emo_jax.models.conditions import BRANCHES, Conditions, Features, regions_of_mask
 from emo_jax.models.config_schema import check_fields
 from emo_jax.models.face_locator import FaceLocator
-from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, Declaration, declarations
+from emo_jax.models.face_projector import FaceProjector
+from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, declarations, require_declarations
 from emo_jax.models.placement import part_variables
 from emo_jax.models.reference_net import features as reference_net_features
 from emo_jax.models.reference_net import reference_net
 from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
-from emo_jax.models.vae import VAE, VAEConfig
-from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from emo_jax.models.vae import VAE, VAEConfig, to_float, to_uint8
+from emo_jax.models.wav2vec2 import Taps, Wav2Vec2, Wav2Vec2Config, taps_at
 
 Params = Mapping[str, Any]
 """{part: nested params of its network}."""
@@ -42,7 +44,7 @@ class EMO:
     """The networks of a config; a part that the config switches off is None and has no parameters.
 
     The params tree has one branch per part: vae, backbone, reference_net, face_locator, audio_encoder (none for log-mel
-    spectra), audio_projector, speed_encoder.
+    spectra), audio_projector, speed_encoder, face_projector.
 
     Attributes:
         config: the full config, frozen.
@@ -53,6 +55,7 @@ class EMO:
         audio_encoder: wav2vec 2.0.
         audio_projector: audio features to audio tokens.
         speed_encoder: head rotation speeds to speed features.
+        face_projector: identity embedding of the face to tokens.
     """
 
     config: ConfigDict
@@ -63,6 +66,7 @@ class EMO:
     audio_encoder: Wav2Vec2 | None
     audio_projector: AudioProjector | None
     speed_encoder: SpeedEncoder | None
+    face_projector: FaceProjector | None = None
 
     # -- images and latents
 
@@ -91,6 +95,11 @@ class EMO:
         vae: Any = self.vae
         return to_uint8(vae.apply(part_variables(params["vae"]), latents, method="decode"))
 
+    def reencode(self, params: Params, latents: Latents) -> Latents:
+        """Decodes latents and encodes the images again, clipped to [-1, 1] but not rounded, as the relatives do."""
+        images: Any = self.vae.apply(part_variables(params["vae"]), latents, method="decode")
+        return self.encode(params, jnp.clip(images, -1, 1).astype(jnp.float32))
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of a frame's latents."""
@@ -110,8 +119,12 @@ class EMO:
         audio: Float[AnyArray, "batch window_frames layers size"] | None = None,
         speed: Float[AnyArray, "batch window_frames"] | None = None,
         mask: Num[AnyArray, "batch mask_height mask_width 1"] | None = None,
+        face: Float[AnyArray, "batch embedding"] | None = None,
+        regions: Sequence[Float[AnyArray, "batch _ _ branches"]] | None = None,
+        branch_weights: Float[AnyArray, "batch branches"] | None = None,
         temporal: bool = True,
         base: Conditions | None = None,
+        tiled: bool = False,
     ) -> Conditions:
         """Encodes the inputs of the Backbone; training, sampling and planning all build `Conditions` here.
 
@@ -125,34 +138,45 @@ class EMO:
             audio: audio features of the frames and of `clip.audio_window` neighbours on either side.
             speed: head rotation speeds of the same frames in degrees per frame.
             mask: union of the clip's face boxes, in {0, 1}.
+            face: identity embedding of the face; None: zeros, which stand for an unknown face.
+            regions: how much each branch of audio modules counts at each place of each level, finest first; None: as
+                `mask` says (`conditions.regions_of_mask`).
+            branch_weights: weights of these branches; None: 1.
             temporal: whether temporal modules run.
             base: conditions encoded before, of which those without an input here are kept, such as the reference of all
                 clips of a video.
+            tiled: whether to encode reference and motion frames for guidance as hallo does, once for each half, with
+                the face tokens of `conditions.tiled_tokens`. Only with face tokens.
         """
-        use_reference = reference is not None and self.config.model.reference_attention != "off"
-        use_motion = motion is not None and motion.shape[1] > 0
-        latents: list[Any] = [a for a, used in ((reference, use_reference), (motion, use_motion)) if used]
-        features = self.reference_features(params, jnp.concatenate(latents, axis=1)) if latents else None
-        encoded: dict[str, Any] = {}
-        if use_reference:
-            encoded["reference"] = _images(features, slice(0, 1))
-        if use_motion:
-            motion_features = _images(features, slice(int(use_reference), None))
-            encoded["motion"] = motion_features if has_motion is None else mask_features(motion_features, has_motion)
+        base = base or Conditions(temporal=temporal)
+        base = with_null(self, params, base, face, reference, motion, audio, speed, mask)
+        encoded = encode_images(self, params, base, reference, motion, has_motion, tiled and base.face is not None)
+        if self.backbone.config.audio_branches and (mask is not None or regions is not None):
+            encoded["regions"] = found = tuple(regions or regions_of_mask(jnp.asarray(mask), self.level_sizes))
+            ones = jnp.ones((len(found[0]), len(BRANCHES)))
+            encoded["branch_weights"] = ones if branch_weights is None else branch_weights
         if audio is not None:
             encoded["audio"] = self.audio_tokens(params, audio)
         if speed is not None:
             encoded["speed"] = self.speed_features(params, speed)
         if mask is not None:
             encoded["location"] = self.location(params, mask)
-        return dataclasses.replace(base or Conditions(temporal=temporal), **encoded)
+        return dataclasses.replace(base, **encoded)
 
-    def reference_features(self, params: Params, latents: Latents) -> Features | None:
+    @property
+    def level_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the maps of each level of the Backbone, finest first."""
+        height, width, _ = self.latent_shape
+        return [(height >> level, width >> level) for level in range(self.backbone.config.levels)]
+
+    def reference_features(
+        self, params: Params, latents: Latents, face: Float[AnyArray, "batch images tokens features"] | None = None
+    ) -> Features | None:
         """Computes ReferenceNet's features of images from their latents, or None without a ReferenceNet."""
         if self.reference_net is None or latents.shape[1] == 0:
             return None
         variables = part_variables(params["reference_net"], self.config.model.dtype)
-        return reference_net_features(self.reference_net, variables, latents)
+        return reference_net_features(self.reference_net, variables, latents, face)
 
     def audio_features(
         self,
@@ -185,6 +209,11 @@ class EMO:
             audio = audio_encoder.standardise(audio)
         if moments is not None and moments.shape[-1] != config.conv_kernel[0]:
             moments = None  # not the frames of the first convolution
+        if fields.get("timing", "centres") == "frames":
+            margin, start = int(context * fps / SAMPLE_RATE), -AUDIO_MARGIN - context  # margin: frames of context
+            starts = audio_encoder.start_positions(-margin, frames + 2 * margin, fps, start, config)
+            states = self.hidden_states(params, audio, None, moments, taps_at(np.maximum(starts, 0)))
+            return states[:, margin : margin + frames]
         states = self.hidden_states(params, audio, None, moments)
         positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN - context, config)
         return audio_encoder.interpolate(states, positions)
@@ -195,30 +224,29 @@ class EMO:
         audio: Float[AnyArray, "batch samples"],
         lengths: Int[AnyArray, " batch"] | None = None,
         moment_frames: Float[AnyArray, "batch count kernel"] | None = None,
+        taps: Taps | None = None,
     ) -> Float[AnyArray, "batch time layers size"]:
         """Computes the hidden states of wav2vec 2.0 that `model.audio.layers` selects; see `models.wav2vec2`."""
-        states, _ = self._apply("audio_encoder", params, audio, lengths, moment_frames)
+        states, _ = self.apply("audio_encoder", params, audio, lengths, moment_frames, taps)
         return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
     def audio_tokens(
         self, params: Params, features: Float[AnyArray, "batch window_frames layers size"]
     ) -> Float[AnyArray, "batch frames tokens features"] | None:
         """Projects audio features to audio tokens, or returns None without audio-attention."""
-        return self._apply("audio_projector", params, features)
+        return self.apply("audio_projector", params, features)
 
     def speed_features(
         self, params: Params, speed: Float[AnyArray, "batch window_frames"]
     ) -> Float[AnyArray, "batch frames features"] | None:
-        """Encodes head rotation speeds in degrees per frame, or returns None without speed layers."""
-        return self._apply("speed_encoder", params, speed)
+        """Encodes speeds in degrees per frame, or returns None without speed layers."""
+        return self.apply("speed_encoder", params, speed)
 
     def location(
         self, params: Params, mask: Num[AnyArray, "batch height width 1"]
     ) -> Float[AnyArray, "batch 1 latent_height latent_width channels"] | None:
-        """Computes the Face Locator's map of a mask in {0, 1}, or returns None without a Face Locator."""
-        return self._apply("face_locator", params, mask)
-
-    # -- the denoising network
+        """Computes the Face Locator's map of a mask in {0, 1}, or returns None without one."""
+        return self.apply("face_locator", params, mask)
 
     def denoise(
         self, params: Params, latents: Latents, timesteps: Num[AnyArray, " batch"], conditions: Conditions
@@ -228,7 +256,7 @@ class EMO:
         variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out",))
         return backbone.apply(variables, latents, timesteps, conditions)[0]
 
-    def _apply(self, part: str, params: Params, *inputs: Any) -> Any:
+    def apply(self, part: str, params: Params, *inputs: Any) -> Any:
         """Runs the network of a part; returns None if the config switches it off."""
         module = getattr(self, part)
         return None if module is None else module.apply(part_variables(params[part], self.config.model.dtype), *inputs)
@@ -268,13 +296,7 @@ class EMO:
         if networks not in _DECLARED:
             with declarations():
                 declared = jax.eval_shape(self._trace, jax.random.key(0))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                declared, is_leaf=lambda a: isinstance(a, Declaration)
-            ):
-                if not isinstance(leaf, Declaration):
-                    raise TypeError(
-                        f"parameter {jax.tree_util.keystr(path)} declares no models.initializers.Initializer"
-                    )
+            require_declarations(declared)
             _DECLARED[networks] = declared
         return _DECLARED[networks]
 
@@ -284,7 +306,7 @@ class EMO:
         side = 2 ** (self.backbone.config.levels - 1)
         window_frames = 1 + 2 * self.config.clip.audio_window
         latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
-        audio = jnp.zeros((1, window_frames, *_features_shape(self.config.model.audio)))
+        audio = jnp.zeros((1, window_frames, *audio_encoder.features_shape(self.config.model.audio)))
         speed = jnp.zeros((1, window_frames))
 
         def trace(name: str, *inputs: Any) -> dict[str, Any]:
@@ -292,30 +314,23 @@ class EMO:
             return {} if module is None else {name: module.init(key, *inputs)["params"]}
 
         params = trace("vae", jnp.zeros((1, factor, factor, 3)))
-        params |= trace("reference_net", latents, jnp.zeros(1))
+        tokens = None
+        if self.face_projector is not None:
+            tokens = jnp.zeros((1, 1, self.face_projector.tokens, self.face_projector.features))
+        params |= trace("reference_net", latents, jnp.zeros(1), Conditions(face=tokens))
         params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
         if self.audio_encoder is not None:
             params |= trace("audio_encoder", jnp.zeros((1, self.audio_encoder.config.field)))
         params |= trace("audio_projector", audio) | trace("speed_encoder", speed)
-        conditions = self.conditions(nn.meta.unbox(params), reference=latents, audio=audio, speed=speed)
+        if self.face_projector is not None:
+            params |= trace("face_projector", jnp.zeros((1, self.config.model.face_embedding.size)))
+        regions = [jnp.ones((1, side >> i, side >> i, len(BRANCHES))) for i in range(self.backbone.config.levels)]
+        given: dict[str, Any] = dict(reference=latents, audio=audio, speed=speed, regions=regions)
+        conditions = self.conditions(nn.meta.unbox(params), **given)
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
 _DECLARED: dict[tuple[str, str, str], dict[str, Any]] = {}
-
-
-def _images(features: Features | None, which: slice) -> Features | None:
-    return jax.tree.map(lambda a: a[:, which], features)
-
-
-def to_float(images: Num[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
-    """Converts uint8 images to floats in [-1, 1]; floats are returned unchanged."""
-    return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
-
-
-def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
-    """Converts float images in [-1, 1] to uint8, rounded and clipped."""
-    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)
 
 
 def build(config: ConfigDict) -> EMO:
@@ -336,6 +351,7 @@ def build(config: ConfigDict) -> EMO:
     dtype = jnp.dtype(model.dtype)
     vae = VAE(VAEConfig(dtype=dtype, **vae_fields))
     added_init = ZEROS if model.init.added == "zero" else FAN_IN_NORMAL
+    embedding = model.get("face_embedding")  # older weights: none
     unet = UNetConfig(
         channels=tuple(model.unet.channels),
         attention=tuple(model.unet.attention),
@@ -352,8 +368,13 @@ def build(config: ConfigDict) -> EMO:
         dtype=dtype,
         added_init=added_init,
         speed_positions=model.get("speed_positions", False),  # older weights were trained without
+        face=bool(embedding and embedding.tokens),
+        audio_branches=model.get("audio_branches", False),
+        temporal_levels=model.get("temporal_levels", "all"),
+        norm_feature=model.reference_attention == "shared",
     )
     width, m = unet.channels[0], clip.audio_window
+    locator = model.get("locator", "strided"), model.get("locator_inputs", 1)
     has_references = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)
     audio, speed = model.audio, model.speed
     has_encoder = model.audio_attention and audio.encoder == "wav2vec2"
@@ -362,23 +383,17 @@ def build(config: ConfigDict) -> EMO:
         vae,
         UNet(unet),
         reference_net(unet) if has_references else None,
-        FaceLocator(tuple(model.locator_channels), width, dtype, added_init) if model.face_locator else None,
+        FaceLocator(tuple(model.locator_channels), width, dtype, added_init, *locator) if model.face_locator else None,
         Wav2Vec2(_wav2vec2_config(audio, dtype)) if has_encoder else None,
         AudioProjector(audio.tokens, audio.features, audio.hidden, m, dtype) if model.audio_attention else None,
         SpeedEncoder(speed.features, m, tuple(speed.centres), tuple(speed.radii), dtype) if unet.speed else None,
+        FaceProjector(embedding.tokens, embedding.features, dtype) if unet.face else None,
     )
 
 
 def _wav2vec2_config(audio: ConfigDict, dtype: Any) -> Wav2Vec2Config:
     check_audio_layers(audio)
     return Wav2Vec2Config(dtype=dtype, **{k: _hashable(v) for k, v in audio.wav2vec2.items()})
-
-
-def _features_shape(audio: ConfigDict) -> tuple[int, int]:
-    """Returns the shape (layers, size) of a frame's audio features."""
-    if audio.encoder == "mel":
-        return audio.steps, audio.bands
-    return len(audio.layers), audio.wav2vec2.hidden_size
 
 
 def _hashable(value: Any) -> Any:

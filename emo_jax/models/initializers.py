@@ -140,4 +140,15 @@ def declarations() -> Iterator[None]:
         _DECLARES.reset(token)
 
 
+def require_declarations(tree: Any) -> None:
+    """Checks that every leaf of a params tree is a `Declaration`.
+
+    Raises:
+        TypeError: a parameter declares no initialiser.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda a: isinstance(a, Declaration)):
+        if not isinstance(leaf, Declaration):
+            raise TypeError(f"parameter {jax.tree_util.keystr(path)} declares no models.initializers.Initializer")
+
+
 _DECLARES = contextvars.ContextVar("declares", default=False)

@@ -35,8 +35,9 @@ PARTS = (
     Part("temporal_modules", r"backbone/.*/motion_modules_\d+/", ("video", "speed")),
     Part("audio_encoder", r"audio_encoder/", ()),  # wav2vec 2.0 stays as it was pretrained
     # The audio layers stay frozen in stage speed: trained together, speed replaces the voice as the driver (3.3).
-    Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio)/", ("video",)),
+    Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio|audio_modules_\d+)/", ("video",)),
     Part("face_locator", r"face_locator/", ("image", "video")),
+    Part("face_projector", r"face_projector/", ("image", "video")),
     Part("reference_net", r"reference_net/", ("image", "video")),
     Part("backbone", r"backbone/", ("image", "video")),
 )
@@ -73,8 +74,8 @@ LAYERS = (
     Layer(r".*(backbone|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
     Layer(r"(\w+/){0,2}conv_(in|out)/kernel$", None, "largest", "networks", "kernel"),
     Layer(r".*time_embedding/.*kernel$", None, "largest", "networks", "kernel"),
-    Layer(r".*(^|/)(attn[12]|\w+_attn)/to_[qkv]/kernel$", "output", "largest", "networks", "matrix"),
-    Layer(r".*(^|/)(attn[12]|\w+_attn)/to_out_0/kernel$", "input", "largest", "networks", "matrix"),
+    Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_[qkv]/kernel$", "output", "largest", "networks", "matrix"),
+    Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_out_0/kernel$", "input", "largest", "networks", "matrix"),
     # Split by outputs, XLA for TPU would not scatter the gradients of GEGLU's wide kernels over 16 chips.
     Layer(r".*(^|/)ff/net_0/proj/kernel$", "output", "input", "networks", "matrix"),
     Layer(r".*(^|/)ff/net_2/kernel$", "input", "largest", "networks", "matrix"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
-from emo_jax.models.conditions import Features
+from emo_jax.models.conditions import Conditions, Features
 from emo_jax.models.unet import UNet, UNetConfig
 
 
@@ -16,12 +16,23 @@ def reference_net(backbone: UNetConfig) -> UNet:
 
     It ends at the last feature that the Backbone uses: the layers behind it are neither computed nor stored.
     """
-    return UNet(
-        dataclasses.replace(backbone, reference="off", audio=False, temporal=False, speed=False, features_only=True)
-    )
+    off = dict(audio=False, temporal=False, speed=False, audio_branches=False)
+    return UNet(dataclasses.replace(backbone, reference="off", features_only=True, **off))
 
 
-def features(net: UNet, variables: Any, latents: Float[AnyArray, "batch images height width channels"]) -> Features:
-    """Computes the features of images from their clean latents, at timestep 0."""
+def features(
+    net: UNet,
+    variables: Any,
+    latents: Float[AnyArray, "batch images height width channels"],
+    face: Float[AnyArray, "batch face_images tokens features"] | None = None,
+) -> Features:
+    """Computes the features of images from their clean latents, at timestep 0.
+
+    Args:
+        net: the ReferenceNet.
+        variables: its Flax variables.
+        latents: the images' latents.
+        face: tokens of the face embedding, of all images or of each; None for networks without face tokens.
+    """
     module: Any = net
-    return module.apply(variables, latents, jnp.zeros(latents.shape[0], jnp.int32))[1]
+    return module.apply(variables, latents, jnp.zeros(latents.shape[0], jnp.int32), Conditions(face=face))[1]

@@ -13,6 +13,7 @@ from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.distributed.parameters import GATHERED, splits_parameters
 from emo_jax.models.attention import SpatialTransformer
+from emo_jax.models.audio_module import AudioModule
 from emo_jax.models.conditions import Conditions, Features
 from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
@@ -31,12 +32,18 @@ class UNetConfig:
         heads: heads of spatial and temporal attention.
         groups: groups of GroupNorm.
         latent_channels: channels of input and output.
-        reference: reference-attention: 'cross', 'concat' or 'off'.
+        reference: reference-attention: 'cross', 'concat', 'shared' or 'off'; see `TransformerBlock`.
         positions: whether reference-attention gets the positions of tokens in the map.
         audio: whether spatial transformers have audio-attention.
         temporal: whether layers have temporal modules.
         speed: whether temporal modules have speed layers.
         speed_positions: whether speed features get the positions of their frames.
+        face: whether spatial transformers attend to the tokens of a face embedding.
+        audio_branches: whether audio-attention is in audio modules behind the spatial transformers, with a branch for
+            each region of the picture, instead of in them.
+        temporal_levels: the levels that have temporal modules: 'all', or 'attention' for those with spatial
+            transformers.
+        norm_feature: whether a layer's feature is the normalised input of its self-attention instead of its output.
         features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
         remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
             temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
@@ -59,6 +66,10 @@ class UNetConfig:
     dtype: Any = jnp.float32
     added_init: Initializer = FAN_IN_NORMAL
     speed_positions: bool = False
+    face: bool = False
+    audio_branches: bool = False
+    temporal_levels: str = "all"
+    norm_feature: bool = False
 
     @property
     def levels(self) -> int:
@@ -67,7 +78,7 @@ class UNetConfig:
 
 
 class Block(nn.Module):
-    """A level of the UNet: layers of a resnet, a spatial transformer and a temporal module, then a resampling layer.
+    """A level of the UNet: layers of resnet, spatial transformer, audio and temporal module, then a resampling layer.
 
     Attributes:
         config: the UNet's config.
@@ -77,6 +88,7 @@ class Block(nn.Module):
         attention: whether layers have spatial transformers.
         resample: 'down', 'up', 'mid' (a second resnet) or None.
         is_last: whether this is the UNet's last level.
+        audio_widths: inner width of each layer's audio module.
     """
 
     config: UNetConfig
@@ -86,6 +98,7 @@ class Block(nn.Module):
     attention: bool
     resample: str | None = None
     is_last: bool = False
+    audio_widths: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(
@@ -134,16 +147,24 @@ class Block(nn.Module):
         return constrain(x, "spatial")
 
     def _attend(self, j: int, x: AnyArray, conditions: Conditions) -> tuple[AnyArray, AnyArray]:
-        """Computes a layer's spatial transformer and temporal module; returns the result and the layer's feature."""
+        """Computes what follows a layer's resnet; returns the result and the layer's feature."""
         c, layer = self.config, f"{self.level}.{j}"
         feature = x
         if self.attention:
             feature_only = c.features_only and self.is_last and j == self.layers - 1
-            fields = c.heads, c.groups, c.reference, c.audio, feature_only, c.positions, c.dtype, c.added_init
-            transformer = self._part(SpatialTransformer, *fields, name=f"attentions_{j}")
-            x, feature = transformer(x, _at_layer(conditions.reference, layer), conditions.audio)
+            modes = c.reference, c.audio and not c.audio_branches, c.face, c.norm_feature, feature_only, c.positions
+            transformer = self._part(
+                SpatialTransformer, c.heads, c.groups, *modes, c.dtype, c.added_init, name=f"attentions_{j}"
+            )
+            reference = _at_layer(conditions.reference, layer)
+            x, feature = transformer(x, reference, conditions.audio, conditions.face, conditions.reference_on)
             x = constrain(x, "spatial")
-        if c.temporal and conditions.temporal:
+        if self.attention and c.audio and c.audio_branches and conditions.audio is not None:
+            fields = c.heads, c.groups, self.audio_widths[j], c.dtype, c.added_init
+            regions = next(a for a in conditions.regions if a.shape[1:3] == x.shape[2:4])
+            module = self._part(AudioModule, *fields, name=f"audio_modules_{j}")
+            x = module(x, conditions.audio, regions, conditions.branch_weights)
+        if c.temporal and conditions.temporal and (self.attention or c.temporal_levels == "all"):
             fields = c.heads, c.groups, c.speed, c.dtype, c.added_init, c.speed_positions
             module = self._part(MotionModule, *fields, name=f"motion_modules_{j}")
             x = module(x, _at_layer(conditions.motion, layer), conditions.speed)
@@ -200,11 +221,12 @@ class UNet(nn.Module):
         for i, width in enumerate(c.channels):
             name = f"down_blocks_{i}"
             resample = "down" if i < c.levels - 1 else None
-            level = Block(c, name, width, c.layers, c.attention[i], resample, name=name)
+            audio_widths = (c.channels[max(i - 1, 0)], *[width] * (c.layers - 1))  # hallo's layers, as released
+            level = Block(c, name, width, c.layers, c.attention[i], resample, audio_widths=audio_widths, name=name)
             x, outputs, level_features = level(x, temb, conditions)
             skips, features = skips + outputs, features | level_features
 
-        level = Block(c, "mid_block", c.channels[-1], 1, True, "mid", name="mid_block")
+        level = Block(c, "mid_block", c.channels[-1], 1, True, "mid", audio_widths=c.channels[-1:], name="mid_block")
         x, _, level_features = level(x, temb, conditions)
         features |= level_features
 
@@ -212,7 +234,9 @@ class UNet(nn.Module):
             name, is_last = f"up_blocks_{i}", i == c.levels - 1
             level_skips = [skips.pop() for _ in range(c.layers + 1)]
             resample = None if is_last else "up"
-            level = Block(c, name, width, c.layers + 1, c.attention[-1 - i], resample, is_last, name=name)
+            audio_widths = (c.channels[max(c.levels - 2 - i, 0)],) * (c.layers + 1)
+            attention = c.attention[-1 - i]
+            level = Block(c, name, width, c.layers + 1, attention, resample, is_last, audio_widths, name=name)
             x, _, level_features = level(x, temb, conditions, level_skips)
             features |= level_features
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Num, UInt8
 
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
@@ -237,3 +237,13 @@ COSINE_TRANSFORM = Computed(_cosine_transform)
 INVERSE_COSINE_TRANSFORM = Computed(_inverse_cosine_transform)
 NARROW_POSTERIOR = Computed(_narrow_posterior)
 """Bias of mean 0 and log variance -5, so that a new VAE's posteriors are narrow."""
+
+
+def to_float(images: Num[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
+    """Converts uint8 images to floats in [-1, 1]; floats are returned unchanged."""
+    return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
+
+
+def to_uint8(images: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
+    """Converts float images in [-1, 1] to uint8, rounded and clipped."""
+    return jnp.round(jnp.clip((images + 1) * 127.5, 0, 255)).astype(jnp.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int
 
@@ -16,6 +17,22 @@ from emo_jax.models.initializers import FAN_IN_NORMAL, ONES, ZEROS
 from emo_jax.models.layers import Dense, LayerNorm
 
 States = Float[AnyArray, "batch time size"]
+Taps = tuple[Int[AnyArray, " steps"], Float[AnyArray, " steps"]]
+"""Positions on a time axis: the steps below them, and the shares of the steps above."""
+
+
+def taps_at(positions: Float[np.ndarray, " steps"]) -> Taps:
+    """Returns the taps of fractional positions of at least 0."""
+    below = positions.astype(np.int32)
+    return below, (positions - below).astype(np.float32)
+
+
+def interpolate_at(states: Float[AnyArray, "batch time *size"], taps: Taps) -> Float[AnyArray, "batch steps *size"]:
+    """Interpolates states linearly at positions on the time axis; the end is held."""
+    below, share = taps
+    share = share.reshape(-1, *(1,) * (states.ndim - 2))
+    above = below + (below < states.shape[1] - 1)
+    return states[:, below] * (1 - share) + states[:, above] * share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +121,19 @@ class Wav2Vec2(nn.Module):
         audio: Float[AnyArray, "batch samples"],
         lengths: Int[AnyArray, " batch"] | None = None,
         moment_frames: Float[AnyArray, "batch count kernel"] | None = None,
+        taps: Taps | None = None,
     ) -> tuple[tuple[States, ...], States]:
         """Computes transformers' Wav2Vec2Model(audio, attention_mask, output_hidden_states=True).
 
         Args:
             audio: waveforms at 16 kHz, padded with zeros.
-            lengths: unpadded samples of each waveform, the sums of attention_mask; None for no mask.
+            lengths: unpadded samples of each waveform, the sums of attention_mask; with `taps`, steps that are not
+                padding. None for no mask.
             moment_frames: frames of conv_kernel[0] samples from which group norm takes mean and variance
                 (`audio_encoder.moment_frames`), if `audio` is a window of a longer recording; None: from `audio`,
                 padding included.
+            taps: positions on the time axis of the convolutions' outputs at which these are interpolated before the
+                transformer, which then runs at that rate (hallo: that of the video); None: at all outputs.
 
         Returns:
             hidden_states, num_hidden_layers + 1 in all: the encoder's input and each layer's output; and
@@ -120,8 +141,12 @@ class Wav2Vec2(nn.Module):
         """
         c = self.config
         h = _FeatureExtractor(c, name="feature_extractor")(audio, moment_frames)
+        if taps is not None:
+            h = interpolate_at(h, taps)
+        elif lengths is not None:
+            lengths = c.length(lengths)
         h = _FeatureProjection(c, name="feature_projection")(h)
-        return _Encoder(c, name="encoder")(h, None if lengths is None else c.length(lengths))
+        return _Encoder(c, name="encoder")(h, lengths)
 
 
 class _FeatureExtractor(nn.Module):

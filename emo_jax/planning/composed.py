@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from emo_jax.distributed.activations import activation_spec, constrain
 from emo_jax.distributed.mesh import batch_sharding, replicated, traced_for_mesh
 from emo_jax.models.attention import SpatialTransformer
+from emo_jax.models.audio_module import AudioModule
 from emo_jax.models.emo import EMO
 from emo_jax.models.layers import Downsample, ResnetBlock, Upsample
 from emo_jax.models.placement import parameter_spec, state_sharding
@@ -36,7 +37,7 @@ from emo_jax.planning.topologies import Device
 from emo_jax.progress import Progress
 from emo_jax.training.step import TrainState, make_flat_loss, make_update, new_state
 
-BLOCKS = (ResnetBlock, SpatialTransformer, MotionModule, Downsample, Upsample)
+BLOCKS = (ResnetBlock, SpatialTransformer, AudioModule, MotionModule, Downsample, Upsample)
 _FLAX_FIELDS = ("parent", "name")  # fields of every module
 _VAE_MODULES = ("encoder", "decoder")  # which contain resnets, too
 _BEFORE_BLOCKS = {

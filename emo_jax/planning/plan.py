@@ -25,7 +25,7 @@ from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed.devices import chip_of
 from emo_jax.distributed.mesh import batch_sharding, check_mesh, make_mesh, replicated, traced_for_mesh
 from emo_jax.files import write_text
-from emo_jax.generation.sampler import guidance_options, guided_denoiser, mesh_for
+from emo_jax.generation.sampler import guidance_options, guided_denoiser, mesh_for, tiles_bank
 from emo_jax.models.conditions import Conditions
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
@@ -241,6 +241,7 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
             audio=emo.audio_features(params, batch["audio"], f + 2 * m),
             speed=batch["speed"],
             mask=batch["mask"],
+            tiled=tiles_bank(config.sampling, mode),
         )
 
     def step(params: Any, x: jax.Array, t: jax.Array, conditions: Conditions) -> jax.Array:

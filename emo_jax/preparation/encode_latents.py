@@ -25,7 +25,7 @@ from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import batch_sharding, make_mesh, place_batch, replicated, traced_for_mesh
 from emo_jax.files import write_text
 from emo_jax.media import mp4
-from emo_jax.models.audio_encoder import Recording
+from emo_jax.models.audio_encoder import FrameRecording, Recording
 from emo_jax.models.emo import EMO, build
 from emo_jax.models.parts import ENCODERS
 from emo_jax.preparation.shards import ShardedBuild, shard_names
@@ -235,7 +235,9 @@ class RecordEncoder:
             return np.zeros((count if layout.layers else 0, *layout.audio_feature_shape), latents.DTYPE)
         hidden_states = functools.partial(self._hidden_states, self._params)
         waveform = audio[None].astype(np.float32) / 32768
-        recording = Recording(hidden_states, waveform, fps, layout.reach, encoder.config, moments=moments[None])
+        by_frame = self._emo.config.model.audio.get("timing", "centres") == "frames"
+        kind, size = (FrameRecording, 1) if by_frame else (Recording, layout.reach)
+        recording = kind(hidden_states, waveform, fps, size, encoder.config, moments=moments[None])
         return np.asarray(recording(-layout.reach, count))[0].astype(latents.DTYPE)
 
 

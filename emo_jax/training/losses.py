@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from emo_jax.diffusion import schedule as diffusion
 from emo_jax.models.conditions import Conditions, mask_conditions
-from emo_jax.models.emo import EMO, to_float
+from emo_jax.models.emo import EMO
 from emo_jax.models.placement import part_variables
+from emo_jax.models.vae import to_float
 from emo_jax.training.stages import Stage
 
 Batch = Mapping[str, Array | np.ndarray]
@@ -165,12 +166,16 @@ def _inputs(
     if config.motion_patch_drop:
         key = jax.random.fold_in(keys["motion"], 1)
         motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size)
+    has_motion = batch["has_motion"]
+    if emo.config.clip.get("first_motion", "zeros") == "portrait":
+        motion = jnp.where(has_motion[:, None, None, None, None], motion, context[:, :1])
+        has_motion = jnp.ones_like(has_motion)
     frames, moments = batch["speed"].shape[1], batch.get("audio_moments")
     conditions = emo.conditions(
         params,
         reference=context[:, :1],
         motion=motion,
-        has_motion=batch["has_motion"],
+        has_motion=has_motion,
         audio=emo.audio_features(params, batch["audio"], frames, moments) if stage.sound else None,
         speed=batch["speed"] if stage.speed else None,
         mask=batch["mask"],

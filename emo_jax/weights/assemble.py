@@ -2,17 +2,22 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from emo_jax.models.parts import PARTS, part_of
-from emo_jax.weights import names
+from emo_jax.weights import hallo, names
 
 _TEXT = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.attn2\.to_[kv]\."
 _FROM_PROMPT = r"backbone/.*/attentions_\d+/transformer_blocks_0/(attn2/(to_q|to_out_0)|norm2)/"
 _DERIVED = r"/attentions_\d+/transformer_blocks_0/(attn2/to_[kv]|norm_reference)/"
+
+
+def _name_without_branch(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    return names.from_path(path.split("/", 1)[1], array)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +29,16 @@ class Kind:
         fills: pattern of the paths in the first branch that it must fill.
         unused: {pattern of diffusers names: why they are not used}.
         optional: pattern of paths that a file may lack entirely; they then start as new parameters.
+        to_path: (name, array) of a tensor -> its path behind the prefixes, and the array in our layout.
+        to_name: (path, array) of a parameter -> its name in the file, and the array in that layout.
     """
 
     prefixes: tuple[str, ...]
     fills: str
     unused: dict[str, str]
     optional: str | None = None
+    to_path: Callable[..., tuple[str, np.ndarray]] = names.to_path
+    to_name: Callable[..., tuple[str, np.ndarray]] = _name_without_branch
 
 
 KINDS = {
@@ -46,6 +55,10 @@ KINDS = {
     ),
     "vae": Kind(("vae/",), r"vae/(?!scaling_factor)", {r"^(loss|model_ema)\.": "of the autoencoder's own training"}),
 }
+
+HALLO = Kind(("",), hallo.FILLS, hallo.UNUSED, to_path=hallo.to_path, to_name=hallo.to_name)
+"""net.pth of hallo."""
+_ALL = {**KINDS, "hallo": HALLO}
 
 
 @dataclasses.dataclass
@@ -79,7 +92,7 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
 
     Args:
         emo: the networks.
-        sources: {kind of KINDS: (origin, {diffusers name: array})}.
+        sources: {kind of KINDS, or "hallo": (origin, {name in the file or in diffusers: array})}.
         key: random key of the parameters that no file holds.
         scaling_factor: scaling factor of the VAE.
         hearing: (flat params, {name: reason}) of weights.wav2vec2, or None.
@@ -91,7 +104,7 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
     shapes = {path: leaf.shape for path, leaf in flat_leaves.items()}
     flat, report = {}, Report({}, {}, {})
     for kind, (origin, tensors) in sources.items():
-        filled, unused = _fill(KINDS[kind], shapes, origin, tensors)
+        filled, unused = _fill(_ALL[kind], shapes, origin, tensors)
         flat |= filled
         report.used[kind], report.unused[kind] = len(tensors) - len(unused), unused
     if "unet" in sources:
@@ -111,12 +124,12 @@ def _fill(
     """Returns the params that a file fills, and {name: reason} of its unused tensors."""
     wanted = {path for path in shapes if re.match(kind.fills, path)}
     if kind.optional and not any(
-        re.match(kind.optional, kind.prefixes[0] + names.to_path(n, a)[0]) for n, a in tensors.items()
+        re.match(kind.optional, kind.prefixes[0] + kind.to_path(n, a)[0]) for n, a in tensors.items()
     ):
         wanted = {path for path in wanted if not re.match(kind.optional, path)}
     filled, unused, unknown, wrong = {}, {}, [], []
     for name, array in tensors.items():
-        path, value = names.to_path(name, array)
+        path, value = kind.to_path(name, array)
         own = [prefix + path for prefix in kind.prefixes if prefix + path in shapes]
         reason = next((why for pattern, why in kind.unused.items() if re.search(pattern, name)), None)
         if reason is None and not own and re.search(names.TEXT_ATTENTION, name):
@@ -128,7 +141,7 @@ def _fill(
             unknown.append(name)
         wrong += [f"{name} has shape {array.shape}, {p} has {shapes[p]}" for p in own if value.shape != shapes[p]]
         filled |= dict.fromkeys(own, value)
-    missing = sorted(names.from_path(p.split("/", 1)[1], np.zeros(shapes[p]))[0] for p in wanted - set(filled))
+    missing = sorted(kind.to_name(p, np.empty(shapes[p]))[0] for p in wanted - set(filled))
     for problem, found in (("lacks", missing), ("holds the unknown tensor", unknown), ("does not fit:", wrong)):
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -165,8 +178,8 @@ def disassemble(flat, kind):
     """Returns the tensors {diffusers name: array} of one kind of file: the inverse of `assemble`."""
     found = {}
     for path, array in flat.items():
-        if re.match(KINDS[kind].fills, path):
-            name, value = names.from_path(path.split("/", 1)[1], np.asarray(array))
+        if re.match(_ALL[kind].fills, path):
+            name, value = _ALL[kind].to_name(path, np.asarray(array))
             found[name] = np.ascontiguousarray(value)
     return found
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from emo_jax import config as config_lib
 from emo_jax.files import atomic_folder, atomic_write
 from emo_jax.tables import format_table
 
@@ -28,17 +29,19 @@ def to_checkpoint(
     vae: str | None = None,
     motion: str | None = None,
     audio: str | None = None,
+    hallo: str | None = None,
     seed: int = 0,
 ) -> None:
     """Writes files of weights as a checkpoint, and prints which tensors are not used and which parameters are new.
 
     Args:
         output: the folder to write. It must not exist, or be empty.
-        config: the config of the networks.
+        config: the config of the networks; None: that of `hallo`.
         sd: Stable Diffusion 1.5: a diffusers folder, a hub id, or a single file.
         vae: an autoencoder in place of that of `sd`.
         motion: AnimateDiff's motion module.
         audio: wav2vec 2.0: a transformers folder or a hub id.
+        hallo: net.pth of hallo, the folder that holds it, or a hub id.
         seed: seed of the parameters that no file holds.
 
     Raises:
@@ -50,6 +53,9 @@ def to_checkpoint(
     from emo_jax.models.emo import build
     from emo_jax.weights.assemble import assemble
 
+    if hallo:
+        config = config or config_lib.parse(["--config=hallo"])
+        _check_hallo(config, sd, vae, motion, audio)
     if config is None:
         raise ValueError("no config given; add --config, for example --config base")
     folder = pathlib.Path(output).resolve()
@@ -57,9 +63,9 @@ def to_checkpoint(
         raise ValueError(f"{folder} exists; give a new folder")
     if os.path.ismount(folder):
         raise ValueError(f"{folder} is a mount point, which cannot be replaced; give a new folder in it")
-    if not (sd or vae or motion or audio):
-        raise ValueError("nothing to convert; give --sd, --vae, --motion or --audio")
-    sources, scaling_factor, unused = _read_sources(config, sd, vae, motion)
+    if not (sd or vae or motion or audio or hallo):
+        raise ValueError("nothing to convert; give --sd, --vae, --motion, --audio or --hallo")
+    sources, scaling_factor, unused = _read_sources(config, sd, vae, motion, hallo)
     emo, key = build(config), jax.random.key(seed)
     flat, report = assemble(emo, sources, key, scaling_factor or 0.18215, _read_audio_encoder(audio, emo))
     if "unet" in report.unused:
@@ -68,6 +74,21 @@ def to_checkpoint(
     _write_run(folder, config, flat)
     size = sum(np.asarray(array).nbytes for array in flat.values())
     print(f"{output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
+
+
+def _check_hallo(config: ConfigDict, sd: str | None, vae: str | None, motion: str | None, audio: str | None) -> None:
+    """Raises ValueError unless the other sources and the config go with hallo's weights."""
+    for option, value in (("--sd", sd), ("--motion", motion)):
+        if value:
+            raise ValueError(f"{option} is given with --hallo, which holds these weights; leave it out")
+    for option, value, example in (
+        ("--vae", vae, "stabilityai/sd-vae-ft-mse"),
+        ("--audio", audio, "facebook/wav2vec2-base-960h"),
+    ):
+        if not value:
+            raise ValueError(f"{option} is missing; hallo needs it, for example {option} {example}")
+    if not config.model.audio_branches:
+        raise ValueError("model.audio_branches is False in the config; expected that of configs/hallo.py with --hallo")
 
 
 def _write_run(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any]) -> None:
@@ -82,12 +103,13 @@ def _write_run(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any]) -
 
 
 def _read_sources(
-    config: ConfigDict, sd: str | None, vae: str | None, motion: str | None
+    config: ConfigDict, sd: str | None, vae: str | None, motion: str | None, hallo: str | None = None
 ) -> tuple[dict[str, Any], float | None, dict[str, str]]:
     """Returns the sources of `assemble`, the VAE's scaling factor, and the unused tensors of a single file."""
     from emo_jax.weights import sources
+    from emo_jax.weights.hallo import read_net
 
-    for path in filter(None, (sd, vae, motion)):
+    for path in filter(None, (sd, vae, motion, hallo)):
         print(f"reading {path}", file=sys.stderr, flush=True)
     tensors, scaling_factor, unused = {}, None, {}
     levels = len(config.model.vae.channels)
@@ -97,6 +119,8 @@ def _read_sources(
         tensors["vae"], scaling_factor = sources.autoencoder(vae, levels)
     if motion:
         tensors["motion"] = sources.motion_module(motion)
+    if hallo:
+        tensors["hallo"] = read_net(hallo)
     return tensors, scaling_factor, unused
 
 
@@ -156,11 +180,13 @@ def to_safetensors(checkpoint: str, output: str) -> None:
     from emo_jax.weights.files import save_tensors
     from emo_jax.weights.store import read_flat
 
-    _, flat = read_flat(checkpoint)
-    flat = {path: array for path, array in flat.items() if not path.startswith("reference_net/")}
+    config, flat = read_flat(checkpoint)
+    kinds = ("hallo", "vae", "audio") if config.model.get("audio_branches", False) else (*KINDS, "audio")
+    if "hallo" not in kinds:
+        flat = {path: array for path, array in flat.items() if not path.startswith("reference_net/")}
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in (*KINDS, "audio"):  # One at a time: memory holds a kind twice while it is written.
+    for kind in kinds:  # One at a time: memory holds a kind twice while it is written.
         tensors = file_tensors(flat, kind)
         if tensors:
             with atomic_write(folder / f"{kind}.safetensors") as partial:

@@ -2,7 +2,7 @@
 
     model_index.json                the components and EMO's config
     scheduler/scheduler_config.json
-    vae/, unet/, reference_net/, face_locator/, audio_projector/, speed_encoder/
+    vae/, unet/, reference_net/, face_locator/, audio_projector/, speed_encoder/, face_projector/
         config.json, diffusion_pytorch_model.safetensors
     audio_encoder/                  config.json, preprocessor_config.json, model.safetensors (wav2vec 2.0)
 
@@ -37,6 +37,7 @@ _FOLDERS = {
     "face_locator": "face_locator",
     "audio_projector": "audio_projector",
     "speed_encoder": "speed_encoder",
+    "face_projector": "face_projector",
 }
 """The branch of the params tree that each folder holds, besides audio_encoder."""
 _CLASSES = {
@@ -45,6 +46,7 @@ _CLASSES = {
     "face_locator": ("FaceLocator", "locator_channels"),
     "audio_projector": ("AudioProjector", "audio"),
     "speed_encoder": ("SpeedEncoder", "speed"),
+    "face_projector": ("FaceProjector", "face_embedding"),
 }
 """The class of each component of emo_jax, and the field of `config.model` that describes it."""
 NAMES = {INDEX, "scheduler", "audio_encoder", *_FOLDERS}

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from emo_jax import schema
+from emo_jax.weights import pickles
 
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -65,7 +66,7 @@ def tensors_checksum(tensors: dict[str, np.ndarray]) -> int:
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a weight file of diffusers, transformers or an original release.
 
-    torch reads pickles with `weights_only`: a pickle that would run code is rejected.
+    Pickles that would run code are rejected. Those of torch before 1.6 are read by torch, with `weights_only`.
 
     Returns:
         {name: array} in the file's type; bfloat16 becomes float32, which represents it exactly.
@@ -92,12 +93,14 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
+    if pickles.is_zip(path):
+        return pickles.load(path)
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ValueError(
-            f"{path} is a pickle, which needs torch: pip install -c constraints.txt -e '.[torch]', or give the "
-            ".safetensors"
+            f"{path} is damaged, or a pickle of torch before 1.6, which needs torch: pip install -c "
+            "constraints.txt -e '.[torch]', or give the .safetensors"
         ) from None
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -22,6 +22,18 @@ def download_model(hub_id: str) -> pathlib.Path:
     return _download(hub_id, ["*.json", "*.safetensors"])
 
 
+def download_file(hub_id: str, name: str) -> pathlib.Path:
+    """Downloads one file of a hub id, and returns its path.
+
+    Raises:
+        ValueError: there is no such file, or the hub cannot be reached.
+    """
+    path = _download(hub_id, [name]) / name
+    if not path.is_file():
+        raise ValueError(f"{hub_id} has no {name} on the hub; give another id, or the file")
+    return path
+
+
 def locate(path: str, folders: list[str]) -> pathlib.Path:
     """Returns a local path, or the local copy of a hub id.
 

@@ -15,7 +15,7 @@ POSITIONS = r"\.?pos_embed\.pe$"
 """AnimateDiff's table of frame positions, which emo_jax computes."""
 
 _NUMBERED = re.compile(
-    r"^(down_blocks|up_blocks|attentions|resnets|downsamplers|upsamplers|motion_modules|transformer_blocks|to_out|net)_(\d+)$"
+    r"^(down_blocks|up_blocks|attentions|resnets|downsamplers|upsamplers|motion_modules|audio_modules|transformer_blocks|to_out|net|blocks)_(\d+)$"
 )
 
 
@@ -31,11 +31,16 @@ def to_path(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
         leaf = "scale" if array.ndim == 1 else "kernel"
     if array.ndim == 4:  # (out, in, h, w) -> (h, w, in, out)
         array = array.transpose(2, 3, 1, 0)
-        if module[-1] in ("proj_in", "proj_out"):  # SD's 1x1 convolutions around a transformer are our dense layers
+        if _is_dense(module):
             array = array[0, 0]
     elif array.ndim == 2:
         array = array.T
     return "/".join([*module, leaf]), array
+
+
+def _is_dense(module: list[str]) -> bool:
+    """Returns whether a layer is a 1x1 convolution there and dense here: those in and around a transformer."""
+    return module[-1] in ("proj_in", "proj_out") or module[-1].startswith("zero_conv_")
 
 
 def from_path(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
@@ -43,8 +48,7 @@ def from_path(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     *module, leaf = path.split("/")
     if leaf == "kernel":
         array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        in_transformer = len(module) > 1 and module[-2].startswith("attentions_")
-        if in_transformer and module[-1] in ("proj_in", "proj_out"):
+        if _is_dense(module) and not any(part.startswith("motion_modules_") for part in module):
             array = array[:, :, None, None]
     module = [_NUMBERED.sub(r"\1.\2", part) for part in module if part != "attn"]
     return ".".join([*module, "bias" if leaf == "bias" else "weight"]), array

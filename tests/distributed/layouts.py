@@ -176,13 +176,19 @@ def _compare(loss, params, inputs, names):
     return results
 
 
-def sampling():
-    """Compares a guided video of two segments, generated on all devices, with that of one device."""
+def sampling(relative=False):
+    """Compares a guided video of two segments, generated on all devices, with that of one device.
+
+    Args:
+        relative: whether to use the parts and settings of hallo.
+    """
     from emo_jax.generation.sampler import VideoSampler, mesh_for
     from emo_jax.models.emo import build
+    from tests.small import as_hallo
     from tests.steps import random_params
 
     config = smallest_config("speed")
+    config = as_hallo(config) if relative else config
     config.sampling.update(clips=1, reference_scale=2.0, audio_scale=2.0)
     emo, rng = build(config), np.random.default_rng(0)
     portrait = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)

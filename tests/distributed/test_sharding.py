@@ -23,7 +23,7 @@ from emo_jax.models.emo import build
 from emo_jax.models.parts import LAYERS, layer_of
 from emo_jax.models.placement import parameter_spec, state_sharding
 from tests.distributed.layouts import LAYOUTS, report
-from tests.small import WAV2VEC2, small_config
+from tests.small import WAV2VEC2, as_hallo, small_config
 from tests.steps import training_config
 
 STEP_LAYOUTS = ["data 8", "fsdp 8", "data 2 fsdp 4", "data 2 fsdp 2 frame 2", "data 4 tensor 2"]
@@ -86,8 +86,9 @@ def test_eight_devices_equal_one_device(stage):
 
 
 @pytest.mark.slow
-def test_a_video_from_eight_devices_equals_that_of_one():
-    result = report("sampling()")
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_video_from_eight_devices_equals_that_of_one(relative):
+    result = report(f"sampling({relative})")
     assert result["mesh"] == dict(data=2, fsdp=1, frame=4, tensor=1) and result["programs"] == 1
     assert result["steps"] <= 1 and result["spread"] > 20  # uint8 values
 
@@ -99,8 +100,9 @@ def flat_shapes(config):
     return flatten_dict(build(config).abstract_params(), sep="/")
 
 
-def test_every_parameter_has_a_partition_spec():
-    paths, split = flat_shapes(small_config()), 0
+@pytest.mark.parametrize("change", [lambda config: config, as_hallo])
+def test_every_parameter_has_a_partition_spec(change):
+    paths, split = flat_shapes(change(small_config())), 0
     for path, leaf in paths.items():
         spec = parameter_spec(path, leaf.shape, 8)
         if spec != PartitionSpec():
@@ -116,11 +118,14 @@ def test_every_parameter_has_a_partition_spec():
 
 
 BLOCK = "backbone/down_blocks_0/attentions_0/transformer_blocks_0"
+AUDIO_BLOCK = "backbone/down_blocks_0/audio_modules_0/transformer_blocks_0"
 
 
 @pytest.mark.parametrize("path, shape, spec", [
     (f"{BLOCK}/attn1/to_q/kernel", (64, 64), ("fsdp", "tensor")),
     (f"{BLOCK}/audio_attn/to_v/kernel", (768, 64), ("fsdp", "tensor")),
+    (f"{AUDIO_BLOCK}/attn2_1/to_v/kernel", (768, 64), ("fsdp", "tensor")),
+    (f"{AUDIO_BLOCK}/attn2_1/to_out_0/kernel", (64, 64), ("tensor", "fsdp")),
     (f"{BLOCK}/attn2/to_out_0/kernel", (64, 64), ("tensor", "fsdp")),
     (f"{BLOCK}/attn2/to_out_0/bias", (64,), ()),
     (f"{BLOCK}/ff/net_0/proj/kernel", (64, 512), ("fsdp", "tensor")),

@@ -7,9 +7,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emo_jax.models import emo as emo_lib
-from emo_jax.models.emo import build, to_float, to_uint8
+from emo_jax.models.emo import build
 from emo_jax.models.layers import fold, unfold
-from emo_jax.models.vae import cosine_basis
+from emo_jax.models.vae import cosine_basis, to_float, to_uint8
 from tests.small import small_config
 from tests.steps import FAST, fresh_params
 

@@ -25,6 +25,10 @@ WAV2VEC2 = {
         do_stable_layer_norm=True,
     ),
 }
+BRANCHES = ("full", "face", "lip")
+FACE, FACE_TOKENS, LOCATOR = 12, 4, (4, 4, 8, 8)  # size of a face embedding, its tokens, widths of hallo's locator
+VOICE, VOICE_TOKENS = 12, 3  # size and number of audio tokens
+HALLO_STEPS = (3, 30)
 WAV2VEC2_SAMPLES, WAV2VEC2_LENGTHS = 4000, (4000, 2500)
 
 # {name: (solver, spacing, zero terminal SNR, prediction, DDIM's set_alpha_to_one)}

@@ -8,6 +8,7 @@ and stored in float16; networks run in float64, so that other machines compute t
 """
 
 import argparse
+import functools
 import sys
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler,
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from tests.parity import cases
+from tests.parity import cases, record_hallo
 
 TOLERANCE = 1e-5
 # Gains that keep residual streams small, so that epsilons of norms matter, and attention far from uniform.
@@ -24,8 +25,11 @@ _GAINS = {"to_q": 2.0, "to_k": 2.0, "conv_in": 0.01, "proj_in": 0.03, "proj_out"
 _GAINS |= {"net.2": 0.1, "q_proj": 2.0, "k_proj": 2.0}
 
 
-def randomise(model, rng):
-    """Sets all parameters of a model to random values; returns {name: float16 array}."""
+def randomise(model, rng, gains=_GAINS, keep_text=False):
+    """Sets all parameters of a model to random values; returns {name: float16 array}.
+
+    Attention to the prompt contributes nothing, unless `keep_text`.
+    """
     weights = {}
     for name, parameter in sorted(model.named_parameters()):
         draw = rng.standard_normal(tuple(parameter.shape))
@@ -33,9 +37,9 @@ def randomise(model, rng):
             is_norm, is_scale = "norm" in name.split(".")[-2], name.endswith("weight")
             draw = is_scale + (0.3 if is_norm else 0.02) * draw
         else:
-            gain = next((g for end, g in _GAINS.items() if name.endswith(f"{end}.weight")), 1.0)
+            gain = next((g for end, g in gains.items() if name.endswith(f"{end}.weight")), 1.0)
             draw *= gain / np.sqrt(parameter[0].numel())
-        if is_text_attention(name) and "to_out" in name:
+        if is_text_attention(name) and "to_out" in name and not keep_text:
             draw *= 0
         weights[name] = draw.astype(np.float16)
         parameter.data = torch.from_numpy(weights[name].astype(np.float64))
@@ -193,6 +197,18 @@ def record_wav2vec2(rng):
     return arrays
 
 
+def record_hallo_parts(rng):
+    """Records the torch reference of hallo (`record_hallo.py`)."""
+    # Every branch must show in the output: larger gains than those of the other models.
+    gains = {"to_q": 1.2, "to_k": 1.2, "proj_in": 0.3, "conv2": 0.3, "net.2": 0.5}
+    gains |= {f"blocks.{i}": 1.7 for i in range(6)}  # of the Face Locator
+    strong = functools.partial(randomise, gains=gains, keep_text=True)
+    weights, arrays = record_hallo.record(rng, strong, normal, _frame_by_frame)
+    voice_weights, voice = record_hallo.record_voice(rng, randomise, normal)
+    arrays |= record_hallo.record_steps()
+    return _named("hallo", weights, **arrays) | _named("hallo_voice", voice_weights, **voice)
+
+
 def ddim(spacing, zero, prediction, alpha_to_one, steps):
     scheduler = DDIMScheduler(
         **_schedule(spacing, zero, prediction), clip_sample=False, set_alpha_to_one=alpha_to_one, steps_offset=1
@@ -238,7 +254,7 @@ def _named(model, weights, **arrays):
 def record():
     """Returns {name: array}: weights in float16, timesteps in int64, the rest in float32."""
     arrays = {}
-    parts = record_unet, record_motion, record_video, record_vae, record_sampling, record_wav2vec2
+    parts = record_unet, record_motion, record_video, record_vae, record_sampling, record_wav2vec2, record_hallo_parts
     with torch.no_grad():
         for seed, part in enumerate(parts):
             arrays |= part(np.random.default_rng(seed))
