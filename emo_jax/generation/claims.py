@@ -39,6 +39,13 @@ def claim(target: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
+def remove_abandoned(folder: Path) -> None:
+    """Removes the claims on files that are there, which a process leaves if it is killed just after its work."""
+    for path in folder.glob(".*.claim"):
+        if (folder / path.name[1:].removesuffix(".claim")).exists() and _abandoned(path):
+            path.unlink(missing_ok=True)
+
+
 def _create(path: Path) -> bool:
     """Creates a claim, or takes over an abandoned one; returns whether it is ours."""
     for _ in range(2):

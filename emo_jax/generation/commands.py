@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.faces.boxes import check_box
+from emo_jax.generation.claims import remove_abandoned
 from emo_jax.generation.framing import MAX_SIZE, check_framing
 from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_portrait, load_voice
 from emo_jax.generation.manifest import read_manifest
@@ -152,6 +153,7 @@ def generate_batch(
         raise ValueError(f"--output {output} cannot be a folder ({error.strerror}); choose another") from error
     for name in {Path(item.name).suffix for item in items}:
         check_target(folder / f"x{name}", options.get("codec"))
+    remove_abandoned(folder)
     missing = [item for item in items if not (folder / item.name).exists()]
     print(f"generate: {len(items)} videos, {len(items) - len(missing)} are there", file=sys.stderr, flush=True)
     if not missing:

@@ -92,6 +92,11 @@ def test_claims_exclude_each_other_and_abandoned_ones_are_taken_over(tmp_path):
             assert ours == free
         path.unlink(missing_ok=True)
     target.write_text("done")
+    for tag, left in ((f"{process_tag().rpartition('-')[0]}-{gone.pid}", []), (process_tag(), [".a.mp4.claim"])):
+        path.write_text(tag)
+        claims.remove_abandoned(tmp_path)
+        assert [file.name for file in tmp_path.iterdir() if file.name != "a.mp4"] == left
+        path.unlink(missing_ok=True)
     with claim(target) as ours:
         assert not ours
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
