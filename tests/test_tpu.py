@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -66,7 +67,9 @@ def run(*arguments, **given):
 @needs_libtpu
 def test_libtpu_prints_nothing_where_there_is_no_tpu():
     done = run("plan", "--config=tiny:image", "--topology=cpu:1", "--no-compile")  # starts JAX's devices
-    assert (done.returncode, done.stderr) == (0, "") and "1 x cpu" in done.stdout
+    assert done.returncode == 0 and "1 x cpu" in done.stdout
+    # On a busy machine XLA and the command itself may report what takes long.
+    assert not [line for line in done.stderr.splitlines() if re.search("TPU|tpu|InitGoogle|tfrc|Source Location", line)]
 
 
 @needs_libtpu
