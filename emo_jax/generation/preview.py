@@ -45,9 +45,9 @@ def write_preview(
         raise ValueError(f"the preview {path} cannot be written: there is no folder {Path(path).parent}; create it")
     image = load_portrait(portrait)
     from emo_jax.models.emo import build
-    from emo_jax.weights.store import read_flat
+    from emo_jax.weights.store import read_config
 
-    config, _ = read_flat(weights)
+    config = read_config(weights)
     placement = place_portrait(image, config.clip, face_box, portrait)
     canvas = Canvas(image, placement, build(config).latent_shape[:2], max_size)
     picture = _draw(image, placement, canvas)
