@@ -139,5 +139,5 @@ def test_steps_go_where_those_of_diffusers_go(arrays, steps):
     def denoise(x, t):
         return cases.pseudo_model(x, t.reshape(-1, *(1,) * (x.ndim - 1)).astype(jnp.float32))
 
-    x = sample(denoise, schedule, solver, arrays["steps/x"], times, jax.random.key(0), nexts)
+    x = sample(denoise, schedule, solver, arrays["steps/x"], times, jax.random.key(0), t_nexts=nexts)
     close(x, arrays[f"steps/{steps}"])

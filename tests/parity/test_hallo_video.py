@@ -44,7 +44,7 @@ def test_schedule_and_steps(truth):
         ts = np.array([time])
         nexts = strided(schedule, np.full(40, time, np.int32))[:1]
         v = video(truth[f"guided.v35.{time}"])
-        found = sample(lambda *_, v=v: v, schedule, solver, x, ts, jax.random.key(0), nexts)
+        found = sample(lambda *_, v=v: v, schedule, solver, x, ts, jax.random.key(0), t_nexts=nexts)
         assert relative_error(found, video(truth[f"guided.next.{time}"])) < 1e-6
     assert strided(schedule, timesteps(schedule, 3, "trailing")).tolist() == [666, 333, -1]
 

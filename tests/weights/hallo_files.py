@@ -32,6 +32,7 @@ def config(stage="video"):
     found.model.speed.features = 8
     found.clip.update(frames=4, image_size=(64, 64), audio_context=0.2)
     found.sampling.update(steps=2)
+    found.data.num_workers = 0
     found.train.update(steps=1, batch_size=2, save_every=1, log_every=1, sample_every=0)
     return found
 
