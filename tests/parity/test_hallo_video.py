@@ -101,12 +101,12 @@ def test_two_clips_of_the_pipeline(truth, monkeypatch):
     portrait = np.moveaxis(truth["in.portrait"], 1, -1)
     mask = np.moveaxis(truth["in.face_region"], 1, -1)[..., :1]
     arguments = truth["in.face_emb"], relatives.regions(truth), np.array([0.7, 1.3, 1.1], np.float32)
-    constants, carry = sampler._prepare(params, portrait, mask, *arguments)
+    constants, held, carry = sampler._prepare(params, portrait, mask, None, *arguments)
     scales, voice = (np.float32(3.5),) * 2, truth["in.clips_audio_emb"]
     for clip in (0, 1):
         window = voice[np.clip(np.arange(3 * clip - 2, 3 * clip + 5), 0, len(voice) - 1)][None]
         inputs = window, np.zeros((1, 7), np.float32), key, np.int32(clip)
-        carry, latents = sampler._segment(params, constants, carry, inputs, scales)
+        carry, latents = sampler._segment(params, constants, carry, inputs, scales, held)
         assert relative_error(latents[0], video(truth[f"clip.{clip}.latents"])) < 1e-4
         vae = emo.vae.apply({"params": params["vae"]}, latents[0], method="decode")
         frames = np.moveaxis(truth[f"clip.{clip}.frames"], 1, -1)
