@@ -14,7 +14,7 @@ from emo_jax.configs import base  # pyright: ignore[reportMissingImports]  # a f
 from ml_collections import ConfigDict
 
 _STAGES = {
-    "vae": dict(steps=12_000, batch_size=16, optimizer="adamw", learning_rate=1e-3),
+    "vae": dict(steps=12_000, batch_size=16, optimizer="adamw", learning_rate=3e-4),
     "vae-full": dict(steps=1500, batch_size=8, optimizer="adamw", learning_rate=2e-4),
     "image": dict(steps=4000, batch_size=32, optimizer="muon", learning_rate=1.5e-3),
     "video": dict(steps=6000, batch_size=8, optimizer="muon", learning_rate=1e-3),
@@ -64,7 +64,8 @@ def get_config(stage: str = "video") -> ConfigDict:
         ema=0.995,
         face_weight=2.0,
         kl_weight=1e-4,
-        gradient_weight=1.0,
+        # With 1.0 from the start, 225 steps of vae gained nothing; without, 30 steps on one batch gained 0.8 dB.
+        gradient_weight=0.1 if stage == "vae-full" else 0.0,
         log_every=25,
         save_every=250,
         sample_every=1000,
