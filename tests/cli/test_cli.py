@@ -114,7 +114,7 @@ def test_weights_of_another_config_are_reported_on_one_line(inputs, weights_dir,
         check_one_line_error(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, text)
     (other / "config.json").write_text("{")
     check_one_line_error(
-        generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "config.json is damaged"
+        generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "config.json is not a JSON file"
     )
     (other / "model.safetensors").write_bytes(b"12")
     check_one_line_error(generate(inputs, tmp_path / "out.mp4", "--checkpoint", str(other)), capsys, "is damaged")
