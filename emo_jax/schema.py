@@ -100,12 +100,13 @@ def either(first: Schema, second: Schema) -> Schema:
 
 
 def array(schema: Schema, length: int | tuple[int, int] | None = None) -> Schema:
-    """Accepts lists of valid values, of a given length, or of a length in (low, high), if that is not None."""
+    """Accepts lists and tuples of valid values. `length` is their number, or the lowest and highest number."""
     low, high = length if isinstance(length, tuple) else (length, length)
     size = "" if low is None else f" of {low} values" if low == high else f" of {low} to {high} values"
 
     def check(value: Any, name: str) -> None:
-        if not isinstance(value, list) or not (low or 0) <= len(value) <= (len(value) if high is None else high):
+        fits = isinstance(value, (list, tuple)) and (low or 0) <= len(value) <= (len(value) if high is None else high)
+        if not fits:
             raise _error(name, value, f"a list{size}")
         try:
             for item in value:

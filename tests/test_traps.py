@@ -127,8 +127,8 @@ def _video_shape(emo, config):
     samples = fixed_batch(config, 1)["audio"].shape[1] + 640 * clip.frames
 
     def segment(params, portrait, mask, audio, motion, key):
-        known, held = sampler._prepare_fn(params, portrait, mask, None)
-        carry = motion, jnp.zeros(1, bool)
+        known, held, carry = sampler._prepare_fn(params, portrait, mask, None, None, None, jnp.ones(3))
+        assert carry[0].shape == motion.shape
         speed = jnp.zeros((1, sampler.frames_per_segment + 2 * clip.audio_window))
         carry, latents = sampler._segment_fn(params, known, carry, (audio, speed, key, 0), (1.0, 1.0), held)
         assert carry[0].shape == motion.shape

@@ -112,7 +112,7 @@ def test_every_parameter_has_a_partition_spec(change):
             by_inputs = path.endswith("ff/net_0/proj/kernel") and axis == leaf.ndim - 2
             assert by_inputs or leaf.shape[axis] == max(s for s in leaf.shape if s % 8 == 0)
         assert parameter_spec(path, leaf.shape, 1) == PartitionSpec()
-    assert split > 0.9 * sum(leaf.size for leaf in paths.values())
+    assert split > 0.88 * sum(leaf.size for leaf in paths.values())
     with pytest.raises(ValueError, match="backbone/unknown/weight"):
         parameter_spec("backbone/unknown/weight", (8, 8), 8)
 

@@ -125,7 +125,10 @@ def test_batch_makes_what_is_missing_and_lists_failures(pipeline, folder, monkey
     assert (out / "p1_v1.mp4").stat().st_mtime_ns == before and probe(out / "p0_v0.mp4")["frames"] == 4
 
 
-def test_interrupted_batch_leaves_no_half_video_and_no_claim(pipeline, folder, monkeypatch, capsys):
+def test_interrupted_batch_leaves_no_half_video_and_no_claim(pipeline, folder, monkeypatch, request):
+    # A shell's background job ignores SIGINT, and so would this test.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
     monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     stream, calls = EmoPipeline.stream, []
 

@@ -145,6 +145,6 @@ def test_damaged_and_missing_files_raise(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     check_error(directory, "pip install -c constraints.txt -e '.[torch]'")
     (directory / "config.json").write_text("{")
-    check_error(directory, "config.json is damaged")
+    check_error(directory, "config.json is not a JSON file")
     (directory / "config.json").unlink()
     check_error(directory, "has no config.json")

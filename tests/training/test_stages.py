@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from emo_jax.models.emo import build
 from emo_jax.models.parts import PARTS, part_of
 from emo_jax.training.stages import STAGES, clip_of, get_stage, split, stage_of
-from tests.small import WAV2VEC2, small_config
+from tests.small import WAV2VEC2, as_hallo, small_config
 
 
 @functools.cache
@@ -20,7 +20,12 @@ def paths_of(mode):
 @pytest.mark.parametrize("mode", ["cross", "concat"])
 def test_every_parameter_belongs_to_a_part_and_every_part_has_parameters(mode):
     paths = paths_of(mode)
-    assert {part_of(path) for path in paths} == {part.name for part in PARTS}
+    assert {part_of(path) for path in paths} == {part.name for part in PARTS} - {"face_projector"}
+
+
+def test_the_face_projector_is_a_part_of_hallo():
+    paths = flatten_dict(build(as_hallo(small_config())).abstract_params(), sep="/")
+    assert {"face_projector/proj/kernel"} <= {path for path in paths if part_of(path) == "face_projector"}
 
 
 EXAMPLES = {
