@@ -45,7 +45,7 @@ class Progress:
         self._done += amount
         self._name = what or self._name
         if self._bar is not None:
-            self._bar.set_description(self._name, refresh=False)
+            self._bar.set_description_str(self._name, refresh=False)
             self._bar.update(amount)
             return
         now = time.monotonic()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import secrets
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -114,6 +116,7 @@ class Studio:
                 self._free.put(pipe)
         except BaseException as error:  # reported by `status` and by every job
             self.error = error
+            print(f"emo app: the weights cannot be loaded: {error}", file=sys.stderr, flush=True)
         finally:
             self._loaded.set()
 
@@ -136,10 +139,10 @@ class Studio:
         self._loaded.wait()
         if self.error is not None:
             raise ValueError(f"the weights cannot be loaded: {self.error}")
-        with self.metrics.waiting.track_inprogress():
-            pipe = self._free.get()
         job = Job(self.root, owner)
         job.cut = cut
+        with self.metrics.waiting.track_inprogress():
+            pipe = self._free.get()
         self.jobs[job.token] = job
         outcome = "failed"
         try:
@@ -152,10 +155,10 @@ class Studio:
             raise
         finally:
             self._free.put(pipe)
-            job.finished.set()
             self.metrics.jobs.labels(outcome).inc()
             if not job.complete:
                 self._remove(job)
+            job.finished.set()
         yield job
 
     def _generate(self, job: Job, pipe: Any, portrait: Any, voice: Voice, request: Request) -> Iterator[Job]:
@@ -212,8 +215,9 @@ class Studio:
         """Deletes the files of users that are older than the limit, uploads too."""
         limit = time.time() - 60 * self.settings.keep_minutes
         for job in list(self.jobs.values()):
-            if job.finished.is_set() and job.folder.stat().st_mtime < limit:
-                self._remove(job)
+            with contextlib.suppress(FileNotFoundError):  # another thread was faster
+                if job.finished.is_set() and job.folder.stat().st_mtime < limit:
+                    self._remove(job)
         for path in self.root.rglob("*"):
             try:
                 if path.is_file() and path.parent.name not in self.jobs and path.stat().st_mtime < limit:

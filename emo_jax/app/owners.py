@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
-from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import unquote
+
+from starlette.requests import cookie_parser  # pyright: ignore[reportMissingImports]
 
 COOKIE = "emo_user"
 """Name of the cookie; its value is a random key that is stored nowhere else."""
@@ -53,8 +55,8 @@ class OwnFiles:
             await self._app(scope, receive, send)
             return
         user, path = _user(scope), unquote(scope["path"])
-        _, found, name = path.partition("/file=")
-        if found and not self._owners.may_read(name, user):
+        file = re.search(r"/file[=/](.*)", path, re.DOTALL)
+        if file and (_is_url(file[1]) or not self._owners.may_read(file[1], user)):
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
@@ -75,12 +77,12 @@ class OwnFiles:
 
 def _user(scope: Any) -> str:
     header = b"; ".join(value for name, value in scope["headers"] if name == b"cookie")
-    cookie: SimpleCookie = SimpleCookie()
-    try:
-        cookie.load(header.decode("latin-1"))
-    except Exception:  # a damaged header names no user
-        return ""
-    return cookie[COOKIE].value if COOKIE in cookie else ""
+    return cookie_parser(header.decode("latin-1")).get(COOKIE, "")
+
+
+def _is_url(name: str) -> bool:
+    """Returns whether Gradio would fetch this file for the client, as a proxy."""
+    return name.lstrip("/").lower().startswith(("http:", "https:"))
 
 
 def _paths(body: bytes) -> list[str]:

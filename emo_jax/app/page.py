@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio.processing_utils import save_file_to_cache  # pyright: ignore[reportMissingImports]
+from gradio.utils import get_upload_folder  # pyright: ignore[reportMissingImports]
 
 from emo_jax.app.jobs import Job, Studio, request_of
 from emo_jax.app.owners import Owners, user_of
@@ -202,7 +204,10 @@ class Page:
             shown = False
             for job in made:
                 if job.complete:
-                    file = gr.update(value=str(job.video), visible=True)
+                    # Gradio serves a copy; made here, it has an owner.
+                    copy = save_file_to_cache(str(job.video), cache_dir=get_upload_folder())
+                    self.owners.add(copy, user)
+                    file = gr.update(value=copy, visible=True)
                     player, cancel = _player(job, "video.mp4"), gr.update(visible="hidden")
                     yield _done(job, texts, self.studio), player, file, cancel
                     return

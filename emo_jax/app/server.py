@@ -23,7 +23,7 @@ from fastapi.responses import (  # pyright: ignore[reportMissingImports]
 from emo_jax.app.jobs import Job, Studio
 from emo_jax.app.owners import Owners, OwnFiles, user_of
 from emo_jax.app.page import CSS, Page
-from emo_jax.app.settings import Settings
+from emo_jax.app.settings import PICTURES, SOUNDS, Library, Settings
 
 _READ = 2**18
 """Bytes of a growing file that are sent at once."""
@@ -109,8 +109,11 @@ def serve(settings: Settings, devices: int | None = None) -> None:
 
 def _make_app(studio: Studio, devices: int) -> Any:
     settings, owners = studio.settings, Owners()
+    # Before the page is made: otherwise Gradio serves copies of the libraries, which are deleted as files of users are.
+    gr.set_static_paths([Library(settings.portraits, PICTURES).folder, Library(settings.songs, SOUNDS).folder])
     page = Page(studio, owners, devices)
-    gr.set_static_paths([page.portraits.folder, page.songs.folder])
+    # Gradio checks the paths that clients send only after launch(), which a mounted page never calls.
+    page.blocks.has_launched = True
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/healthz")

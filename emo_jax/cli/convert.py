@@ -43,7 +43,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
     from emo_jax import config as config_lib
     from emo_jax.weights.convert import describe, to_checkpoint, to_safetensors
 
-    config = config_lib.parse(rest) if rest else None
+    default = config_lib.parse(["--config=hallo"]) if args.hallo else None
+    config = config_lib.parse(rest, default) if rest else None
     if args.describe:
         print(describe(args.checkpoint, config))
     elif not args.output:

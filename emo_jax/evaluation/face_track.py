@@ -51,6 +51,13 @@ class FaceTrack:
         return len(self.found)
 
 
+def frame_change(previous: np.ndarray | None, image: np.ndarray) -> float:
+    """Returns the mean absolute difference of two frames, of 255; NaN without a previous one of equal shape."""
+    if previous is None or previous.shape != image.shape:
+        return np.nan
+    return float(cv2.absdiff(image, previous).mean())
+
+
 class FaceMeter:
     """Measures the frames of one video, which are added in order; they are not kept.
 
@@ -70,9 +77,7 @@ class FaceMeter:
 
     def add(self, image: np.ndarray) -> None:
         """Measures the next frame, uint8 RGB (height, width, 3)."""
-        change = np.nan
-        if self._previous is not None and self._previous.shape == image.shape:
-            change = float(cv2.absdiff(image, self._previous).mean())
+        change = frame_change(self._previous, image)
         self._previous = image
         faces = self._tracker.detect(image)
         if not faces:

@@ -71,8 +71,9 @@ def spectral_features(sound: np.ndarray, fps: float, start: int, stop: int) -> n
     """
     padded = np.pad(np.asarray(sound, np.float64), (WINDOW // 2, WINDOW))
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP]
-    power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
-    spectra = np.log(power @ _mel_filters().T + 1e-6)
+    filters, blocks = _mel_filters().T, range(0, len(frames), 4096)  # in blocks: the spectra of an hour take gigabytes
+    power = (np.abs(np.fft.rfft(frames[i : i + 4096] * np.hanning(WINDOW), axis=1)) ** 2 @ filters for i in blocks)
+    spectra = np.log(np.concatenate(list(power)) + 1e-6)
     centres = np.round((np.arange(start, stop) + 0.5) / fps * SAMPLE_RATE / HOP).astype(int)
     index = np.clip(centres[:, None] + np.array(CONTEXT), 0, len(spectra) - 1)
     return spectra[index].reshape(len(centres), -1)

@@ -51,6 +51,7 @@ def measure_track(
     portraits: dict[str, np.ndarray] | None = None,
     own: str | None = None,
     clip: int = 0,
+    change: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     """Computes the figures of a video.
 
@@ -62,14 +63,15 @@ def measure_track(
         portraits: embeddings (128,) of all portraits, for the rank.
         own: name of the own portrait in `portraits`.
         clip: number of frames in a clip, for seams; 0: unknown.
+        change: (N,) changes between the file's own frames, as `FaceTrack.change`; None: those of the track.
 
     Returns:
         {name of MEASURES: figure}; None where it cannot be measured.
     """
     figures: dict[str, float | None] = dict.fromkeys(MEASURES)
     figures["face_found"] = float(track.found.mean())
-    figures["repeated"] = repeated_share(track.change)
-    figures["seams"] = seam_change(track.change, clip)
+    change = track.change if change is None else change
+    figures["repeated"], figures["seams"] = repeated_share(change), seam_change(change, clip)
     if not track.found.any():
         return figures
     if sync := lip_sync(track.lip_gap, sound, fps):

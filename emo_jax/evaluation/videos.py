@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from emo_jax.evaluation.face_track import FaceMeter, FaceTrack
+from emo_jax.evaluation.face_track import FaceMeter, FaceTrack, frame_change
 from emo_jax.evaluation.video_measures import MEASURES, curves, measure_track
 from emo_jax.files import write_text
 from emo_jax.media.audio import decode_audio
@@ -93,13 +93,22 @@ def _measure(path: pathlib.Path, references: dict[str, FaceTrack], clip: int) ->
     try:
         for image, _ in read_video(path, FPS):
             meter.add(image)
-        track, sound = meter.track(), _sound(path)
+        track, sound, change = meter.track(), _sound(path), _changes(path)
     except ValueError as error:
         return Result(path.name, {}, {}, " ".join(str(error).split()))
     portraits = {name: reference.embeddings[0] for name, reference in references.items()}
     own = path.stem if path.stem in references else None
-    figures = measure_track(track, sound, FPS, references.get(path.stem), portraits, own, clip)
+    figures = measure_track(track, sound, FPS, references.get(path.stem), portraits, own, clip, change)
     return Result(path.name, figures, curves(track, FPS))
+
+
+def _changes(path: pathlib.Path) -> np.ndarray:
+    """Returns the changes (N,) between the file's own frames: on the grid of FPS, frames repeat or are missing."""
+    changes, previous = [], None
+    for image, _ in read_video(path):
+        changes.append(frame_change(previous, image))
+        previous = image
+    return np.array(changes)
 
 
 def _sound(path: pathlib.Path) -> np.ndarray:

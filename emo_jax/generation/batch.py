@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -92,7 +93,11 @@ class Batch:
             start = time.monotonic()
             try:
                 self._write(pipe, item, target)
-            except (ValueError, FloatingPointError) as error:
+            except _Stopped:
+                raise
+            except Exception as error:  # of one video; a full disk ends the batch
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                    raise
                 self.failures[item.name] = reason = " ".join(str(error).split())
                 self._progress.say(f"generate: {item.name} failed: {reason}")
                 self._report(item, "failed", start, reason)

@@ -16,6 +16,8 @@ REFRESH = 30.0
 """Seconds between updates of a claim's time."""
 STALE = 300.0
 """Seconds without an update after which a claim of another host counts as abandoned."""
+_MADE: set[Path] = set()
+"""Claims that this process holds."""
 
 
 @contextlib.contextmanager
@@ -37,6 +39,7 @@ def claim(target: Path) -> Iterator[bool]:
             yield not target.exists()  # another process may have made it before the claim
     finally:
         path.unlink(missing_ok=True)
+        _MADE.discard(path)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -52,6 +55,7 @@ def _create(path: Path) -> bool:
         try:
             with open(path, "x") as file:
                 file.write(process_tag())
+            _MADE.add(path)
             return True
         except FileExistsError:
             if not _abandoned(path):
@@ -72,8 +76,10 @@ def _abandoned(path: Path) -> bool:
         return True
     match = re.fullmatch(r"(.*)-(\d+)", tag)
     if match and process_tag().rpartition("-")[0] == match[1]:
-        return not is_running_here(int(match[2]))
-    return age > STALE
+        # A restarted container has the same host and number: a claim of this process that it did not make is old.
+        if not is_running_here(int(match[2])) or (tag == process_tag() and path not in _MADE):
+            return True
+    return age > STALE  # claims of running processes are touched
 
 
 def _touch(path: Path) -> None:

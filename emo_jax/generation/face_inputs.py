@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from emo_jax.faces.analyzers import portrait_faces
-from emo_jax.faces.boxes import Box, overlap
+from emo_jax.faces.boxes import Box, check_box, overlap
 from emo_jax.faces.embeddings import InsightFace, read_embedding
 from emo_jax.faces.networks import five_points
 from emo_jax.faces.regions import regions_from_box, regions_from_landmarks
@@ -113,8 +113,10 @@ def load_embedding(
     """
     if os.fspath(path).lower().endswith(".onnx"):
         network, faces = InsightFace(path), portrait_faces(image)
-        if isinstance(face_box, tuple):
-            faces.sort(key=lambda face: -overlap(face.box, face_box))
+        if face_box is not None and not isinstance(face_box, int):
+            box = check_box(face_box, *image.shape[:2])
+            faces = [face for face in faces if overlap(face.box, box) >= _SAME_FACE]
+            faces.sort(key=lambda face: -overlap(face.box, box))
         number = face_box if isinstance(face_box, int) else 1
         landmarks = faces[number - 1].landmarks if 1 <= number <= len(faces) else None
         if landmarks is None:

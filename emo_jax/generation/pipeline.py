@@ -315,6 +315,8 @@ class EmoPipeline:
         total = require_frames(samples, self.fps)
         check_framing(framing, max_size)
         check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
+        if speed is not None and self._emo.speed_encoder is None:
+            raise ValueError("speed is given, but these weights have no speed layers; leave it out")
         extra = variant_inputs(self._emo, self.config.sampling, face_embedding, weights)
         name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
         placement = place_portrait(image, self.config.clip, face_box, name)

@@ -43,6 +43,8 @@ def write_preview(
         raise ValueError(f"the preview {path} does not end in .png; rename it")
     if not Path(path).absolute().parent.is_dir():
         raise ValueError(f"the preview {path} cannot be written: there is no folder {Path(path).parent}; create it")
+    if Path(path).exists() and Path(path).samefile(portrait):
+        raise ValueError(f"the preview {path} would replace the portrait; choose another name")
     image = load_portrait(portrait)
     from emo_jax.models.emo import build
     from emo_jax.weights.store import read_config

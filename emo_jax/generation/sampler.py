@@ -62,6 +62,9 @@ def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
     options = ConfigDict({**SAMPLING_OPTIONS, **sampling})
     if not 0 <= options.guidance_rescale <= 1:
         raise ValueError(f"sampling.guidance_rescale is {options.guidance_rescale}; expected 0 (off) to 1")
+    for name in (f"{branch}_weight" for branch in BRANCHES):
+        if not (math.isfinite(options.get(name, 1)) and options.get(name, 1) >= 0):
+            raise ValueError(f"sampling.{name} is {options[name]}; expected a number of at least 0")
     interval = tuple(options.guidance_interval)
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(
@@ -240,7 +243,8 @@ class VideoSampler:
     ) -> tuple[Conditions, Hold | None, Any]:
         """Computes what is constant over the video: conditions and held latents; and the carry that starts it."""
         n, uses_reference = self.emo.config.clip.motion_frames, self.emo.config.model.reference_attention != "off"
-        starts_with_portrait, batch = self._starts_with_portrait and n > 0, len(references)
+        starts_with_portrait = self._starts_with_portrait and n > 0 and "reference" not in self.off
+        batch = len(references)
         encodes, held = uses_reference or starts_with_portrait or hold is not None, None
         latents = self.emo.encode(params, references)[:, None] if encodes else None
         if hold is not None:
@@ -296,7 +300,8 @@ class VideoSampler:
             tiled=self._tiled,
         )
         present = [jnp.full(batch, name not in self.off) for name in ("reference", "audio")]
-        conditions = mask_conditions(conditions, *present)
+        # Where the reference is off, networks with a null condition leave out the location as well; here it stays.
+        conditions = dataclasses.replace(mask_conditions(conditions, *present), location=conditions.location)
         noise_key, solver_key = jax.random.split(key)
         noise = self._noise(noise_key, batch)
         guided = guided_denoiser(emo, params, conditions, self.mode, scales, **self._guidance)

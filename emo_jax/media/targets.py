@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ PICTURE_NAME = "{:06d}.png"
 """Name of a frame in a folder of pictures, counted from 1."""
 SOUND_NAME = "sound.wav"
 """Name of the sound in a folder of pictures."""
+_COUNT = itertools.count()
 _OWN_NAMES = re.compile(rf"\d{{6,}}\.png|{re.escape(SOUND_NAME)}")
 
 
@@ -51,9 +53,9 @@ def create_partial(path: Path) -> Path:
 
 
 def beside(target: Path, kind: str) -> Path:
-    """Returns the name of a temporary file beside `target`, with the process: another run may write the same file."""
+    """Returns the name of a temporary file beside `target`, with the process and a number: others may write it too."""
     suffix = target.suffix if target.suffix.lower() != ".gif" or kind != "part" else ".mp4"
-    ending = f".{process_tag()}.{kind}{suffix}"
+    ending = f".{process_tag()}-{next(_COUNT)}.{kind}{suffix}"
     fits = len(os.fsencode(target.stem)) + len(ending) < MAX_NAME
     return target.with_name(f".{target.stem if fits else 'video'}{ending}")
 

@@ -87,6 +87,8 @@ def probe(path: str | os.PathLike) -> dict[str, Any]:
         if container.streams.audio:
             stream = container.streams.audio[0]
             samples = sum(frame.samples for frame in decode_audio_frames(container, stream, path))
+            if not stream.rate:
+                raise ValueError(f"{path} has a sample rate of {stream.rate} Hz: its header is damaged")
             info |= dict(audio_codec=stream.codec_context.name, audio_rate=stream.rate)
             info["audio_seconds"] = samples / stream.rate
             if stream.duration and stream.time_base:

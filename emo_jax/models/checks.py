@@ -56,14 +56,25 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
             raise ValueError(f"clip.image_size has {name} {size}; expected a multiple of {multiple}")
     _check_locator(model, factor)
     embedding = model.get("face_embedding")
-    if embedding and embedding.tokens and model.reference_attention == "cross":
+    mode = model.reference_attention
+    if embedding and embedding.tokens and mode in ("cross", "concat"):
+        # "cross" takes the place of the attention to face tokens; "concat" cannot leave out the reference of a sample.
         raise ValueError(
-            "model.face_embedding.tokens is above 0 with model.reference_attention='cross', which takes the place of "
-            "the attention to face tokens; expected 'shared', 'concat' or 'off'"
+            f"model.reference_attention is {mode!r} with face_embedding.tokens above 0; expected 'shared' or 'off'"
         )
+    _check_variant(model, clip)
     centres, radii = len(model.speed.centres), len(model.speed.radii)
     if centres != radii:
         raise ValueError(f"model.speed.radii has {radii} entries; expected {centres}, one per entry of centres")
+
+
+def _check_variant(model: ConfigDict, clip: ConfigDict) -> None:
+    """Raises ValueError if a field of the relatives' variants has an unknown value, or no effect."""
+    first = clip.get("first_motion", "zeros")  # older weights: zeros
+    if first not in ("zeros", "portrait"):
+        raise ValueError(f"clip.first_motion is {first!r}; expected 'zeros' or 'portrait'")
+    if model.get("audio_branches", False) and not model.audio_attention:
+        raise ValueError("model.audio_branches is True; expected False without model.audio_attention")
 
 
 def _check_locator(model: ConfigDict, factor: int) -> None:

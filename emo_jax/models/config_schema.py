@@ -64,9 +64,11 @@ _ITEMS = {
 _NEW = (
     "model.speed_positions", "model.temporal_positions", "model.audio_branches", "model.temporal_levels",
     "model.locator", "model.locator_inputs", "model.face_embedding", "model.audio.timing", "clip.audio_context",
-    "clip.first_motion",
+    "clip.first_motion", "sampling.guidance_rescale", "sampling.guidance_interval", "sampling.hold_colors",
+    "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
+    "sampling.face_weight", "sampling.lip_weight",
 )  # fmt: skip
-"""Fields of the networks that weights of earlier versions lack; they then have their earlier meaning."""
+"""Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")
 """The fields that every config of weights has. Others change from version to version, and have defaults."""
 
@@ -132,7 +134,7 @@ def _schema(value: Any, name: str) -> schema.Schema:
     if isinstance(value, dict):
         found = {key: _schema(item, f"{name}.{key}") for key, item in value.items()}
         top = name.partition(".")[0]
-        required = {key for key in found if top in (*_GROUPS, "diffusion") and f"{name}.{key}" not in _NEW}
+        required = {key for key in found if top in (*_GROUPS, "diffusion", "sampling") and f"{name}.{key}" not in _NEW}
         return schema.fields(
             {key: found[key] for key in found if key in required},
             {key: found[key] for key in found if key not in required},

@@ -37,7 +37,8 @@ PARTS = (
     # The audio layers stay frozen in stage speed: trained together, speed replaces the voice as the driver (3.3).
     Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio|audio_modules_\d+)/", ("video",)),
     Part("face_locator", r"face_locator/", ("image", "video")),
-    Part("face_projector", r"face_projector/", ("image", "video")),
+    # Records hold no identity embeddings: its kernel would have no gradient, only weight decay.
+    Part("face_projector", r"face_projector/", ()),
     Part("reference_net", r"reference_net/", ("image", "video")),
     Part("backbone", r"backbone/", ("image", "video")),
 )

@@ -12,6 +12,7 @@ import mmap
 import pathlib
 import pickle
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def _arrays(path: pathlib.Path, tensors: dict[str, Tensor], prefix: str) -> dict
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-    found = {}
+    found, checked = {}, set()
     for name, tensor in tensors.items():
         kind, key = tensor.storage
         entry = entries.get(f"{prefix}data/{key}")
@@ -97,6 +98,10 @@ def _arrays(path: pathlib.Path, tensors: dict[str, Tensor], prefix: str) -> dict
         start = entry.header_offset
         header = content[start : start + _LOCAL_HEADER]
         start += _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        if key not in checked:  # tensors may share a storage
+            checked.add(key)
+            if zlib.crc32(memoryview(content)[start : start + entry.file_size]) != entry.CRC:
+                raise ValueError(f"the bytes of {name} have changed; fetch the file again")
         found[name] = _view(content, name, tensor, kind, start, entry.file_size)
     return found
 

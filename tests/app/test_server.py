@@ -1,6 +1,8 @@
 """The web page over HTTP: limits, privacy, the queue, counters."""
 
 import json
+import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -88,9 +90,11 @@ def test_bad_inputs_are_clear_messages_and_leave_nothing(start, tmp_path):
     assert [path.name for path in server.studio.root.iterdir() if path.name != "uploads"] == []
 
 
-def test_no_path_of_the_server_can_be_read(start):
+def test_no_path_of_the_server_can_be_read(start, tmp_path):
     server, pipe, address = start()
-    for path in ("/etc/passwd", "../../etc/passwd", "/proc/self/environ", f"{server.studio.root}/../x"):
+    private = tmp_path / "private.png"
+    Image.new("RGB", (120, 160), "red").save(private)
+    for path in ("/etc/passwd", "../../etc/passwd", "/proc/self/environ", f"{server.studio.root}/../x", str(private)):
         arguments = ["", {"path": path, "meta": {"_type": "gradio.FileData"}}, "short.wav", None, None, True]
         body = json.dumps({"data": [*arguments, 0, None, "portrait", None, 0, None, ""]}).encode()
         headers = {"Content-Type": "application/json"}
@@ -105,7 +109,37 @@ def test_no_path_of_the_server_can_be_read(start):
             with pytest.raises(urllib.error.HTTPError) as caught:
                 get(address + urllib.request.quote(route, safe="/=%"))
             assert caught.value.code in (403, 404)
-    assert not pipe.options
+    assert not pipe.options and not list(server.studio.root.rglob("p*"))
+
+
+@pytest.mark.parametrize("cookie", ["emo_user=ada", 'other={"a":1}; emo_user=ada'])
+def test_files_of_users_are_read_by_their_owners_alone(start, cookie):
+    _, _, address = start()
+    head, tail = b"--x\r\nContent-Disposition: form-data; name=\"files\"; filename=\"me.txt\"\r\n\r\n", b"\r\n--x--\r\n"
+    headers = {"Content-Type": "multipart/form-data; boundary=x", "Cookie": cookie}
+    sent = urllib.request.Request(f"{address}/gradio_api/upload", head + b"mine" + tail, headers)
+    (path,) = json.loads(get(sent))
+    for route in (f"file={path}", f"file{path}", f"file/{path}"):
+        for other in ({}, {"Cookie": "emo_user=bob"}):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                get(urllib.request.Request(f"{address}/gradio_api/{route}", headers=other))
+            assert caught.value.code in (403, 404)
+    assert get(urllib.request.Request(f"{address}/gradio_api/file={path}", headers={"Cookie": cookie})) == b"mine"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{address}/gradio_api/file=http://127.0.0.1:1/x")
+    assert caught.value.code == 404
+
+
+def test_the_libraries_stay_when_files_of_users_are_deleted(start):
+    server, _, address = start()
+    config = json.loads(get(f"{address}/config"))
+    paths = set(re.findall(r'"path": "(/[^"]+\.(?:png|wav))"', json.dumps(config)))
+    assert paths
+    for path in server.studio.root.rglob("*"):
+        os.utime(path, (0, 0))
+    server.studio.sweep()
+    for path in paths:
+        assert get(f"{address}/gradio_api/file={urllib.request.quote(path)}")
 
 
 def test_a_failing_video_leaves_no_files_and_the_next_one_works(start, monkeypatch):

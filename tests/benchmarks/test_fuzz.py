@@ -171,7 +171,8 @@ def test_memory_is_limited(tmp_path):
 
 @pytest.mark.slow
 def test_two_minutes_of_mutants_end_in_one_line_each(tmp_path):
-    rows = {row["kind"]: row for row in fuzz.run(120, int(time.time()) % 2**31, tmp_path / "kept")}
+    # The seed is fixed: what a new one finds is no fault of the change under test. Try others by `emo bench fuzz`.
+    rows = {row["kind"]: row for row in fuzz.run(120, 1795916376, tmp_path / "kept")}
     failures = [path.read_text() for path in (tmp_path / "kept").glob("*.txt")] if (tmp_path / "kept").exists() else []
     assert not failures, failures[0]
     assert set(rows) == set(KINDS) and all(row["mutants"] >= 4 for row in rows.values())

@@ -83,6 +83,8 @@ def test_claims_exclude_each_other_and_abandoned_ones_are_taken_over(tmp_path):
     gone.wait()
     for tag, age, free in (
         (f"{process_tag().rpartition('-')[0]}-{gone.pid}", 0, True),
+        (process_tag(), 0, True),  # of a container that was started again: the same host and number
+        (f"{process_tag().rpartition('-')[0]}-{os.getppid()}", 0, False),
         (f"other-host-{os.getpid()}", 0, False),
         (f"other-host-{os.getpid()}", claims.STALE + 1, True),
     ):
@@ -92,7 +94,8 @@ def test_claims_exclude_each_other_and_abandoned_ones_are_taken_over(tmp_path):
             assert ours == free
         path.unlink(missing_ok=True)
     target.write_text("done")
-    for tag, left in ((f"{process_tag().rpartition('-')[0]}-{gone.pid}", []), (process_tag(), [".a.mp4.claim"])):
+    running = f"{process_tag().rpartition('-')[0]}-{os.getppid()}"
+    for tag, left in ((f"{process_tag().rpartition('-')[0]}-{gone.pid}", []), (running, [".a.mp4.claim"])):
         path.write_text(tag)
         claims.remove_abandoned(tmp_path)
         assert [file.name for file in tmp_path.iterdir() if file.name != "a.mp4"] == left

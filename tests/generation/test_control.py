@@ -1,5 +1,7 @@
 """Control of a generation: curves of speed, the choice of a face, the preview."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -82,6 +84,14 @@ def test_preview_shows_square_mask_and_face_without_generating(tmp_path, capsys,
         assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and "--audio" in lines[3]
+
+
+def test_preview_does_not_replace_the_portrait(tmp_path, capsys):
+    portrait = tmp_path / "me.png"
+    shutil.copy(ASSETS / "portrait.png", portrait)
+    before = portrait.read_bytes()
+    assert cli_main.main(["generate", "--portrait", str(portrait), "--preview", str(portrait)]) == 2
+    assert "would replace the portrait" in capsys.readouterr().err and portrait.read_bytes() == before
 
 
 def test_still_is_speed_zero(tmp_path, monkeypatch, capsys):

@@ -69,7 +69,7 @@ def test_integers_reject_fractions_and_booleans_and_sizes_have_bounds():
 
 
 def test_missing_fields_of_the_networks_are_named_and_others_have_defaults():
-    for name in ("model.unet.channels", "model.speed", "clip.frames", "diffusion", "sampling"):
+    for name in ("model.unet.channels", "model.speed", "clip.frames", "diffusion", "sampling", "sampling.clips"):
         fields = copy.deepcopy(FIELDS)
         *groups, last = name.split(".")
         group = fields
@@ -82,6 +82,8 @@ def test_missing_fields_of_the_networks_are_named_and_others_have_defaults():
     for name in ("temporal_positions", "speed_positions"):
         older["model"].pop(name)
     older["train"].pop("motion_patch_drop", None)
+    for name in ("guidance_rescale", "stride", "lip_weight"):
+        older["sampling"].pop(name)
     older["newer"] = {"field": 1}
     assert build(config_from_fields(older)).config.model.unet.layers == FIELDS["model"]["unet"]["layers"]
 
@@ -134,3 +136,15 @@ def test_values_of_the_command_line_are_checked():
         config.model[group][field] = value
         with pytest.raises(ValueError, match=f"model.{name}"):
             build(config)
+
+
+@pytest.mark.parametrize("field, value, change", [
+    ("first_motion", "portriat", {"clip": {"first_motion": "portriat"}}),
+    ("audio_branches", True, {"model": {"audio_branches": True, "audio_attention": False}}),
+    ("reference_attention", "concat", {"model": {"reference_attention": "concat", "face_embedding": {"tokens": 2}}}),
+])  # fmt: skip
+def test_settings_of_the_variants_that_have_no_effect_are_refused(field, value, change):
+    config = small_config()
+    config.update(change)
+    with pytest.raises(ValueError, match=f"{field} is '?{value}"):
+        build(config)

@@ -84,7 +84,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", [*BROKEN, "truncated", "empty", "code", "short", "nowhere", "folder"])
+@pytest.mark.parametrize("kind", [*BROKEN, "truncated", "flipped", "empty", "code", "short", "nowhere", "folder"])
 def test_a_broken_file_is_one_line(files, tmp_path, capsys, kind):
     folder, tensors = files
     file = tmp_path / "net.pth"
@@ -95,6 +95,13 @@ def test_a_broken_file_is_one_line(files, tmp_path, capsys, kind):
         content = (folder / "net.pth").read_bytes()
         file.write_bytes(content[: len(content) // 2])
         expected = "damaged"
+    elif kind == "flipped":  # one bit of a number
+        content = bytearray((folder / "net.pth").read_bytes())
+        place = content.find(tensors[NAME].tobytes())
+        assert place > 0
+        content[place + 1] ^= 4
+        file.write_bytes(content)
+        expected = "have changed"
     elif kind == "empty":
         file.write_bytes(b"")
         expected = "damaged"
