@@ -64,6 +64,6 @@ def main(args: argparse.Namespace) -> None:
         from emo_jax.app.server import serve
     except ImportError as error:
         raise ValueError(
-            f"emo app needs the extra app ({error.name} is missing): pip install -c constraints.txt -e '.[app]'"
+            f"the extra app is missing ({error.name}): pip install -c constraints.txt -e '.[app]'"
         ) from error
     serve(settings, args.devices)

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--clip", type=int, default=0, help="with --videos: frames in a clip, for seams (default: not measured)"
     )
     parser.add_argument("--data", help="records whose split validation is used (default: newly rendered people)")
-    add_output(parser, "folder for report.json and frames.png", required=True)
+    add_output(parser, "folder for report.json and frames.png (with --videos: videos.json, videos.csv)", required=True)
     parser.add_argument("--identities", type=int, default=16, help="number of people (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each video (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="number of denoising steps (default: the model's)")

@@ -149,8 +149,8 @@ def _too_few_records(
         )
     left = count(needs_sound=needs_sound, needs_speed=needs_speed)
     return (
-        f"{names}: {left} records fit this config, expected at least the batch size {batch_size}: lower "
-        "train.batch_size or add records"
+        f"{names}: {left} records fit this config, expected at least the batch size {batch_size}: lower it "
+        f"(--config.train.batch_size={max(left, 1)}) or add records"
     )
 
 

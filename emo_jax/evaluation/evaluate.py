@@ -76,7 +76,7 @@ def evaluate(
     from emo_jax.evaluation.heldout import choose_people
     from emo_jax.evaluation.picture import save_picture, side_by_side
     from emo_jax.evaluation.probe import load_probe
-    from emo_jax.generation.sampler import check_sampling
+    from emo_jax.generation.options import check_sampling
     from emo_jax.synthetic.espeak import espeak_available
     from emo_jax.weights.store import load_model
 

@@ -236,7 +236,15 @@ def load_pipeline(weights: str, size: tuple[int, int] | None, sampling: dict[str
 
     keep_programs()
     check_devices()
-    return EmoPipeline.from_pretrained(weights, size, **sampling)
+    pipe = EmoPipeline.from_pretrained(weights, size, **sampling)
+    stage = pipe.config.get("train", {}).get("stage")
+    if stage in ("vae", "image"):
+        print(
+            f"warning: {weights} were trained up to stage {stage} only, so their videos are noise or do not move; "
+            "train the stages that follow (docs/train.md)",
+            file=sys.stderr,
+        )
+    return pipe
 
 
 def _split(sampling: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:

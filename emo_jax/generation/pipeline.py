@@ -29,7 +29,8 @@ from emo_jax.generation.inputs import (
     load_voice,
     place_portrait,
 )
-from emo_jax.generation.sampler import SAMPLING_OPTIONS, Params, VideoSampler, check_sampling, mesh_for
+from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
+from emo_jax.generation.sampler import Params, VideoSampler, mesh_for
 from emo_jax.generation.speed import speeds_of_frames
 from emo_jax.generation.video import Video, provenance
 from emo_jax.media.loudness import normalise

@@ -21,6 +21,7 @@ from emo_jax.diffusion.schedule import make_schedule, strided, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
 from emo_jax.generation.colors import channel_statistics, match_colors
+from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.media.timing import cut, frame_count, window_bounds
 from emo_jax.models.audio_encoder import FrameRecording, Recording
 from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
@@ -37,39 +38,8 @@ _DECODED_PIXELS = 2**20
 """Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
 MAX_LATENT = 1000.0
 """Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
-SAMPLING_OPTIONS = dict(
-    guidance_rescale=0.0, guidance_interval=(0.0, 1.0), hold_colors=False, stride=False, bank_tiling=False,
-    reencode_motion=False, pose_weight=1.0, face_weight=1.0, lip_weight=1.0,
-)  # fmt: skip
-"""Fields of `sampling` that configs of older weights lack, with the values that leave sampling as it was."""
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
-
-
-def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
-    """Checks the steps, clips and guidance options of a `sampling` config.
-
-    Raises:
-        ValueError: `steps` is not in 1..`train_steps`, `clips` is below 1, `guidance_rescale` is not in 0..1, or
-            `guidance_interval` is not an interval in 0..1.
-    """
-    if not 1 <= sampling.steps <= train_steps:
-        raise ValueError(
-            f"sampling.steps is {sampling.steps}; expected 1 to {train_steps}, the number of training timesteps"
-        )
-    if sampling.clips < 1:
-        raise ValueError(f"sampling.clips is {sampling.clips}; expected 1 or more")
-    options = ConfigDict({**SAMPLING_OPTIONS, **sampling})
-    if not 0 <= options.guidance_rescale <= 1:
-        raise ValueError(f"sampling.guidance_rescale is {options.guidance_rescale}; expected 0 (off) to 1")
-    for name in (f"{branch}_weight" for branch in BRANCHES):
-        if not (math.isfinite(options.get(name, 1)) and options.get(name, 1) >= 0):
-            raise ValueError(f"sampling.{name} is {options[name]}; expected a number of at least 0")
-    interval = tuple(options.guidance_interval)
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-        raise ValueError(
-            f"sampling.guidance_interval is {interval}; expected (low, high) with 0 <= low < high <= 1, such as (0, 1)"
-        )
 
 
 class VideoSampler:

@@ -71,11 +71,11 @@ class VideoWriter:
             writer.write(frames)  # once per clip
 
     The ending of the file chooses the format (`formats.FORMATS`). Audio is encoded up to the last frame written, so
-    that video and audio are interleaved. Until the file is complete it is `partial_path`, `.NAME.HOST-PID-NUMBER.part.mp4`
-    beside the target, fragmented so that players can open it. On exit it is rewritten as a plain file with its index in
-    front and moved to the final name. After an exception it is removed, and an earlier file of the final name is kept;
-    what a killed process has left is removed by the next writer in that folder. A symbolic link is followed: the file
-    that it points to is written.
+    that video and audio are interleaved. Until the file is complete it is `.NAME.HOST-PID-NUMBER.part.mp4` beside the
+    target (`partial_path`), fragmented so that players can open it. On exit it is rewritten as a plain file with its
+    index in front and moved to the final name. After an exception it is removed, and an earlier file of the final name
+    is kept; what a killed process has left is removed by the next writer in that folder. A symbolic link is followed:
+    the file that it points to is written.
     """
 
     def __init__(

@@ -37,6 +37,8 @@ def start_lines(
     lines.append(f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}" + (f" ({axes})" if axes else ""))
     origin = config.train.init_from or "random weights"
     lines.append(f"resumed from step {int(state.step)}" if state.step else f"starts from {origin}")
+    if state.step >= config.train.steps:
+        lines.append("nothing is left to train: raise --config.train.steps, or choose another --workdir")
     return [f"stage {config.train.stage}: {config.train.steps} steps", *lines]
 
 

@@ -15,7 +15,7 @@ from emo_jax.evaluation import properties
 from emo_jax.evaluation.evaluate import PROPERTIES, Evaluation, evaluate, select_properties
 from emo_jax.evaluation.report import table, write_report
 from emo_jax.faces.boxes import mask_from_box
-from emo_jax.generation import sampler as sampling
+from emo_jax.generation import options
 from tests.small import small_config
 
 PEOPLE, FRAMES, LEVELS = 3, 60, 4
@@ -192,7 +192,7 @@ def test_more_steps_than_training_timesteps_raise(steps):
     config = small_config()
     set_fields(config.sampling, {"steps": steps}, "sampling")
     with pytest.raises(ValueError, match=f"^sampling.steps is {steps}; .* 1 to 1000"):
-        sampling.check_sampling(config.sampling, config.diffusion.train_steps)
+        options.check_sampling(config.sampling, config.diffusion.train_steps)
 
 
 @pytest.mark.slow

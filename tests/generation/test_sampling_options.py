@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from emo_jax.generation.sampler import SAMPLING_OPTIONS, VideoSampler, check_sampling, guidance_options
+from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
+from emo_jax.generation.sampler import VideoSampler, guidance_options
 from emo_jax.models.emo import build
 from tests.echo import RecordingRule, echo
 from tests.small import small_config
