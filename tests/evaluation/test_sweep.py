@@ -308,8 +308,8 @@ def test_terminated_sweep_of_real_commands_resumes(weights_dir, tmp_path):
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     first.terminate()
-    output, errors = first.communicate()
-    assert first.returncode == 143 and "terminated" in errors, (output, errors)
+    printed, errors = first.communicate()
+    assert first.returncode == 143 and "terminated" in errors, (printed, errors)
     assert (output / "one" / FINISHED).exists() and not (output / "two" / FINISHED).exists()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0 and "point 1/2 one: finished" in again.stdout, again

@@ -33,7 +33,9 @@ def config(stage="video"):
     found.clip.update(frames=4, image_size=(64, 64), audio_context=0.2)
     found.sampling.update(steps=2)
     found.data.num_workers = 0
-    found.train.update(steps=1, batch_size=2, save_every=1, log_every=1, sample_every=0)
+    # Without warm-up and averaging, one step changes the weights that are read.
+    found.train.update(steps=1, batch_size=2, save_every=1, log_every=1, sample_every=0, ema=0.0)
+    found.train.optimizer.update(warmup=0, learning_rate=1e-3)
     return found
 
 
