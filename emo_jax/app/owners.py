@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from starlette.requests import cookie_parser  # pyright: ignore[reportMissingImports]
-
 COOKIE = "emo_user"
 """Name of the cookie; its value is a random key that is stored nowhere else."""
 
@@ -76,6 +74,9 @@ class OwnFiles:
 
 
 def _user(scope: Any) -> str:
+    # SimpleCookie would drop all cookies if one is malformed.
+    from starlette.requests import cookie_parser  # pyright: ignore[reportMissingImports]
+
     header = b"; ".join(value for name, value in scope["headers"] if name == b"cookie")
     return cookie_parser(header.decode("latin-1")).get(COOKIE, "")
 
