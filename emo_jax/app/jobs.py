@@ -186,7 +186,7 @@ class Studio:
         try:
             with Image.open(request.portrait) as image:
                 pixels = image.size[0] * image.size[1] / 1e6
-        except Exception:  # `load_portrait` says what is wrong with it
+        except Exception:  # `load_portrait` raises a clear error for unreadable files.
             pixels = 0.0
         if pixels > limit:
             raise ValueError(f"the portrait has {pixels:.0f} million pixels; expected at most {limit:g}: shrink it")

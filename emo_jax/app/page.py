@@ -133,7 +133,7 @@ class Page:
         names, text = self.songs.names(), self.i18n
         gr.Markdown(text("song"), elem_classes="heading")
         with gr.Tab(text("choose")):
-            # The list filters itself by what is typed.
+            # The dropdown filters its choices by the typed text.
             name = gr.Dropdown(names, value=names[0] if names else None, label=text("song"), elem_id="song_name")
             heard = gr.Audio(
                 str(self.songs.path(names[0])) if names else None,

@@ -160,7 +160,7 @@ async def _grow(job: Job) -> AsyncIterator[bytes]:
         return
     async with file:
         while True:
-            over = job.finished.is_set()  # before reading: what is written until then is read
+            over = job.finished.is_set()  # Checked before the read, so that the last bytes are not missed.
             data = await file.read(_READ)
             if data:
                 yield data

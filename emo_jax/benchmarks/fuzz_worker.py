@@ -62,7 +62,7 @@ def _answer(answers: TextIO, state: str, text: str) -> None:
 
 
 def _limit_memory(gigabytes: float) -> None:
-    """Limits the address space to what is used now and a number of gigabytes."""
+    """Limits the address space to its present size plus a number of gigabytes."""
     try:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:  # not Linux

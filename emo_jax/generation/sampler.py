@@ -211,7 +211,7 @@ class VideoSampler:
         regions: Any,
         branch_weights: Array,
     ) -> tuple[Conditions, Hold | None, Any]:
-        """Computes what is constant over the video: conditions and held latents; and the carry that starts it."""
+        """Computes the constants of a video (conditions, held latents) and the initial carry."""
         n, uses_reference = self.emo.config.clip.motion_frames, self.emo.config.model.reference_attention != "off"
         starts_with_portrait = self._starts_with_portrait and n > 0 and "reference" not in self.off
         batch = len(references)

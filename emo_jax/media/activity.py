@@ -1,4 +1,4 @@
-"""Voice activity: what is no voice in a separated vocal track becomes silence, which closes the mouth."""
+"""Voice activity detection: mutes the pauses of a separated vocal track, so that the mouth closes in them."""
 
 from __future__ import annotations
 

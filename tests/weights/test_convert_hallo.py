@@ -1,4 +1,4 @@
-"""`emo convert --hallo` on a miniature of the released files, and what is made with the result."""
+"""Tests `emo convert --hallo` on a miniature of the released files: generation, export and training from it."""
 
 import os
 import zipfile
@@ -109,10 +109,10 @@ def test_a_broken_file_is_one_line(files, tmp_path, capsys, kind):
         torch_files.save(file, tensors, callback=os.system)
         expected = "more than weights"
     elif kind == "short":  # a storage that holds fewer numbers than its tensor
-        torch_files.save(tmp_path / "whole.pth", tensors)
-        with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(file, "w") as cut:
-            for name in whole.namelist():
-                cut.writestr(name, whole.read(name)[:6] if name == "whole/data/5" else whole.read(name))
+        torch_files.save(tmp_path / "complete.pth", tensors)
+        with zipfile.ZipFile(tmp_path / "complete.pth") as complete, zipfile.ZipFile(file, "w") as cut:
+            for name in complete.namelist():
+                cut.writestr(name, complete.read(name)[:6] if name == "complete/data/5" else complete.read(name))
         expected = "exceeds its storage"
     else:
         expected = "does not exist" if kind == "nowhere" else "has no net.pth"
