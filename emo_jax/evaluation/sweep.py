@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -251,14 +253,33 @@ def _is_done(checkpoint):
 
 def _run(command):
     """Runs a command and returns its exit status as a shell does. It is terminated when this process is."""
-    process = subprocess.Popen(command)
+    process = None
     try:
+        with _signals_held():  # One that came inside Popen would leave a started command that nobody ends.
+            process = subprocess.Popen(command)
         status = process.wait()
         return status if status >= 0 else 128 - status
     except BaseException:
-        process.terminate()
-        process.wait()
+        if process is not None:
+            process.terminate()
+            process.wait()
         raise
+
+
+@contextlib.contextmanager
+def _signals_held():
+    """Delivers a SIGTERM or SIGINT that arrives in the block after it. Commands started in it do not inherit this."""
+    arrived = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in handlers:
+        signal.signal(number, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not set by Python.
+    for number in arrived:
+        signal.raise_signal(number)
 
 
 def compare(sweep: Sweep, output: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -283,6 +284,22 @@ def test_interrupted_sweep_terminates_its_command_and_waits(tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         _run([sys.executable, "-c", code])
     assert (tmp_path / "saved").exists()
+
+
+def test_signal_while_a_command_starts(monkeypatch):
+    """The command is ended, although the signal comes before its process is known."""
+    popen, started = subprocess.Popen, []
+
+    def interrupted(command):
+        started.append(popen(command))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert started[0].poll() == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 SAMPLED = """
