@@ -296,10 +296,14 @@ def test_signal_while_a_command_starts(monkeypatch):
         return started[0]
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _run([sys.executable, "-c", "import time; time.sleep(60)"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # Ignored where tests run in the background.
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _run([sys.executable, "-c", "import time; time.sleep(60)"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert started[0].poll() == -signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 SAMPLED = """
