@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -268,16 +269,21 @@ def _run(command):
 
 @contextlib.contextmanager
 def _signals_held():
-    """Delivers a SIGTERM or SIGINT that arrives in the block after it. Commands started in it do not inherit this."""
-    arrived = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Calls the handlers of SIGTERM and SIGINT after the block if one arrives in it.
+
+    Ignored signals stay ignored, also in commands that are started in the block. Outside the main thread, which is the
+    only one that runs handlers, it has no effect.
+    """
+    arrived, handlers = [], {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {n: h for n in (signal.SIGTERM, signal.SIGINT) if callable(h := signal.getsignal(n))}
     for number in handlers:
         signal.signal(number, lambda number, _: arrived.append(number))
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: the handler was not set by Python.
+            signal.signal(number, handler)
     for number in arrived:
         signal.raise_signal(number)
 

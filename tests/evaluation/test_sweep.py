@@ -1,5 +1,6 @@
 """`emo sweep`: every sweep's points fit its config; finished points are skipped, and a table is made of them."""
 
+import concurrent.futures
 import csv
 import json
 import pathlib
@@ -304,6 +305,20 @@ def test_signal_while_a_command_starts(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert started[0].poll() == -signal.SIGTERM
+
+
+def test_ignored_signals_stay_ignored_in_commands():
+    code = "import signal, sys; sys.exit(signal.getsignal(signal.SIGINT) != signal.SIG_IGN)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert _run([sys.executable, "-c", code]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_commands_run_outside_the_main_thread():
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(_run, [sys.executable, "-c", "raise SystemExit(3)"]).result() == 3
 
 
 SAMPLED = """
