@@ -7,6 +7,7 @@ on the results.
 
 --videos DIR measures existing videos instead, of any origin, by landmarks and SFace (emo models download gets their
 files): identity, lips against sound, eyes, head motion, seams and drift. It needs no --checkpoint.
+--against DIR compares them with other videos as sets: E-FID, FID with --inception, FVD with --i3d.
 
 Fields of the model's `sampling` config are set by --sampling.field=value, for example --sampling.steps=8.
 
@@ -32,6 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--clip", type=int, default=0, help="with --videos: frames in a clip, for seams (default: not measured)"
     )
+    parser.add_argument("--against", metavar="DIR", help="with --videos: videos to compare them with as a set")
+    parser.add_argument("--inception", metavar="FILE", help="with --against: weights of pytorch-fid, for FID")
+    parser.add_argument("--i3d", metavar="FILE", help="with --against: VideoGPT's i3d_pretrained_400.pt, for FVD")
     parser.add_argument("--data", help="records whose split validation is used (default: newly rendered people)")
     add_output(parser, "folder for report.json and frames.png (with --videos: videos.json, videos.csv)", required=True)
     parser.add_argument("--identities", type=int, default=16, help="number of people (default: %(default)s)")
@@ -48,14 +52,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(args: argparse.Namespace, rest: list[str]) -> None:
     """Runs `emo evaluate`."""
+    for option in ("inception", "i3d"):
+        if getattr(args, option) and not args.against:
+            raise ValueError(f"--{option} is given without --against; expected both")
     if args.videos:
         from emo_jax.evaluation.videos import evaluate_videos
 
         if rest:
-            raise ValueError(f"unknown argument {rest[0]!r}; --videos takes --portraits, --clip and --output")
-        evaluate_videos(args.videos, args.output, args.portraits, args.clip)
+            raise ValueError(f"unknown argument {rest[0]!r}; --videos takes no field of the sampler")
+        evaluate_videos(args.videos, args.output, args.portraits, args.clip, args.against, args.inception, args.i3d)
         return
-    for option in ("portraits", "clip"):
+    for option in ("portraits", "clip", "against"):
         if getattr(args, option):
             raise ValueError(f"--{option} is given without --videos; expected both")
     fields = [*(f"--sampling.{text}" for text in args.sampling), *rest]

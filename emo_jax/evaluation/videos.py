@@ -1,4 +1,4 @@
-"""Measures videos of any origin: `emo evaluate --videos DIR [--portraits DIR]`."""
+"""Measures videos of any origin: `emo evaluate --videos DIR [--against DIR] [--portraits DIR]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.evaluation.against import Distance, SetMeter, compare_sets
 from emo_jax.evaluation.face_track import FaceMeter, FaceTrack, frame_change
 from emo_jax.evaluation.video_measures import MEASURES, curves, measure_track
 from emo_jax.files import write_text
@@ -46,7 +47,15 @@ class Result:
     reason: str = ""
 
 
-def evaluate_videos(videos: str, output: str, portraits: str | None = None, clip: int = 0) -> list[Result]:
+def evaluate_videos(
+    videos: str,
+    output: str,
+    portraits: str | None = None,
+    clip: int = 0,
+    against: str | None = None,
+    inception: str | None = None,
+    i3d: str | None = None,
+) -> list[Result]:
     """Measures all videos of a folder, writes videos.json and videos.csv to another, and prints a table.
 
     Args:
@@ -55,6 +64,9 @@ def evaluate_videos(videos: str, output: str, portraits: str | None = None, clip
         portraits: folder of the portraits that the videos were made from: NAME.png belongs to NAME.mp4. A video
             without a portrait is compared with its own first frame.
         clip: number of frames in a clip, for seams; 0: unknown.
+        against: folder of videos, or one file, that the videos are compared with as a set; see `against`.
+        inception: weights of pytorch-fid, for FID.
+        i3d: weights of VideoGPT's I3D, for FVD.
 
     Raises:
         ValueError: there are no videos or portraits, no video can be measured, or a model file is missing.
@@ -63,6 +75,8 @@ def evaluate_videos(videos: str, output: str, portraits: str | None = None, clip
     if clip < 0 or clip == 1:
         raise ValueError(f"--clip is {clip}; expected at least 2 frames, or 0 if it is unknown")
     FaceMeter()  # raises before the work starts if a model is missing
+    others = _files(against, VIDEOS, "--against") if against else []
+    sets = SetMeter(inception, i3d) if others else None
     pictures = _files(portraits, PORTRAITS, "--portraits") if portraits else []
     references = {path.stem: _portrait(path) for path in pictures}
     folder = pathlib.Path(output)
@@ -77,13 +91,22 @@ def evaluate_videos(videos: str, output: str, portraits: str | None = None, clip
             progress.add()
     if not any(result.figures for result in results):
         raise ValueError(f"none of {len(results)} videos can be measured; {results[0].name}: {results[0].reason}")
-    settings = dict(videos=videos, portraits=portraits, clip=clip, fps=FPS)
+    distances = {}
+    if sets:
+        distances = compare_sets(sets.features(paths, "--videos"), sets.features(others, "--against"))
+    settings = dict(
+        videos=videos, portraits=portraits, clip=clip, fps=FPS, against=against, inception=inception, i3d=i3d
+    )
     rows = [dataclasses.asdict(result) for result in results]
     summary = {name: _median([result.figures.get(name) for result in results]) for name in MEASURES}
-    content = dict(settings=settings, measures=MEASURES, median=summary, videos=rows)
+    content: dict[str, Any] = dict(settings=settings, measures=MEASURES, median=summary, videos=rows)
+    if distances:
+        content["against"] = {name: dataclasses.asdict(distance) for name, distance in distances.items()}
     write_text(folder / REPORT, json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(folder / TABLE, _csv(results))
     print(_table(results, summary))
+    if distances:
+        print(_distance_table(distances))
     print(f"{folder / REPORT}, {folder / TABLE}")
     return results
 
@@ -159,8 +182,18 @@ def _table(results: list[Result], summary: dict[str, float | None]) -> str:
         (name, *(_number(result.figures[name]) for result in measured), _number(summary[name])) for name in MEASURES
     ]
     failed = [f"{result.name}: {result.reason}" for result in results if not result.figures]
-    return "\n".join([format_table(rows, header, align="<" + ">" * (len(measured) + 1)), *failed])
+    meaning = [f"{name}: {MEASURES[name]}" for name in MEASURES]
+    table = format_table(rows, header, align="<" + ">" * (len(measured) + 1))
+    return "\n".join([table, "-: cannot be measured in this video", "", *meaning, "", *failed])
+
+
+def _distance_table(distances: dict[str, Distance]) -> str:
+    rows = [
+        (name, _number(distance.value), "{} / {}".format(*distance.samples), distance.reason or distance.source)
+        for name, distance in distances.items()
+    ]
+    return format_table(rows, ("distance", "value", "samples", "features"), align="<>>")
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:.3g}"

@@ -12,6 +12,7 @@ from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import render
 from tests.faces import heads
+from tests.parity import metric_cases
 
 FPS = 25
 
@@ -147,3 +148,25 @@ def test_invalid_calls_end_with_one_line(face_models, folder, tmp_path, capsys, 
     assert cli.main(["evaluate", "--videos", str(folder), *out]) == 2
     assert "emo models download" in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_sets_are_compared(face_models, folder, tmp_path, capsys):
+    from safetensors.numpy import save_file
+
+    files = {name: tmp_path / f"{name}.safetensors" for name in ("inception", "i3d")}
+    for name, path in files.items():
+        save_file(metric_cases.weights(name, metric_cases.NARROW), path)
+    own = str(folder / "ann.mp4")
+    arguments = ["evaluate", "--videos", own, "-o", str(tmp_path / "out"), "--inception", str(files["inception"])]
+    assert cli.main([*arguments, "--i3d", str(files["i3d"]), "--against", own]) == 0
+    same = json.loads((tmp_path / "out" / "videos.json").read_text())["against"]
+    assert {name: row["samples"] for name, row in same.items()} == {"fid": [16, 16], "fvd": [5, 5], "e_fid": [16, 16]}
+    assert all(abs(row["value"]) < 1e-5 for row in same.values())
+    assert cli.main([*arguments, "--against", str(folder / "faults.mp4")]) == 0
+    other = json.loads((tmp_path / "out" / "videos.json").read_text())["against"]
+    assert other["fid"]["value"] > 1e-3 and other["e_fid"]["value"] > 1e-4
+    assert other["fvd"]["value"] is None and "--i3d" in other["fvd"]["reason"]
+    assert "needs --i3d" in capsys.readouterr().out
+    assert cli.main(arguments) == 2 and "--against" in capsys.readouterr().err
+    wrong = [*arguments[:-1], str(files["i3d"]), "--against", own]
+    assert cli.main(wrong) == 2 and "i3d.safetensors" in capsys.readouterr().err

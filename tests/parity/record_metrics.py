@@ -1,0 +1,142 @@
+"""Records outputs of FID's Inception and VideoGPT's I3D in torch, for tests without torch.
+
+    python -m tests.parity.record_metrics                # writes tests/parity/metrics.npz, from narrow networks
+    python -m tests.parity.record_metrics --full out.npz # from networks of full width, for the slow test
+
+It needs torch. The networks are assembled here from torch's own layers. Weights and inputs are drawn by numpy from the
+names and shapes of the tensors (`metric_cases`), so that only outputs are stored.
+"""
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.parity import metric_cases
+
+
+class Inception(nn.Module):
+    """FID's Inception v3 of pytorch-fid."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.w = {name: torch.from_numpy(np.asarray(value, np.float64)) for name, value in weights.items()}
+
+    def c(self, x, name, stride=1, padding=0):
+        kernel = self.w[f"{name}.conv.weight"]
+        x = F.conv2d(x, kernel, stride=stride, padding=padding)
+        bn = [self.w[f"{name}.bn.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.relu(F.batch_norm(x, *bn, training=False, eps=1e-3))
+
+    def a(self, x, n):
+        five = self.c(self.c(x, f"{n}.branch5x5_1"), f"{n}.branch5x5_2", padding=2)
+        three = self.c(self.c(x, f"{n}.branch3x3dbl_1"), f"{n}.branch3x3dbl_2", padding=1)
+        three = self.c(three, f"{n}.branch3x3dbl_3", padding=1)
+        return torch.cat([self.c(x, f"{n}.branch1x1"), five, three, self.pool(x, n)], 1)
+
+    def pool(self, x, n):
+        return self.c(F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), f"{n}.branch_pool")
+
+    def b(self, x, n):
+        three = self.c(self.c(x, f"{n}.branch3x3dbl_1"), f"{n}.branch3x3dbl_2", padding=1)
+        three = self.c(three, f"{n}.branch3x3dbl_3", stride=2)
+        return torch.cat([self.c(x, f"{n}.branch3x3", stride=2), three, F.max_pool2d(x, 3, 2)], 1)
+
+    def chain(self, x, n, first, paddings):
+        for k, padding in enumerate(paddings):
+            x = self.c(x, f"{n}.{first}_{k + 1}", padding=padding)
+        return x
+
+    def s(self, x, n):
+        across, down = (0, 3), (3, 0)
+        seven = self.chain(x, n, "branch7x7", [0, across, down])
+        double = self.chain(x, n, "branch7x7dbl", [0, down, across, down, across])
+        return torch.cat([self.c(x, f"{n}.branch1x1"), seven, double, self.pool(x, n)], 1)
+
+    def d(self, x, n):
+        three = self.c(self.c(x, f"{n}.branch3x3_1"), f"{n}.branch3x3_2", stride=2)
+        seven = self.chain(x, n, "branch7x7x3", [0, (0, 3), (3, 0)])
+        return torch.cat([three, self.c(seven, f"{n}.branch7x7x3_4", stride=2), F.max_pool2d(x, 3, 2)], 1)
+
+    def e(self, x, n, last):
+        three = self.c(x, f"{n}.branch3x3_1")
+        double = self.c(self.c(x, f"{n}.branch3x3dbl_1"), f"{n}.branch3x3dbl_2", padding=1)
+        split = [
+            torch.cat([self.c(y, f"{n}.{m}a", padding=(0, 1)), self.c(y, f"{n}.{m}b", padding=(1, 0))], 1)
+            for y, m in ((three, "branch3x3_2"), (double, "branch3x3dbl_3"))
+        ]
+        pool = self.c(F.max_pool2d(x, 3, 1, 1), f"{n}.branch_pool") if last else self.pool(x, n)
+        return torch.cat([self.c(x, f"{n}.branch1x1"), *split, pool], 1)
+
+    def forward(self, x):
+        x = self.c(self.c(x, "Conv2d_1a_3x3", 2), "Conv2d_2a_3x3")
+        x = F.max_pool2d(self.c(x, "Conv2d_2b_3x3", padding=1), 3, 2)
+        x = F.max_pool2d(self.c(self.c(x, "Conv2d_3b_1x1"), "Conv2d_4a_3x3"), 3, 2)
+        for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+            x = self.a(x, name)
+        x = self.b(x, "Mixed_6a")
+        for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+            x = self.s(x, name)
+        x = self.e(self.e(self.d(x, "Mixed_7a"), "Mixed_7b", False), "Mixed_7c", True)
+        return F.adaptive_avg_pool2d(x, (1, 1))[:, :, 0, 0]
+
+
+class I3D(nn.Module):
+    """VideoGPT's I3D."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.w = {name: torch.from_numpy(np.asarray(value, np.float64)) for name, value in weights.items()}
+
+    @staticmethod
+    def pad(x, window, stride):
+        sides = []
+        for size, k, s in reversed(list(zip(x.shape[2:], window, stride, strict=True))):
+            total = max(k - (size % s or s), 0)
+            sides += [total // 2, total - total // 2]
+        return F.pad(x, sides)
+
+    def u(self, x, name, stride=1):
+        kernel = self.w[f"{name}.conv3d.weight"]
+        x = F.conv3d(self.pad(x, kernel.shape[2:], (stride,) * 3), kernel, stride=stride)
+        bn = [self.w[f"{name}.bn.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.relu(F.batch_norm(x, *bn, training=False, eps=1e-5))
+
+    def m(self, x, window, stride):
+        return F.max_pool3d(self.pad(x, window, stride), window, stride)
+
+    def mixed(self, x, n):
+        one = self.u(self.u(x, f"{n}.b1a"), f"{n}.b1b")
+        two = self.u(self.u(x, f"{n}.b2a"), f"{n}.b2b")
+        return torch.cat([self.u(x, f"{n}.b0"), one, two, self.u(self.m(x, (3,) * 3, (1,) * 3), f"{n}.b3b")], 1)
+
+    def forward(self, x):
+        x = self.m(self.u(x, "Conv3d_1a_7x7", 2), (1, 3, 3), (1, 2, 2))
+        x = self.m(self.u(self.u(x, "Conv3d_2b_1x1"), "Conv3d_2c_3x3"), (1, 3, 3), (1, 2, 2))
+        x = self.m(self.mixed(self.mixed(x, "Mixed_3b"), "Mixed_3c"), (3, 3, 3), (2, 2, 2))
+        for name in "bcdef":
+            x = self.mixed(x, f"Mixed_4{name}")
+        x = self.mixed(self.mixed(self.m(x, (2, 2, 2), (2, 2, 2)), "Mixed_5b"), "Mixed_5c")
+        x = F.avg_pool3d(x, (2, *x.shape[3:]), 1)
+        x = F.conv3d(x, self.w["logits.conv3d.weight"], self.w["logits.conv3d.bias"])
+        return x[:, :, :, 0, 0].mean(2)
+
+
+def main(arguments):
+    """Writes the outputs."""
+    full = "--full" in arguments
+    path = arguments[-1] if full else metric_cases.RECORDED
+    found = {}
+    for name, network in (("inception", Inception), ("i3d", I3D)):
+        weights = metric_cases.weights(name, 1 if full else metric_cases.NARROW)
+        inputs = metric_cases.inputs(name, full)
+        x = torch.from_numpy(np.moveaxis(inputs.astype(np.float64), -1, 1))
+        with torch.no_grad():
+            found[name] = network(weights)(x).numpy().astype(np.float32)
+    np.savez(path, **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
