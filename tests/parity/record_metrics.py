@@ -1,6 +1,7 @@
 """Records outputs of FID's Inception and VideoGPT's I3D in torch, for tests without torch.
 
     python -m tests.parity.record_metrics                # writes tests/parity/metrics.npz, from narrow networks
+    python -m tests.parity.record_metrics --check        # recomputes and compares
     python -m tests.parity.record_metrics --full out.npz # from networks of full width, for the slow test
 
 It needs torch. The networks are assembled here from torch's own layers. Weights and inputs are drawn by numpy from the
@@ -124,10 +125,8 @@ class I3D(nn.Module):
         return x[:, :, :, 0, 0].mean(2)
 
 
-def main(arguments):
-    """Writes the outputs."""
-    full = "--full" in arguments
-    path = arguments[-1] if full else metric_cases.RECORDED
+def record(full):
+    """Returns the outputs {network: array}."""
     found = {}
     for name, network in (("inception", Inception), ("i3d", I3D)):
         weights = metric_cases.weights(name, 1 if full else metric_cases.NARROW)
@@ -135,8 +134,25 @@ def main(arguments):
         x = torch.from_numpy(np.moveaxis(inputs.astype(np.float64), -1, 1))
         with torch.no_grad():
             found[name] = network(weights)(x).numpy().astype(np.float32)
-    np.savez(path, **found)
+    return found
+
+
+def check(arrays):
+    """Compares arrays with those stored; returns the exit status."""
+    stored = np.load(metric_cases.RECORDED)
+    wrong = [name for name, array in arrays.items() if not np.allclose(stored[name], array, rtol=1e-5, atol=1e-5)]
+    print(f"{metric_cases.RECORDED}: {len(arrays)} arrays, {len(wrong)} differ {wrong}")
+    return int(bool(wrong) or set(stored.files) != set(arrays))
+
+
+def main(arguments):
+    """Writes or compares the outputs."""
+    if "--check" in arguments:
+        return check(record(full=False))
+    full = "--full" in arguments
+    np.savez(arguments[-1] if full else metric_cases.RECORDED, **record(full))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
