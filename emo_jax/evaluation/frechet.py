@@ -43,4 +43,4 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the mean (D,) and R (min(N, D), D), for which R^T R is the covariance."""
     mean = features.mean(0)
     root = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
+    return mean, np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root
