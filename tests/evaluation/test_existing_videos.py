@@ -150,6 +150,7 @@ def test_invalid_calls_end_with_one_line(face_models, folder, tmp_path, capsys, 
     assert not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.slow
 def test_sets_are_compared(face_models, folder, tmp_path, capsys):
     from safetensors.numpy import save_file
 
