@@ -252,7 +252,13 @@ class VideoSampler:
 
     def _next_motion(self, params: Params) -> Callable[[Any], Any] | None:
         """Returns a function from the latents of a clip's last frames to those of the next clip's motion frames."""
-        return functools.partial(self.emo.reencode, params) if self._reencodes else None
+
+        def reencode(latents: Array) -> Array:
+            # One image at a time: those of many videos together would take more memory than a denoising step.
+            images = jnp.asarray(latents).reshape(-1, *latents.shape[-3:])
+            return jax.lax.map(functools.partial(self.emo.reencode, params), images).reshape(latents.shape)
+
+        return reencode if self._reencodes else None
 
     def _clip(self, params: Params, constants: Any, scales: Scales, held: Hold | None, carry: Any, inputs: Any) -> Any:
         """Samples one clip; returns latents (B, f, h, w, c)."""

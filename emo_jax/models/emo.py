@@ -95,7 +95,7 @@ class EMO:
         vae: Any = self.vae
         return to_uint8(vae.apply(part_variables(params["vae"]), latents, method="decode"))
 
-    def reencode(self, params: Params, latents: Latents) -> Latents:
+    def reencode(self, params: Params, latents: Float[AnyArray, "*lead height width channels"]) -> Array:
         """Decodes latents and encodes the images again, clipped to [-1, 1] but not rounded, as the relatives do."""
         images: Any = self.vae.apply(part_variables(params["vae"]), latents, method="decode")
         return self.encode(params, jnp.clip(images, -1, 1).astype(jnp.float32))

@@ -10,7 +10,8 @@ from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
 from emo_jax.generation.sampler import VideoSampler, guidance_options
 from emo_jax.models.emo import build
 from tests.echo import RecordingRule, echo
-from tests.small import small_config
+from tests.small import as_hallo, small_config
+from tests.steps import FAST, random_params
 
 
 def calls_of(**options):
@@ -72,3 +73,23 @@ def test_options_out_of_range_raise(change):
     config.update(change)
     with pytest.raises(ValueError, match=next(iter(change))):
         check_sampling(config, 1000)
+
+
+def test_motion_frames_of_many_videos_are_encoded_again_one_at_a_time():
+    emo = build(as_hallo(small_config()))
+    params, rng, n = random_params(emo), np.random.default_rng(0), emo.config.clip.motion_frames
+    reencode = VideoSampler(emo, params, emo.config.sampling)._next_motion(params)
+
+    def compiled(batch):
+        latents = jax.ShapeDtypeStruct((batch, n, *emo.latent_shape), jnp.float32)
+        return jax.jit(reencode).lower(latents).compile(compiler_options=FAST)
+
+    one, many = compiled(1), compiled(8)
+    latents = rng.normal(size=(8, n, *emo.latent_shape)).astype(np.float32)
+    found = np.asarray(many(latents))
+    images = emo.vae.apply({"params": params["vae"]}, latents, method="decode")
+    wanted = np.asarray(emo.encode(params, jnp.clip(images, -1, 1)))
+    assert wanted.std() > 0.01
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    pixels = 7 * n * 64 * 64 * 3 * 4  # the images of seven videos would already take this many bytes
+    assert many.memory_analysis().temp_size_in_bytes < one.memory_analysis().temp_size_in_bytes + pixels
