@@ -184,15 +184,18 @@ def sampling(relative=False):
     """
     from emo_jax.generation.sampler import VideoSampler, mesh_for
     from emo_jax.models.emo import build
-    from tests.small import as_hallo
+    from tests.small import WAV2VEC2, as_hallo
     from tests.steps import random_params
 
     config = smallest_config("speed")
-    config = as_hallo(config) if relative else config
+    if relative:
+        config = as_hallo(config)
+        config.model.audio.update(WAV2VEC2 | dict(timing="frames"))
     config.sampling.update(clips=1, reference_scale=2.0, audio_scale=2.0)
     emo, rng = build(config), np.random.default_rng(0)
     portrait = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    mask, sound = np.ones((1, 32, 32, 1), np.uint8), rng.uniform(-0.2, 0.2, (1, 8 * 640)).astype(np.float32)
+    mask, sound = np.zeros((1, 32, 32, 1), np.uint8), rng.uniform(-0.2, 0.2, (1, 8 * 640)).astype(np.float32)
+    mask[:, 6:28, 9:25] = 1
     videos, mesh = [], mesh_for("joint", config.clip.frames)
     for devices in (None, mesh):
         sampler = VideoSampler(emo, random_params(emo), config.sampling, mesh=devices)

@@ -14,11 +14,18 @@ from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.sampler import VideoSampler
 from emo_jax.media.moments import audio_moments
 from emo_jax.media.timing import AUDIO_MARGIN, audio_context, cut, window_bounds
-from emo_jax.models.audio_encoder import Recording, frame_positions, interpolate, moment_frames, standardise
+from emo_jax.models.audio_encoder import (
+    FrameRecording,
+    Recording,
+    frame_positions,
+    interpolate,
+    moment_frames,
+    standardise,
+)
 from emo_jax.models.emo import build
 from emo_jax.models.parts import part_of
 from emo_jax.models.placement import parameter_spec
-from emo_jax.models.wav2vec2 import Wav2Vec2Config
+from emo_jax.models.wav2vec2 import Wav2Vec2Config, interpolate_at
 from emo_jax.synthetic.world import make_voice
 from emo_jax.training.stages import STAGES, split
 from emo_jax.training.step import make_loss
@@ -101,6 +108,37 @@ def test_a_long_recording_is_computed_once_in_windows_of_one_shape_and_few_are_c
     np.testing.assert_allclose(found[:, :3750, 0, 0], near, atol=1e-6)
     recording(3200, 500)
     assert len(calls) == 13
+
+
+def test_windows_of_a_long_frame_recording_equal_one_pass(emo, listen, monkeypatch):
+    """The transformer runs at 25 frames per second; only its attention is limited to the window."""
+    config, audio = emo.audio_encoder.config, sound(9.9, size=2)
+    at_once = FrameRecording(listen, audio, FPS, 4, config)(-M, 248 + 2 * M)
+    monkeypatch.setattr(FrameRecording, "MAX_FRAMES", 100)
+    monkeypatch.setattr(FrameRecording, "OVERLAP", 25)
+    recording = FrameRecording(listen, audio, FPS, 4, config)
+    found = recording(-M, 248 + 2 * M)
+    assert recording._window.cache_info().currsize == 4  # first frames 0, 50, 100 and 148
+    assert 1e-4 < error(found, at_once).max() < 0.01
+    assert error(found[:, 1:], found[:, :-1]).min() > 0.1
+    for start, frames in ((0, 1), (60, 8), (243, 5)):
+        np.testing.assert_array_equal(recording(start, frames), found[:, M + start :][:, :frames])
+
+
+def test_a_frame_recording_beyond_the_longest_window_has_windows_of_one_shape(emo):
+    calls, config, size = [], emo.audio_encoder.config, FrameRecording.MAX_FRAMES
+
+    def listen(audio, lengths, measured, taps):
+        calls.append((audio.shape, lengths.tolist()))
+        return np.asarray(interpolate_at(audio[:, 200 :: config.stride, None, None], taps))
+
+    recording, frames = FrameRecording(listen, sound(160), FPS, 8, config), 4000
+    found = np.concatenate([recording(first - M, 8 + 2 * M)[:, M : M + 8] for first in range(0, frames, 8)], axis=1)
+    assert len(calls) == 3 and len({shape for shape, _ in calls}) == 1  # first frames 0, 1400 and 2400
+    assert all(lengths == [size] for _, lengths in calls)
+    outputs = recording.waveform[:, 200 :: config.stride][:, : recording._outputs]
+    wanted = interpolate(outputs, np.arange(frames) * (outputs.shape[1] - 1) / (frames - 1))
+    np.testing.assert_allclose(found[:, :, 0, 0], wanted, atol=2e-3)
 
 
 def test_audio_is_standardised_over_the_recording(emo):
