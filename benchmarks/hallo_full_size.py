@@ -9,6 +9,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from emo_jax.configs import hallo
@@ -48,7 +49,8 @@ def write_files(folder: pathlib.Path) -> None:
     """Writes net.pth in float16, 4.85 GB like the released one, and an autoencoder and a wav2vec 2.0 in float32."""
     config = hallo.get_config()
     branches: dict[str, dict[str, np.ndarray]] = {}
-    for path, leaf in flatten_dict(build(config).abstract_params(), sep="/").items():
+    leaves: dict[str, Any] = dict(flatten_dict(build(config).abstract_params(), sep="/"))
+    for path, leaf in leaves.items():
         branches.setdefault(path.split("/")[0], {})[path] = np.broadcast_to(np.float32(0), leaf.shape)
     shapes = {name: array.shape for name, array in hallo_files.net(branches, config).items()}
     torch_files.save(folder / "net.pth", RandomTensors(shapes, np.float16))
