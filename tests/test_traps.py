@@ -63,6 +63,7 @@ def test_trap_1_one_schedule_serves_training_and_sampling(changes):
     assert np.abs(frames.astype(float) - GREY).max() > 1
 
 
+@pytest.mark.slow
 def test_trap_2_remat_skips_nothing():
     def count_primitives(**unet):
         config = training_config("speed")

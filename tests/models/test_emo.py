@@ -242,6 +242,7 @@ def test_the_config_is_frozen_once_networks_are_built():
     assert emo.config.clip.frames == 4
 
 
+@pytest.mark.slow
 def test_encoded_conditions_are_not_encoded_again(world, params):
     """A video's reference and location are encoded once; the other conditions once per clip."""
     latents = world.inputs["known"]

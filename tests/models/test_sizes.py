@@ -43,6 +43,7 @@ def wide(tmp_path_factory):
     return EmoPipeline.from_pretrained(directory, size=(32, 64))
 
 
+@pytest.mark.slow
 def test_a_wide_video_in_bfloat16(wide, monkeypatch):
     """Weights are stored in bfloat16, and decoding in groups of frames changes nothing."""
     leaves = jax.tree.leaves(wide.params)

@@ -74,6 +74,7 @@ def same(one, other):
     return all(np.array_equal(a, b) for a, b in leaves)
 
 
+@pytest.mark.slow
 def test_resumed_after_an_error_equals_uninterrupted(config, uninterrupted, tmp_path, monkeypatch, capsys):
     place, calls = place_batch, []
 
@@ -105,7 +106,10 @@ def test_resumed_after_an_error_equals_uninterrupted(config, uninterrupted, tmp_
     assert "random weights" in printed and "from step 2" in printed and "step 4/4" in printed
 
 
-@pytest.mark.parametrize("number, word", [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
+@pytest.mark.parametrize(
+    "number, word",
+    [(signal.SIGTERM, "terminated"), pytest.param(signal.SIGINT, "interrupted", marks=pytest.mark.slow)],
+)
 def test_signal_saves_and_the_resumed_run_equals_uninterrupted(
     config, uninterrupted, tmp_path, monkeypatch, capsys, number, word
 ):

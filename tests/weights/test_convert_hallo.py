@@ -54,6 +54,7 @@ def test_every_tensor_is_used_or_has_a_reason(files, tmp_path, capsys):
             assert to_path(name, value)[0] == path
 
 
+@pytest.mark.slow
 def test_files_are_written_back(converted, files, tmp_path):
     """The tensors that are used, by their names in net.pth; they convert again to the same parameters."""
     folder, tensors = files

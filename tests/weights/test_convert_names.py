@@ -104,6 +104,7 @@ def _original_vae(name):
     return name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
 
 
+@pytest.mark.slow
 def test_single_file_of_the_original_release_gives_equal_parameters(files, tensors, capsys):
     single = original("unet", tensors["unet"]) | original("vae", tensors["vae"])
     single["cond_stage_model.transformer.text_model.embeddings.position_ids"] = np.arange(3)
