@@ -112,6 +112,7 @@ def model() -> dict:
             latent_channels=4,
             patch=1,
             shortcut=False,
+            smooth_shortcut=False,
         ),
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch

@@ -43,6 +43,7 @@ def get_config(stage: str = "video") -> ConfigDict:
             latent_channels=24,
             patch=4,
             shortcut=True,
+            smooth_shortcut=True,
         ),
         locator_channels=(16, 32, 48, 64),
         audio=dict(encoder="mel", bands=80, steps=4, tokens=8, features=128, hidden=192),

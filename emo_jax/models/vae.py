@@ -1,7 +1,6 @@
 """The KL autoencoder of Stable Diffusion (Rombach et al. 2022), in diffusers' layout."""
 
 import dataclasses
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +12,7 @@ from jaxtyping import Float, Num, UInt8
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention
+from emo_jax.models.cosine import COSINE_TRANSFORM, INVERSE_COSINE_TRANSFORM, SMOOTH_DECODER
 from emo_jax.models.initializers import ZEROS, Computed, Constant
 from emo_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
 
@@ -38,6 +38,8 @@ class VAEConfig:
         shortcut: whether a linear map in parallel with encoder and decoder maps each square of factor x factor pixels
             to its latent and back (SD: no). It starts as a cosine transform (`cosine_basis`), so that training starts
             at the quality of a JPEG with few coefficients.
+        smooth_shortcut: whether the shortcut's decoder computes each square from the latents of its neighbours too,
+            which starts as `smooth_decoder`: without edges between squares.
     """
 
     channels: tuple[int, ...]
@@ -47,6 +49,7 @@ class VAEConfig:
     latent_channels: int
     patch: int = 1
     shortcut: bool = False
+    smooth_shortcut: bool = False
     dtype: Any = jnp.float32
 
     @property
@@ -162,14 +165,16 @@ class VAE(nn.Module):
         """Creates the submodules."""
         c = self.config
         self.encoder, self.decoder = Encoder(c), Decoder(c)
-        self.quant_conv = conv(
-            2 * c.latent_channels, 1, dtype=c.dtype, kernel_init=ZEROS, bias_init=NARROW_POSTERIOR
-        )
+        self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype, kernel_init=ZEROS, bias_init=NARROW_POSTERIOR)
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
         self.scaling_factor = self.param("scaling_factor", Constant(0.18215), ())
         if c.shortcut:
             self.shortcut_in = Dense(c.latent_channels, dtype=c.dtype, kernel_init=COSINE_TRANSFORM)
-            self.shortcut_out = Dense(3 * c.factor**2, dtype=c.dtype, kernel_init=INVERSE_COSINE_TRANSFORM)
+            pixels = 3 * c.factor**2
+            if c.smooth_shortcut:
+                self.shortcut_out = conv(pixels, padding=((0, 0), (0, 0)), dtype=c.dtype, kernel_init=SMOOTH_DECODER)
+            else:
+                self.shortcut_out = Dense(pixels, dtype=c.dtype, kernel_init=INVERSE_COSINE_TRANSFORM)
 
     def moments(self, images: Images) -> tuple[Latents, Latents]:
         """Computes the mean and log variance of q(z | x), unscaled, from images in [-1, 1]."""
@@ -190,6 +195,8 @@ class VAE(nn.Module):
         """Decodes unscaled latents, as q(z | x) gives them."""
         images = self.decoder(self.post_quant_conv(z))
         if self.config.shortcut:
+            if self.config.smooth_shortcut:  # Beyond the border, the picture continues as at the border.
+                z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(1, 1), (1, 1), (0, 0)], mode="edge")
             images = images + unfold(self.shortcut_out(z).astype(jnp.float32), self.config.factor)
         return images
 
@@ -198,43 +205,10 @@ class VAE(nn.Module):
         return self.decode(self.encode(images))
 
 
-def cosine_basis(factor: int, channels: int) -> Float[np.ndarray, "3*{factor}*{factor} {channels}"]:
-    """Computes an orthogonal transform of RGB squares of factor x factor pixels to `channels` numbers.
-
-    Its columns are products of a colour axis (luma, two chroma) and a two-dimensional cosine, lowest frequencies first;
-    chroma gets a quarter of luma's share, as in JPEG.
-    """
-    steps = (np.arange(factor) + 0.5) * np.pi / factor
-    colours = np.linalg.qr(np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]]).T)[0].T
-    waves = sorted(
-        ((u * u + v * v) * (1 if colour == 0 else 4) + 3 * (colour > 0), colour, u, v)
-        for colour in range(3)
-        for u in range(factor)
-        for v in range(factor)
-    )
-    basis = [
-        np.cos(u * steps)[:, None, None] * np.cos(v * steps)[:, None] * colours[colour]
-        for _, colour, u, v in waves[:channels]
-    ]
-    basis = np.stack([b.ravel() / np.linalg.norm(b) for b in basis], axis=1)
-    return (basis / np.sqrt(factor)).astype(np.float32)
-
-
-def _cosine_transform(shape: tuple[int, ...]) -> np.ndarray:
-    return cosine_basis(math.isqrt(shape[0] // 3), shape[1])
-
-
-def _inverse_cosine_transform(shape: tuple[int, ...]) -> np.ndarray:
-    basis = cosine_basis(math.isqrt(shape[1] // 3), shape[0])
-    return basis.T / (basis**2).sum(0)[:, None]
-
-
 def _narrow_posterior(shape: tuple[int, ...]) -> np.ndarray:
     return np.repeat(np.array([0, -5], np.float32), shape[0] // 2)
 
 
-COSINE_TRANSFORM = Computed(_cosine_transform)
-INVERSE_COSINE_TRANSFORM = Computed(_inverse_cosine_transform)
 NARROW_POSTERIOR = Computed(_narrow_posterior)
 """Bias of mean 0 and log variance -5, so that a new VAE's posteriors are narrow."""
 
