@@ -206,11 +206,11 @@ class VAE(nn.Module):
 
 
 def _narrow_posterior(shape: tuple[int, ...]) -> np.ndarray:
-    return np.repeat(np.array([0, -5], np.float32), shape[0] // 2)
+    return np.repeat(np.array([0, -8], np.float32), shape[0] // 2)
 
 
 NARROW_POSTERIOR = Computed(_narrow_posterior)
-"""Bias of mean 0 and log variance -5, so that a new VAE's posteriors are narrow."""
+"""Bias of mean 0 and log variance -8. At -5 the noise of the posterior alone would limit a cosine transform to 31 dB."""
 
 
 def to_float(images: Num[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
