@@ -112,7 +112,7 @@ def model() -> dict:
             latent_channels=4,
             patch=1,
             shortcut=False,
-            smooth_shortcut=False,
+            linear_encoder=False,
         ),
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch

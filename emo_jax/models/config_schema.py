@@ -66,7 +66,7 @@ _NEW = (
     "model.locator", "model.locator_inputs", "model.face_embedding", "model.audio.timing", "clip.audio_context",
     "clip.first_motion", "sampling.guidance_rescale", "sampling.guidance_interval", "sampling.hold_colors",
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
-    "sampling.face_weight", "sampling.lip_weight",
+    "sampling.face_weight", "sampling.lip_weight", "model.vae.linear_encoder",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

@@ -12,7 +12,12 @@ from jaxtyping import Float, Num, UInt8
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention
-from emo_jax.models.cosine import COSINE_TRANSFORM, INVERSE_COSINE_TRANSFORM, SMOOTH_DECODER
+from emo_jax.models.cosine import (
+    COSINE_TRANSFORM,
+    INVERSE_COSINE_TRANSFORM,
+    SMOOTH_DECODER,
+    scaled_cosine_basis,
+)
 from emo_jax.models.initializers import ZEROS, Computed, Constant
 from emo_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
 
@@ -38,8 +43,9 @@ class VAEConfig:
         shortcut: whether a linear map in parallel with encoder and decoder maps each square of factor x factor pixels
             to its latent and back (SD: no). It starts as a cosine transform (`cosine_basis`), so that training starts
             at the quality of a JPEG with few coefficients.
-        smooth_shortcut: whether the shortcut's decoder computes each square from the latents of its neighbours too,
-            which starts as `smooth_decoder`: without edges between squares.
+        linear_encoder: whether the encoder is a fixed cosine transform of each square (`scaled_cosine_basis`), without
+            parameters. The decoder then starts as its linear inverse (`smooth_decoder`). Records can be encoded, and the
+            other stages trained, before or while the decoder is trained (SD: no).
     """
 
     channels: tuple[int, ...]
@@ -49,7 +55,7 @@ class VAEConfig:
     latent_channels: int
     patch: int = 1
     shortcut: bool = False
-    smooth_shortcut: bool = False
+    linear_encoder: bool = False
     dtype: Any = jnp.float32
 
     @property
@@ -152,8 +158,8 @@ class VAE(nn.Module):
     """Encoder, decoder and the scale that brings latents to unit variance.
 
     `scaling_factor` is a parameter that no stage's optimizer updates: 0.18215 for SD, measured at the end of the VAE's
-    training here. It is one number for all channels: with whitened channels, the denoising loss would be spent on
-    invisible detail.
+    training here, and 1 for a linear encoder. It is one number for all channels: with whitened channels, the denoising
+    loss would be spent on invisible detail.
 
     Attributes:
         config: sizes.
@@ -164,20 +170,25 @@ class VAE(nn.Module):
     def setup(self) -> None:
         """Creates the submodules."""
         c = self.config
-        self.encoder, self.decoder = Encoder(c), Decoder(c)
-        self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype, kernel_init=ZEROS, bias_init=NARROW_POSTERIOR)
+        self.decoder = Decoder(c)
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
-        self.scaling_factor = self.param("scaling_factor", Constant(0.18215), ())
+        self.scaling_factor = self.param("scaling_factor", Constant(1.0 if c.linear_encoder else 0.18215), ())
+        pixels = 3 * c.factor**2
+        if c.linear_encoder:
+            self.shortcut_out = conv(pixels, padding=((0, 0), (0, 0)), dtype=c.dtype, kernel_init=SMOOTH_DECODER)
+            return
+        self.encoder = Encoder(c)
+        self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype, kernel_init=ZEROS, bias_init=NARROW_POSTERIOR)
         if c.shortcut:
             self.shortcut_in = Dense(c.latent_channels, dtype=c.dtype, kernel_init=COSINE_TRANSFORM)
-            pixels = 3 * c.factor**2
-            if c.smooth_shortcut:
-                self.shortcut_out = conv(pixels, padding=((0, 0), (0, 0)), dtype=c.dtype, kernel_init=SMOOTH_DECODER)
-            else:
-                self.shortcut_out = Dense(pixels, dtype=c.dtype, kernel_init=INVERSE_COSINE_TRANSFORM)
+            self.shortcut_out = Dense(pixels, dtype=c.dtype, kernel_init=INVERSE_COSINE_TRANSFORM)
 
     def moments(self, images: Images) -> tuple[Latents, Latents]:
         """Computes the mean and log variance of q(z | x), unscaled, from images in [-1, 1]."""
+        if self.config.linear_encoder:
+            basis = scaled_cosine_basis(self.config.factor, self.config.latent_channels)
+            mean = fold(images.astype(jnp.float32), self.config.factor) @ basis
+            return mean, jnp.full_like(mean, _NARROW)
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         if self.config.shortcut:
             mean = mean + self.shortcut_in(fold(images, self.config.factor)).astype(jnp.float32)
@@ -194,9 +205,9 @@ class VAE(nn.Module):
     def decode_unscaled(self, z: Latents) -> Images:
         """Decodes unscaled latents, as q(z | x) gives them."""
         images = self.decoder(self.post_quant_conv(z))
-        if self.config.shortcut:
-            if self.config.smooth_shortcut:  # Beyond the border, the picture continues as at the border.
-                z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(1, 1), (1, 1), (0, 0)], mode="edge")
+        if self.config.linear_encoder:  # Beyond the border, the picture continues as at the border.
+            z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(1, 1), (1, 1), (0, 0)], mode="edge")
+        if self.config.linear_encoder or self.config.shortcut:
             images = images + unfold(self.shortcut_out(z).astype(jnp.float32), self.config.factor)
         return images
 
@@ -205,12 +216,16 @@ class VAE(nn.Module):
         return self.decode(self.encode(images))
 
 
+_NARROW = -8.0
+"""Log variance of new posteriors. At -5 the noise of the posterior alone would limit a cosine transform to 31 dB."""
+
+
 def _narrow_posterior(shape: tuple[int, ...]) -> np.ndarray:
-    return np.repeat(np.array([0, -8], np.float32), shape[0] // 2)
+    return np.repeat(np.array([0, _NARROW], np.float32), shape[0] // 2)
 
 
 NARROW_POSTERIOR = Computed(_narrow_posterior)
-"""Bias of mean 0 and log variance -8. At -5 the noise of the posterior alone would limit a cosine transform to 31 dB."""
+"""Bias of mean 0 and a small log variance."""
 
 
 def to_float(images: Num[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:

@@ -176,8 +176,11 @@ def _restore_or_init(
 def _latent_rescaling(
     config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
-    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only)."""
-    if config.train.stage != "vae":
+    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only).
+
+    The scale of a linear encoder is part of its definition, so that stored latents stay valid.
+    """
+    if config.train.stage != "vae" or config.model.vae.get("linear_encoder", False):
         return lambda state, batch: state
 
     def measure(params: Any, frames: jax.Array) -> jax.Array:

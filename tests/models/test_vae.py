@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from emo_jax.models import emo as emo_lib
-from emo_jax.models.cosine import cosine_basis, smooth_decoder
+from emo_jax.models.cosine import cosine_basis, scaled_cosine_basis, smooth_decoder
 from emo_jax.models.emo import build
 from emo_jax.models.layers import fold, unfold
 from emo_jax.models.vae import to_float, to_uint8
@@ -51,8 +51,8 @@ def test_smooth_decoder_has_no_edges_and_less_error():
     rng = np.random.default_rng(0)
     pictures = cv2.GaussianBlur(rng.normal(size=(96, 96, 3)), (0, 0), 4)[None]
     basis = cosine_basis(factor, channels)
-    latents = fold(pictures, factor) @ basis
-    alone = unfold(latents @ (basis.T * factor), factor)
+    alone = unfold(fold(pictures, factor) @ basis @ (basis.T * factor), factor)
+    latents = fold(pictures, factor) @ scaled_cosine_basis(factor, channels)
     kernel = smooth_decoder(factor, channels)
     padded = np.pad(latents, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     rows, columns = latents.shape[1:3]
@@ -63,9 +63,9 @@ def test_smooth_decoder_has_no_edges_and_less_error():
     assert edges[0] < 1.6 * edges[2] and edges[1] > 2.5 * edges[2]
 
 
-def test_smooth_shortcut_starts_as_a_reconstruction():
+def test_linear_encoder_starts_as_a_reconstruction():
     config = small_config()
-    config.model.vae.update(shortcut=True, smooth_shortcut=True, latent_channels=24)
+    config.model.vae.update(linear_encoder=True, latent_channels=48)
     config.clip.image_size = (64, 64)
     emo = build(config)
     params = {"vae": fresh_params(emo)["vae"]}
