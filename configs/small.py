@@ -3,9 +3,9 @@
     make small-weights    # data, small.py:vae, :vae-full, latents, :image, :video, :speed (launch/small_weights.sh)
 
 Its data are 1600 records of `emo prepare synthetic --world mix`, and photographs that packages ship
-(launch/photographs.py). The autoencoder's encoder is a cosine transform of squares of 16x16 pixels to 48 numbers, whose
-linear inverse reconstructs seven real portraits at 31.7 dB on average, with 24 channels at 29.2 and with 64 at 32.9. Only
-the decoder is trained.
+(launch/photographs.py). The autoencoder's encoder is a cosine transform of squares of 16x16 pixels to 48 numbers. Its
+linear inverse reconstructs seven real portraits at 31.7 dB on average (with 24 channels 29.2, with 64 channels 32.9).
+Only the decoder is trained.
 
 Expected result: a day on two idle cores, of which rendering takes four hours and a step of vae 0.7 s, of vae-full 1.3 s
 and of video 7 s; not yet trained to the end.

@@ -44,8 +44,8 @@ class VAEConfig:
             to its latent and back (SD: no). It starts as a cosine transform (`cosine_basis`), so that training starts
             at the quality of a JPEG with few coefficients.
         linear_encoder: whether the encoder is a fixed cosine transform of each square (`scaled_cosine_basis`), without
-            parameters. The decoder then starts as its linear inverse (`smooth_decoder`). Records can be encoded, and the
-            other stages trained, before or while the decoder is trained (SD: no).
+            parameters. The decoder then starts as its linear inverse (`smooth_decoder`). Records can be encoded, and
+            the other stages trained, before or while the decoder is trained (SD: no).
     """
 
     channels: tuple[int, ...]
