@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import json
 import os
@@ -23,6 +24,10 @@ REPORT = "report.jsonl"
 """Name of the report in the output folder; processes append a line for each video."""
 
 
+WAIT = 2.0
+"""Seconds between looks at videos that other processes make."""
+
+
 class _Stopped(Exception):
     """The process ends; the video in work is given up."""
 
@@ -39,24 +44,27 @@ class Batch:
 
     Attributes:
         made: number of videos that this process made.
+        elsewhere: number of videos that other processes made meanwhile.
         failures: the reason for each video that could not be made.
-        elsewhere: names of the videos that other processes work on.
     """
 
     def __init__(
         self, items: list[Item], folder: Path, pipes: list[Any], options: dict[str, Any], defaults: dict[str, Any]
     ):
         self.folder, self._pipes, self._options, self._defaults = folder, pipes, options, defaults
-        self._items = iter(items)
+        self._items = collections.deque(items)
+        self._later: collections.deque[tuple[float, Item]] = collections.deque()  # time of the next look, and the item
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._progress = Progress(len(items), "generate", "video")
-        self.made, self.failures, self.elsewhere = 0, dict[str, str](), list[str]()
+        self.made, self.elsewhere, self.failures = 0, 0, dict[str, str]()
+        self._waits = False
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Makes the videos that are neither there nor claimed, one on each pipeline at a time.
+        """Makes the videos, one on each pipeline at a time, until each is there or has failed.
 
-        If it is interrupted, the videos in work are given up and leave no file.
+        Those that other processes have claimed come last: if such a process ends without its video, it is made here. If
+        it is interrupted, the videos in work are given up and leave no file.
         """
         with self._progress, ThreadPoolExecutor(len(self._pipes)) as pool:
             works = [pool.submit(self._work, pipe) for pipe in self._pipes]
@@ -70,26 +78,41 @@ class Batch:
 
     def _work(self, pipe: Any) -> None:
         try:
-            while not self._stop.is_set():
-                with self._lock:
-                    item = next(self._items, None)
-                if item is None:
-                    return
-                self._make(pipe, item)
-                self._progress.add(1)
+            while (item := self._next()) is not None:
+                if self._make(pipe, item):
+                    self._progress.add(1)
+                else:
+                    self._later.append((time.monotonic() + WAIT, item))
         except _Stopped:
             pass
         except BaseException as error:  # a bug, or a full disk: all threads end, and `run` raises it
             self._error = error
             self._stop.set()
 
-    def _make(self, pipe: Any, item: Item) -> None:
+    def _next(self) -> Item | None:
+        """Returns the next video, or None at the end. Waits if only those are left that other processes make."""
+        while not self._stop.is_set():
+            with self._lock:
+                if self._items:
+                    return self._items.popleft()
+                if not self._later:
+                    return None
+                if self._later[0][0] <= time.monotonic():
+                    return self._later.popleft()[1]
+                if not self._waits:
+                    self._waits = True
+                    self._progress.say(f"generate: waiting for {len(self._later)} videos that other processes make")
+            self._stop.wait(0.1)
+        return None
+
+    def _make(self, pipe: Any, item: Item) -> bool:
+        """Makes a video; returns False if another process works on it."""
         target = self.folder / item.name
         with claim(target) as claimed:
             if not claimed:
-                if not target.exists():
-                    self.elsewhere.append(item.name)
-                return
+                there = target.exists()
+                self.elsewhere += there
+                return there
             start = time.monotonic()
             try:
                 self._write(pipe, item, target)
@@ -104,6 +127,7 @@ class Batch:
             else:
                 self.made += 1
                 self._report(item, "done", start)
+            return True
 
     def _write(self, pipe: Any, item: Item, target: Path) -> None:
         from emo_jax.generation.writing import write_video

@@ -24,48 +24,75 @@ _MADE: set[Path] = set()
 def claim(target: Path) -> Iterator[bool]:
     """Claims the work on a file for this process while the block runs.
 
+    Two processes never hold the claim together: each creates a file with the next number, and gives it up again if any
+    other file beside it belongs to a running process. Of two that do so at once, none or one succeeds.
+
     Args:
         target: the file that the work makes.
 
     Yields:
         Whether the claim succeeded: not if another process works on the file, or it is there.
     """
-    path = target.with_name(f".{target.name}.claim")
-    if target.exists() or not _create(path):
+    own = None if target.exists() else _create(_folder(target))
+    if own is None:
         yield False
         return
     try:
-        with call_periodically(lambda: _touch(path), REFRESH):
+        with call_periodically(lambda: _touch(own), REFRESH):
             yield not target.exists()  # another process may have made it before the claim
     finally:
-        path.unlink(missing_ok=True)
-        _MADE.discard(path)
+        own.unlink(missing_ok=True)
+        _MADE.discard(own)
+        _remove_old(own.parent)
 
 
 def remove_abandoned(folder: Path) -> None:
     """Removes the claims on files that are there, which a process leaves if it is killed just after its work."""
     for path in folder.glob(".*.claim"):
-        if (folder / path.name[1:].removesuffix(".claim")).exists() and _abandoned(path):
+        if (folder / path.name[1:].removesuffix(".claim")).exists():
+            _remove_old(path)
+
+
+def _folder(target: Path) -> Path:
+    """Returns the folder of the claims on a file."""
+    return target.with_name(f".{target.name}.claim")
+
+
+def _create(folder: Path) -> Path | None:
+    """Creates a claim if all others are abandoned; returns its file, or None."""
+    others = _files(folder)
+    if not all(map(_abandoned, others)):
+        return None
+    own = folder / str(1 + max((int(path.name) for path in others), default=0))
+    try:
+        folder.mkdir(exist_ok=True)
+        with open(own, "x") as file:
+            _MADE.add(own)
+            file.write(process_tag())
+    except (FileExistsError, FileNotFoundError):  # another process was faster, or removed the folder
+        return None
+    # A second look, because others may have created a claim since the first one: they see this file, or it sees theirs.
+    if all(_abandoned(path) for path in _files(folder) if path != own):
+        return own
+    own.unlink()
+    _MADE.discard(own)
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
+
+
+def _remove_old(folder: Path) -> None:
+    """Removes abandoned claims, and the folder if no others are in it."""
+    for path in _files(folder):
+        if _abandoned(path):
             path.unlink(missing_ok=True)
-
-
-def _create(path: Path) -> bool:
-    """Creates a claim, or takes over an abandoned one; returns whether it is ours."""
-    for _ in range(2):
-        try:
-            with open(path, "x") as file:
-                file.write(process_tag())
-            _MADE.add(path)
-            return True
-        except FileExistsError:
-            if not _abandoned(path):
-                return False
-            # Of several processes that find it abandoned, the one whose rename succeeds removes it.
-            old = path.with_name(f"{path.name}.{process_tag()}.tmp")
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(path, old)
-                old.unlink()
-    return False
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _abandoned(path: Path) -> bool:

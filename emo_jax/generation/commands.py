@@ -123,9 +123,10 @@ def generate_batch(
     sampling: dict[str, Any] | None = None,
     **options: Any,
 ) -> int:
-    """Generates the videos of a manifest into a folder: those that are neither there nor made by another process.
+    """Generates the videos of a manifest into a folder: those that are not there, shared with other processes.
 
-    Prints a summary to stdout, and the failures with their reasons to stderr.
+    Waits at the end for the videos of other processes, so that all are there if the status is 0. Prints a summary to
+    stdout, and the failures with their reasons to stderr.
 
     Args:
         manifest: a .csv or .jsonl file, see `read_manifest`.
@@ -169,9 +170,8 @@ def generate_batch(
     options = {name: value for name, value in options.items() if value is not None} | stream_fields
     batch = Batch(missing, folder, pipes, options, dict(seed=seed, vocals=vocals))
     batch.run()
-    elsewhere = [name for name in batch.elsewhere if not (folder / name).exists()]
     text = f"{folder}: {batch.made} made, {len(items) - len(missing)} were there, {len(batch.failures)} failed"
-    print(f"{text}, {len(elsewhere)} in work elsewhere" if elsewhere else text)
+    print(f"{text}, {batch.elsewhere} made by other processes" if batch.elsewhere else text)
     for name, reason in batch.failures.items():
         print(f"generate: {name}: {reason}", file=sys.stderr)
     return 1 if batch.failures else 0

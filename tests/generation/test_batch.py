@@ -1,7 +1,9 @@
 """Manifests, claims, and batches of videos."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,13 @@ from PIL import Image
 
 from emo_jax.cli import main as cli
 from emo_jax.files import process_tag
-from emo_jax.generation import claims
+from emo_jax.generation import batch, claims
 from emo_jax.generation.claims import claim
 from emo_jax.generation.manifest import read_manifest
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.media.audio import write_wav
 from emo_jax.media.video import probe
+from emo_jax.progress import Progress
 from tests.generation.media import random_portrait, random_voice
 from tests.runs import python_path
 
@@ -72,37 +75,124 @@ def test_damaged_manifests_are_refused(tmp_path, name, text, word):
         read_manifest(tmp_path / name)
 
 
-def test_claims_exclude_each_other_and_abandoned_ones_are_taken_over(tmp_path):
-    target, path = tmp_path / "a.mp4", tmp_path / ".a.mp4.claim"
+def leave_claim(target, tag, age=0.0):
+    """Leaves the claim of another process on a file."""
+    folder = target.with_name(f".{target.name}.claim")
+    folder.mkdir()
+    (folder / "1").write_text(tag)
+    os.utime(folder / "1", (time.time() - age,) * 2)
+    return folder
+
+
+def tag_of(process_id):
+    return f"{process_tag().rpartition('-')[0]}-{process_id}"
+
+
+@pytest.fixture
+def gone():
+    """The number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_claims_exclude_each_other_and_abandoned_ones_are_taken_over(tmp_path, gone):
+    target = tmp_path / "a.mp4"
     with claim(target) as ours:
         with claim(target) as again:
-            assert ours and not again and path.read_text() == process_tag()
-        assert path.exists()
-    assert not path.exists()
-    gone = subprocess.Popen(["true"])
-    gone.wait()
+            assert ours and not again
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
     for tag, age, free in (
-        (f"{process_tag().rpartition('-')[0]}-{gone.pid}", 0, True),
+        (tag_of(gone), 0, True),
         (process_tag(), 0, True),  # of a container that was started again: the same host and number
-        (f"{process_tag().rpartition('-')[0]}-{os.getppid()}", 0, False),
+        (tag_of(os.getppid()), 0, False),
         (f"other-host-{os.getpid()}", 0, False),
         (f"other-host-{os.getpid()}", claims.STALE + 1, True),
     ):
-        path.write_text(tag)
-        os.utime(path, (time.time() - age,) * 2)
+        left = leave_claim(target, tag, age)
         with claim(target) as ours:
             assert ours == free
-        path.unlink(missing_ok=True)
+        assert left.exists() != free
+        shutil.rmtree(left, ignore_errors=True)
     target.write_text("done")
-    running = f"{process_tag().rpartition('-')[0]}-{os.getppid()}"
-    for tag, left in ((f"{process_tag().rpartition('-')[0]}-{gone.pid}", []), (running, [".a.mp4.claim"])):
-        path.write_text(tag)
+    for process, left in ((gone, False), (os.getppid(), True)):
+        folder = leave_claim(target, tag_of(process))
         claims.remove_abandoned(tmp_path)
-        assert [file.name for file in tmp_path.iterdir() if file.name != "a.mp4"] == left
-        path.unlink(missing_ok=True)
+        assert folder.exists() == left
+        shutil.rmtree(folder, ignore_errors=True)
     with claim(target) as ours:
         assert not ours
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_claim_is_taken_over_once_if_two_processes_find_it_abandoned(tmp_path, gone, monkeypatch, look):
+    target, looks = tmp_path / "a.mp4", []
+    leave_claim(target, tag_of(gone))
+    abandoned, rival = claims._abandoned, contextlib.ExitStack()
+
+    def late(path):  # the rival takes the claim over between this look and what follows it
+        answer = abandoned(path)
+        looks.append(path)
+        if len(looks) == look:
+            looks.append(rival.enter_context(claim(target)))
+        return answer
+
+    monkeypatch.setattr(claims, "_abandoned", late)
+    with rival, claim(target) as ours:
+        assert [ours, *(taken for taken in looks if isinstance(taken, bool))].count(True) <= 1
+    monkeypatch.undo()
+    with claim(target) as ours:
+        assert ours
+    assert not list(tmp_path.iterdir())
+
+
+def test_abandoned_claims_are_taken_over_once_by_many_processes(tmp_path, gone):
+    for index in range(150):
+        leave_claim(tmp_path / f"{index}.mp4", tag_of(gone))
+    program = f"""
+import os, pathlib, time
+from emo_jax.generation.claims import claim
+folder = pathlib.Path({str(tmp_path)!r})
+for index in range(150):
+    with claim(folder / f"{{index}}.mp4") as ours:
+        if ours:
+            os.close(os.open(folder / f"{{index}}.work", os.O_CREAT | os.O_EXCL))  # fails if another one is at it
+            time.sleep(0.001)
+            os.unlink(folder / f"{{index}}.work")
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": python_path()})
+        for _ in range(4)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0] * 4
+
+
+def test_batch_waits_for_other_processes_and_takes_over_what_they_leave(pipeline, folder, monkeypatch, capsys):
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
+    monkeypatch.setattr(batch, "WAIT", 0.2)
+    out = folder / "out"
+    out.mkdir()
+    others = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) for _ in range(2)]
+    left = [leave_claim(out / name, tag_of(other.pid)) for name, other in zip(("0.mp4", "1.mp4"), others, strict=True)]
+    rows = [dict(portrait="p0.png", audio="v0.wav", output=f"{i}.mp4", face="60,50,130,150") for i in range(3)]
+    (folder / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    say = Progress.say
+
+    def finish(self, text):  # one of the others makes its video, and one ends without it
+        say(self, text)
+        if "waiting for 2" in text:
+            (out / "0.mp4").write_text("made")
+            shutil.rmtree(left[0])
+            for other in others:
+                other.communicate(b"\n")
+
+    monkeypatch.setattr(Progress, "say", finish)
+    command = ["generate", "--manifest", str(folder / "three.jsonl"), "-o", str(out), "--framing", "crop"]
+    assert cli.main(command) == 0
+    assert "2 made, 0 were there, 0 failed, 1 made by other processes" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["0.mp4", "1.mp4", "2.mp4", "report.jsonl"]
 
 
 def test_batch_makes_what_is_missing_and_lists_failures(pipeline, folder, monkeypatch, capsys):
