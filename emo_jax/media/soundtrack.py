@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ from emo_jax.media.timeline import join_blocks
 
 RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 """Sample rates of AAC in Hz."""
-LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
-"""FFmpeg's name of the layout that AAC has for a number of channels."""
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+"""FFmpeg's name of the layout of a number of channels."""
 
 
 class SoundTrack(NamedTuple):
@@ -51,7 +52,7 @@ class SoundTrack(NamedTuple):
 
 
 def array_track(audio: np.ndarray, rate: int) -> SoundTrack:
-    """Returns the track of an array; rates and channels that AAC lacks are converted as by `file_track`.
+    """Returns the track of an array; rates that AAC lacks are converted as by `file_track`.
 
     Args:
         audio: float (samples,) or (samples, channels); values beyond [-1, 1] are clipped.
@@ -74,15 +75,15 @@ def array_track(audio: np.ndarray, rate: int) -> SoundTrack:
     if audio.min(initial=0.0) < -1 or audio.max(initial=0.0) > 1:
         audio = np.clip(audio, -1.0, 1.0)
     audio = audio.reshape(len(audio), channels).astype(np.float32, copy=False)  # no needless copy of an hour of sound
-    channels, out_rate = _channels(channels), _rate(rate)
-    return SoundTrack(out_rate, channels, lambda: _convert([(rate, audio[:, :channels])], out_rate))
+    out_rate = _rate(rate)
+    return SoundTrack(out_rate, channels, lambda: _convert([(rate, audio)], out_rate))
 
 
 def file_track(path: str | os.PathLike, index: int = 0) -> SoundTrack:
     """Returns an audio track of a file, decoded block by block while it is read.
 
-    Rates that AAC lacks are resampled to the next higher one, at most 96 kHz. If AAC has no layout for the number of
-    channels, the last channels are dropped. Every sample is at its time: see `join_blocks`.
+    Rates that AAC lacks are resampled to the next higher one, at most 96 kHz. More channels than LAYOUTS has are
+    mixed to one, with a note on stderr. Every sample is at its time: see `join_blocks`.
 
     Args:
         path: an audio or video file.
@@ -95,9 +96,14 @@ def file_track(path: str | os.PathLike, index: int = 0) -> SoundTrack:
         if index >= len(container.streams.audio):
             raise ValueError(f"{path} has no audio track {index}; it has {len(container.streams.audio)}")
         context = container.streams.audio[index].codec_context
-        channels, rate = _channels(context.layout.nb_channels), _rate(context.sample_rate)
+        count, rate = context.layout.nb_channels, _rate(context.sample_rate)
+    channels = count if count in LAYOUTS else 1
+    if count > max(LAYOUTS):
+        _note_mixed(path, count)
 
     def mix(samples: np.ndarray) -> np.ndarray:
+        if len(samples) > max(LAYOUTS):
+            samples = samples.mean(axis=0, dtype=np.float64, keepdims=True)
         missing = max(channels - len(samples), 0)  # the number of channels may change within a track
         return np.pad(samples[:channels], ((0, missing), (0, 0)), mode="edge").T.astype(np.float32)
 
@@ -114,6 +120,16 @@ def convert_track(track: SoundTrack, rate: int) -> SoundTrack:
     if track.rate == rate:
         return track
     return track._replace(rate=rate, blocks=lambda: _convert(((track.rate, b) for b in track.blocks()), rate))
+
+
+def mix_track(track: SoundTrack) -> SoundTrack:
+    """Returns the mean of the channels of a track, with a note on stderr."""
+    _note_mixed("the sound", track.channels)
+    return track._replace(channels=1, blocks=lambda: (block.mean(1, keepdims=True) for block in track.blocks()))
+
+
+def _note_mixed(name: object, channels: int) -> None:
+    print(f"note: {name} has {channels} channels; the video gets their mean, as one channel", file=sys.stderr)
 
 
 class TrackReader:
@@ -145,11 +161,6 @@ class TrackReader:
 def _convert(blocks: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
     for block in resample_blocks(blocks, rate):
         yield np.clip(block, -1.0, 1.0)
-
-
-def _channels(count: int) -> int:
-    """Returns the largest number of channels in LAYOUTS that is at most `count`."""
-    return max(channels for channels in LAYOUTS if channels <= max(count, 1))
 
 
 def _rate(rate: int) -> int:

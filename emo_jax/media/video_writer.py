@@ -21,7 +21,14 @@ from av.video.stream import VideoStream
 from emo_jax.media.formats import CODECS, Format, find_format, is_picture_folder
 from emo_jax.media.gif import convert_to_gif
 from emo_jax.media.picture_folder import PictureFolderWriter
-from emo_jax.media.soundtrack import LAYOUTS, SoundTrack, TrackReader, array_track, convert_track
+from emo_jax.media.soundtrack import (
+    LAYOUTS,
+    SoundTrack,
+    TrackReader,
+    array_track,
+    convert_track,
+    mix_track,
+)
 from emo_jax.media.targets import beside, create_partial
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
 
@@ -192,16 +199,12 @@ class VideoWriter:
         """Encodes audio up to the frames written. Time stamps count samples, so audio and video cannot drift apart."""
         if self._audio is None or self._audio_stream is None:
             return
-        rate, channels = self._audio.track.rate, self._audio.track.channels
+        rate = self._audio.track.rate
         due = round(self.frames * rate / self.fps)
         size = self._audio_stream.codec_context.frame_size or AUDIO_FRAME
         while self._audio_written + size <= due or (last and self._audio_written < due):
             count = min(size, due - self._audio_written)
-            samples = np.ascontiguousarray(self._audio.read(count).T)
-            if self._format.audio == "libopus":
-                samples = np.ascontiguousarray(samples.T).reshape(1, -1)
-            form = _SAMPLE_FORMATS[self._format.audio]
-            frame = AudioFrame.from_ndarray(samples, format=form, layout=LAYOUTS[channels])
+            frame = _audio_frame(self._audio.read(count), self._format.audio)
             frame.sample_rate, frame.pts, frame.time_base = rate, self._audio_written, Fraction(1, rate)
             container.mux(self._audio_stream.encode(frame))
             self._audio_written += count
@@ -276,14 +279,39 @@ def _track(audio: np.ndarray | SoundTrack | None, rate: int, form: Format) -> So
     track = array_track(audio, rate) if isinstance(audio, np.ndarray) else audio
     if track is None or not form.audio:
         return None
+    if form.audio == "libopus" and track.channels == 7:  # FFmpeg exchanges channels of 6.1
+        track = mix_track(track)
     return convert_track(track, form.audio_rates[0]) if form.audio_rates else track
 
 
 def _add_audio(container: OutputContainer, track: SoundTrack, encoder: str) -> AudioStream:
-    stream = cast(AudioStream, container.add_stream(encoder, rate=track.rate, layout=LAYOUTS[track.channels]))
+    stream = cast(AudioStream, container.add_stream(encoder, rate=track.rate, layout=_layout(encoder, track.channels)))
     # AAC allows 6144 bits for a channel's frame of 1024 samples.
     stream.bit_rate = track.channels * min(128_000 if track.rate > 24000 else 96_000, 6 * track.rate)
     stream.time_base = stream.codec_context.time_base = Fraction(1, track.rate)
     stream.codec_context.format = _SAMPLE_FORMATS[encoder]  # pyright: ignore[reportAttributeAccessIssue]
     stream.codec_context.open()
     return stream
+
+
+def _layout(encoder: str, channels: int) -> str:
+    """Returns FFmpeg's name of the layout that an encoder takes for a number of channels."""
+    return "quad" if (encoder, channels) == ("libopus", 4) else LAYOUTS[channels]
+
+
+def _audio_frame(samples: np.ndarray, encoder: str) -> AudioFrame:
+    """Returns a frame of float32 (samples, channels) as an encoder takes it.
+
+    Replaces `AudioFrame.from_ndarray`, which writes a ninth channel of eight-channel frames and fails (PyAV 18).
+    """
+    form, (count, channels) = _SAMPLE_FORMATS[encoder], samples.shape
+    frame = AudioFrame(format=form, layout=_layout(encoder, channels), samples=count)
+    rows = samples.T if form.endswith("p") else samples.reshape(1, -1)
+    for row, plane in zip(rows, frame.planes, strict=False):
+        plane.update(_padded(row, plane.buffer_size))
+    return frame
+
+
+def _padded(row: np.ndarray, size: int) -> bytes:
+    """Returns the bytes of samples, with zeros up to the size of a plane."""
+    return np.ascontiguousarray(row).tobytes().ljust(size, b"\0")

@@ -60,6 +60,16 @@ def test_pauses_with_remains_of_music_become_silence():
     assert not mute_pauses(np.zeros(9000, np.float32)).any() and len(mute_pauses(np.zeros(0, np.float32))) == 0
 
 
+@pytest.mark.parametrize(("pause", "silent"), [(0.4, 0.0), (0.48, 0.0), (0.54, 0.3), (0.9, 0.66), (2.0, 1.76)])
+def test_pauses_from_half_a_second_on_are_muted(pause, silent):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32)
+    remains = 0.002 * music()
+    first = RATE + 160  # not on the grid of the decision
+    noise[first : first + round(pause * RATE)] = 0
+    muted = mute_pauses(noise + remains)
+    assert (muted == 0).sum() / RATE == pytest.approx(silent, abs=0.03)
+
+
 def test_vocals_are_heard_and_the_song_is_played(files):
     heard = load_song(files / "song.wav", vocals=files / "voice.wav")
     assert np.corrcoef(heard.samples, sung())[0, 1] > 0.999 and not heard.samples[:8000].any()

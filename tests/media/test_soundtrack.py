@@ -18,9 +18,10 @@ def channels_of_sound(channels, rate, seconds=2.0):
 
 
 def write(path, audio, rate, codec="pcm_s16le"):
-    layout = {1: "mono", 2: "stereo", 6: "5.1", 7: "6.1"}[audio.shape[1]]
+    layout = {1: "mono", 2: "stereo", 4: "4.0", 6: "5.1", 7: "6.1", 8: "7.1", 16: "hexadecagonal"}[audio.shape[1]]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, layout=layout)
+        stream.codec_context.format = "s16"
         samples = np.round(audio * 32767).astype(np.int16).reshape(1, -1)
         frame = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout)
         frame.sample_rate = rate
@@ -64,11 +65,37 @@ def test_other_rates_become_the_next_rate_of_aac(rate, expected):
     )
 
 
-def test_channels_without_a_layout_lose_the_last_ones(tmp_path):
-    sound = channels_of_sound(7, 16000)
-    assert array_track(sound, 16000).read().shape == (32000, 6)
+@pytest.mark.parametrize(
+    ("channels", "suffix"), [(4, ".mp4"), (4, ".webm"), (7, ".mp4"), (8, ".mp4"), (8, ".webm"), (8, ".mov")]
+)
+def test_surround_sound_keeps_its_channels(tmp_path, channels, suffix):
+    sound = channels_of_sound(channels, 48000)
+    write(tmp_path / "a.wav", sound, 48000)
+    with VideoWriter(tmp_path / f"a{suffix}", (32, 32), 25, file_track(tmp_path / "a.wav")) as writer:
+        writer.write(FRAMES)
+    written = file_track(tmp_path / f"a{suffix}").read()
+    assert written.shape[1] == channels
+    for channel in set(range(channels)) - {3}:  # the low-frequency channel
+        correlation, lag = correlation_and_lag(sound[:, channel], written[:, channel])
+        assert correlation > 0.99 and lag == 0
+    assert np.abs(array_track(sound, 48000).read() - sound).max() < 1e-6
+
+
+def test_seven_channels_in_webm_are_mixed_to_one(tmp_path, capsys):
+    sound = channels_of_sound(7, 48000)
+    with VideoWriter(tmp_path / "a.webm", (32, 32), 25, array_track(sound, 48000)) as writer:
+        writer.write(FRAMES)
+    (line,) = capsys.readouterr().err.splitlines()
+    correlation, lag = correlation_and_lag(sound.mean(1), file_track(tmp_path / "a.webm").read())
+    assert "7 channels" in line and correlation > 0.99 and lag == 0
+
+
+def test_more_channels_than_files_carry_are_mixed_to_one(tmp_path, capsys):
+    sound = channels_of_sound(16, 16000)
     track = file_track(write(tmp_path / "a.wav", sound, 16000))
-    np.testing.assert_allclose(track.read(), sound[:, :6], atol=1e-4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "16 channels" in line
+    np.testing.assert_allclose(track.read(), sound.mean(1), atol=1e-4)
 
 
 def test_missing_track_raises(tmp_path):
