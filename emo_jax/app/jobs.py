@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from emo_jax.app.metrics import Metrics
 from emo_jax.app.settings import Settings
 from emo_jax.generation.inputs import Voice, load_portrait, load_voice
 from emo_jax.generation.video import provenance
+from emo_jax.media.images import picture_size
 from emo_jax.media.notice import Notice
 from emo_jax.media.timing import SAMPLE_RATE
 from emo_jax.media.video_writer import VideoWriter
@@ -141,8 +140,7 @@ class Studio:
             raise ValueError(f"the weights cannot be loaded: {self.error}")
         job = Job(self.root, owner)
         job.cut = cut
-        with self.metrics.waiting.track_inprogress():
-            pipe = self._free.get()
+        pipe = self._free.get()
         self.jobs[job.token] = job
         outcome = "failed"
         try:
@@ -182,30 +180,34 @@ class Studio:
 
     def _inputs(self, request: Request) -> tuple[Any, Voice, bool]:
         """Loads the inputs within the limits; returns whether the song is cut as well."""
-        limit = self.settings.max_megapixels
+        limits = self.settings
+        if request.start < 0 or (request.seconds is not None and request.seconds <= 0):
+            raise ValueError(
+                f"the start is {request.start:g} s and the length {request.seconds} s; expected numbers from 0 on, and "
+                "above 0"
+            )
+        seconds = min(limits.max_seconds, request.seconds or limits.max_seconds)
         try:
-            with Image.open(request.portrait) as image:
-                pixels = image.size[0] * image.size[1] / 1e6
-        except Exception:  # `load_portrait` raises a clear error for unreadable files.
-            pixels = 0.0
-        if pixels > limit:
-            raise ValueError(f"the portrait has {pixels:.0f} million pixels; expected at most {limit:g}: shrink it")
-        try:
+            width, height = picture_size(request.portrait)
+            if width * height > 1e6 * limits.max_megapixels:
+                raise ValueError(
+                    f"the portrait has {width * height / 1e6:.0f} million pixels; expected at most "
+                    f"{limits.max_megapixels:g}: shrink it"
+                )
             portrait = load_portrait(request.portrait)
-            voice = load_voice(request.song)
+            # A little more than the part that is used, which shows whether a rest is left out.
+            voice = load_voice(request.song, request.start + seconds + 0.1)
         except ValueError as error:  # the server's paths are no business of the user
             text = str(error).replace(str(request.portrait), "the portrait").replace(str(request.song), "the song")
             raise ValueError(text) from error
         length = len(voice.samples) / SAMPLE_RATE
-        if not 0 <= request.start < length:
+        if request.start >= length:
             raise ValueError(
                 f"the start is at {request.start:g} s; expected 0 to {length:.1f} s, the length of the song"
             )
-        wanted = length - request.start if request.seconds is None else min(request.seconds, length - request.start)
-        if wanted <= 0:
-            raise ValueError(f"the length is {request.seconds:g} s; expected a number above 0")
-        seconds = min(wanted, self.settings.max_seconds)
-        return portrait, _part(voice, request.start, seconds), wanted > seconds
+        there = length - request.start
+        cut = there > limits.max_seconds and (request.seconds is None or request.seconds > limits.max_seconds)
+        return portrait, _part(voice, request.start, min(there, seconds)), cut
 
     def _remove(self, job: Job) -> None:
         self.jobs.pop(job.token, None)

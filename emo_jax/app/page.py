@@ -20,6 +20,8 @@ from emo_jax.app.texts import TEXTS, language
 
 OPTIONS = ("seed", "speed", "framing", "face", "start", "seconds", "label")
 """Names of the advanced fields, as `request_of` takes them."""
+CONCURRENCY = "generate"
+"""Name of the queue of the button."""
 CSS = """
 footer {display: none !important}
 #video video {width: 100%; max-height: 70vh; background: #000}
@@ -36,6 +38,18 @@ def _as_sent(field: Any) -> Any:
     """
     field.preprocess = lambda payload: None if payload is None else payload.path
     return field
+
+
+def _refuse_addresses(field: Any) -> None:
+    """Makes a field refuse addresses in place of files, which Gradio would download for clients of its API."""
+    move = field.async_move_resource_to_block_cache
+
+    async def move_files(path: Any) -> Any:
+        if path is not None and str(path).lower().startswith(("http://", "https://")):
+            raise gr.Error("An address is given in place of a file; download it and send the file.")
+        return await move(path)
+
+    field.async_move_resource_to_block_cache = move_files
 
 
 class Page:
@@ -59,6 +73,15 @@ class Page:
         with gr.Blocks(title="emo_jax", analytics_enabled=False) as self.blocks:
             self._build(jobs)
         self.blocks.queue(max_size=studio.settings.max_queue)
+        for field in self.blocks.blocks.values():
+            _refuse_addresses(field)
+        studio.metrics.waiting.set_function(self.waiting)
+
+    def waiting(self) -> int:
+        """Returns the number of jobs in the queue."""
+        # Gradio's estimation counts all queues together; this is the one of the button alone.
+        queues = self.blocks._queue.event_queue_per_concurrency_id
+        return len(queues[CONCURRENCY].queue) if CONCURRENCY in queues else 0
 
     def _build(self, jobs: int) -> None:
         """Lays out the page and connects its parts."""
@@ -81,7 +104,7 @@ class Page:
             options = self._options()
         inputs = [portrait_name, portrait_file, song_name, song_file, song_recording, consent, *options]
         outputs = [status, video, download, cancel]
-        concurrency: Any = dict(concurrency_limit=jobs, concurrency_id="generate")
+        concurrency: Any = dict(concurrency_limit=jobs, concurrency_id=CONCURRENCY)
         shown: Any = dict(show_progress="minimal", show_progress_on=status)  # the place in the queue
         made = make.click(self.generate, inputs, outputs, api_name="generate", **shown, **concurrency)
         idle: Any = dict(queue=False, show_progress="hidden", api_visibility="private")

@@ -42,41 +42,58 @@ class Server:
     Attributes:
         studio: makes the videos.
         app: the ASGI application.
+
+    Raises:
+        ValueError: the address cannot be used.
     """
 
     def __init__(self, settings: Settings, load: Callable[[], list[Any]], devices: int = 1):
         self.settings = settings
+        self._listener = _listen(settings.host, settings.port)  # before anything that would have to be removed
         root = Path(tempfile.mkdtemp(prefix="emo-app-"))
         os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")  # Gradio has no other setting for it
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         self.studio = Studio(settings, root, load)
-        self.app = _make_app(self.studio, devices)
+        try:
+            self.app = _make_app(self.studio, devices)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Frees the address, and deletes the files of users."""
+        self._listener.close()
+        self.studio.close()
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serves until the process is interrupted or terminated, and deletes the files of users.
 
         Args:
             ready: called with the address when the page can be opened.
-
-        Raises:
-            ValueError: the address cannot be used.
         """
-        host, port = self.settings.host, self.settings.port
-        try:
-            listener = socket.create_server((host, port))
-        except OSError as error:
-            raise ValueError(f"{host}:{port} cannot be used ({error.strerror}); choose another --port") from error
         config = uvicorn.Config(self.app, log_level="warning", timeout_graceful_shutdown=3)
         self._uvicorn = uvicorn.Server(config)
-        ready(f"http://{host}:{listener.getsockname()[1]}")
+        ready(f"http://{self.settings.host}:{self._listener.getsockname()[1]}")
         try:
-            self._uvicorn.run(sockets=[listener])
+            self._uvicorn.run(sockets=[self._listener])
         finally:
-            self.studio.close()
+            self.close()
 
     def stop(self) -> None:
         """Makes `run` return, from another thread."""
         self._uvicorn.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens on an address.
+
+    Raises:
+        ValueError: the address cannot be used.
+    """
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ValueError(f"{host}:{port} cannot be used ({error.strerror}); choose another --port") from error
 
 
 def serve(settings: Settings, devices: int | None = None) -> None:

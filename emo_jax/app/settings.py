@@ -6,6 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from emo_jax.generation.framing import check_framing
 from emo_jax.generation.inputs import ASSETS
 from emo_jax.weights.presets import DEFAULT
 
@@ -46,15 +47,16 @@ class Settings:
         """Checks the values.
 
         Raises:
-            ValueError: a folder does not exist, or a limit is not above 0.
+            ValueError: a folder does not exist, or a limit is out of range.
         """
         for name in ("portraits", "songs"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"--{name} is {folder}; expected a folder")
-        for name in ("max_seconds", "max_megabytes", "max_megapixels", "max_size", "max_queue", "keep_minutes"):
+        for name in ("max_seconds", "max_megabytes", "max_megapixels", "max_queue", "keep_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; expected a number above 0")
+        check_framing("portrait", self.max_size)
         if not 0 <= self.port < 65536:
             raise ValueError(f"--port is {self.port}; expected 0 (any free one) to 65535")
 

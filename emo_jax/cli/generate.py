@@ -15,6 +15,8 @@ from typing import Any
 
 from emo_jax.cli.arguments import add_output, add_verb, add_weights, sampling_fields, weights
 
+_LEGEND = "yellow: where the face may move, cyan: numbered faces, dark: stays as it is"
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `generate` to the command line."""
@@ -43,7 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--face", "--face-box", metavar="N|X0,Y0,X1,Y1", help="number of the face, or its box in the portrait in pixels"
     )
-    parser.add_argument("--preview", metavar="PNG", help="draw faces, square and mask into this file; generate nothing")
+    parser.add_argument(
+        "--preview", metavar="PNG", help=f"draw into this file, generate nothing: white square, {_LEGEND}"
+    )
     parser.add_argument(
         "--size", metavar="WIDTHxHEIGHT", help="size of the generated square in pixels (default: the model's)"
     )
@@ -82,8 +86,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
     _check_combination(args)
     face = None if args.face is None else parse_face(args.face)
     if args.preview is not None:
-        write_preview(args.preview, args.portrait, weights(args), face_box=face, max_size=args.max_size)
-        print(f"{args.preview}: the generated square and the mask")
+        size = None if args.size is None else parse_size(args.size)
+        frame = dict(size=size, framing=args.framing, max_size=args.max_size)
+        height, width = write_preview(args.preview, args.portrait, weights(args), face_box=face, **frame)
+        print(f"{args.preview}: a video of {width}x{height} pixels; white: generated square, {_LEGEND}")
         return None
     args.speed = 0.0 if args.still else None if args.speed is None else read_speed(args.speed)
     names = ("steps", "solver", "reference_scale", "audio_scale", "speed", "clips")

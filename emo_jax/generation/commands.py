@@ -13,7 +13,7 @@ from emo_jax.generation.framing import MAX_SIZE, check_framing
 from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_portrait, load_voice
 from emo_jax.generation.manifest import read_manifest
 from emo_jax.generation.songs import load_song
-from emo_jax.media.targets import check_target
+from emo_jax.media.targets import check_target, create_folder_of
 from emo_jax.media.timing import frame_count, require_frames
 from emo_jax.weights.presets import BUNDLED, DEFAULT
 
@@ -46,7 +46,7 @@ def generate_file(
     Args:
         portrait: an image file.
         audio: a file with a sound track.
-        output: the file or folder to write, as `open_writer` takes it.
+        output: the file or folder to write, as `open_writer` takes it. Missing folders are created.
         weights: a preset, a folder of weights, or the folder of a training run.
         size: (height, width) of the frames in pixels; None: the model's.
         fps: the file's frame rate, for which frames are repeated or left out; None: the model's.
@@ -68,7 +68,7 @@ def generate_file(
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields, fps)
     check_framing(framing, max_size)
-    check_target(output, codec)
+    check_target(output, codec, creates_folder=True)
     image = load_portrait(portrait)
     if isinstance(face_box, int):
         face_box = choose_face(image, face_box, portrait)
@@ -85,6 +85,7 @@ def generate_file(
     require_frames(voice.samples, fps or pipe.fps, audio)
     if face_embedding is not None:
         stream_fields["face_embedding"] = _load_embedding(pipe, face_embedding, image, face_box)
+    create_folder_of(output)
     write_video(
         output,
         pipe,
@@ -192,12 +193,7 @@ def generate_demo(
         ValueError: an output that cannot be written, or an option that cannot be used.
     """
     path = Path(output)
-    if path.suffix.lower() == ".mp4":
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{path} cannot be written ({error.strerror}); choose another folder") from error
-    check_target(path)
+    check_target(path, creates_folder=True)
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields)
     portrait, voice = load_portrait(ASSETS / "portrait.png"), load_voice(ASSETS / "voice.wav")
@@ -205,6 +201,7 @@ def generate_demo(
     from emo_jax.generation.writing import FilmStrip, print_result, write_video  # imports JAX
 
     pipe = load_pipeline(weights, None, fields)
+    create_folder_of(path)
     strip = FilmStrip(frame_count(len(voice.samples), pipe.fps))
     write_video(
         path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, framing="crop", **stream_fields

@@ -19,7 +19,16 @@ from emo_jax.faces.analyzers import portrait_faces
 from emo_jax.faces.boxes import Box, check_box, default_box, parse_box
 from emo_jax.generation.framing import Placement, place
 from emo_jax.generation.speed import check_speed
-from emo_jax.media.audio import MAX_PEAK, MAX_RATE, MIN_RATE, NOTES, decode_audible_track, to_float, to_mono
+from emo_jax.media.audio import (
+    MAX_PEAK,
+    MAX_RATE,
+    MAX_SECONDS,
+    MIN_RATE,
+    NOTES,
+    decode_audible_track,
+    to_float,
+    to_mono,
+)
 from emo_jax.media.images import from_pil, load_picture
 from emo_jax.media.loudness import audibility_warning
 from emo_jax.media.resampling import resample_blocks
@@ -108,7 +117,7 @@ def _load_file(path: str | os.PathLike, name: object) -> np.ndarray:
     return image
 
 
-def load_voice(audio: AudioLike) -> Voice:
+def load_voice(audio: AudioLike, seconds: float = MAX_SECONDS) -> Voice:
     """Returns a recording as a `Voice`.
 
     Prints a warning on stderr if a file is damaged, or if hardly any voice can be heard in it.
@@ -117,6 +126,7 @@ def load_voice(audio: AudioLike) -> Voice:
         audio: a path, the bytes of a file or an open file, samples at 16 kHz, or (rate in Hz, samples). Samples are
             floats in [-1, 1], or integers of 8, 16 or 32 bits: (samples,), (samples, channels) or (channels, samples).
             A `Voice`, as `songs.load_song` returns it, is returned.
+        seconds: of a file, read only so much from the start.
 
     Raises:
         ValueError: the file cannot be read (see `decode_audio`), or the array has another type or shape, NaN or
@@ -125,7 +135,7 @@ def load_voice(audio: AudioLike) -> Voice:
     if isinstance(audio, Voice):
         return audio
     if isinstance(audio, str | os.PathLike):
-        samples, index = _load_voice_file(audio, audio)
+        samples, index = _load_voice_file(audio, audio, seconds)
         return Voice(samples, file_track(audio, index))
     if isinstance(audio, bytes | BinaryFile):
         return _load_voice_bytes(_content(audio))
@@ -141,9 +151,9 @@ def load_voice(audio: AudioLike) -> Voice:
     return Voice(np.clip(mono, -1.0, 1.0), array_track(samples, int(rate)))
 
 
-def _load_voice_file(path: str | os.PathLike, name: object) -> tuple[np.ndarray, int]:
+def _load_voice_file(path: str | os.PathLike, name: object, seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
     """Returns the samples of a file, and the index of the audio track that they are from."""
-    (samples, flags), index = decode_audible_track(path)
+    (samples, flags), index = decode_audible_track(path, seconds=seconds)
     for flag in flags:
         print(f"warning: {name}: {NOTES[flag]}", file=sys.stderr)
     if warning := audibility_warning(samples):

@@ -108,9 +108,16 @@ def decode_audio(path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_vide
 
 
 def decode_audible_track(
-    path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_video: bool = False
+    path: str | os.PathLike, rate: int = SAMPLE_RATE, align_to_video: bool = False, seconds: float = MAX_SECONDS
 ) -> tuple[Decoded, int]:
-    """Returns the audio of `decode_audio`, and the index of its track among the audio tracks of the file."""
+    """Returns the audio of `decode_audio`, and the index of its track among the audio tracks of the file.
+
+    Args:
+        path: an audio or video file.
+        rate: output rate in Hz.
+        align_to_video: as `decode_audio` takes it.
+        seconds: decode only so much from the start; a recording of more than MAX_SECONDS is an error only without it.
+    """
     with open_media(path) as container:
         tracks = len(container.streams.audio)
     if not tracks:
@@ -120,7 +127,7 @@ def decode_audible_track(
     first_error: ValueError | None = None
     for track in range(tracks):
         try:
-            decoded = _decode_track(path, track, rate, align_to_video)
+            decoded = _decode_track(path, track, rate, align_to_video, seconds)
         except ValueError as error:
             first_error = first_error or error
             continue
@@ -136,14 +143,14 @@ def decode_audible_track(
     raise first_error
 
 
-def _decode_track(path: str | os.PathLike, track: int, rate: int, align_to_video: bool) -> Decoded:
+def _decode_track(path: str | os.PathLike, track: int, rate: int, align_to_video: bool, seconds: float) -> Decoded:
     """Decodes one track; if its channels cancel, decodes the loudest channel instead."""
     mix = _Mix()
-    decoded = _decode_mix(path, track, rate, align_to_video, mix)
+    decoded = _decode_mix(path, track, rate, align_to_video, seconds, mix)
     if not mix.cancels():
         return decoded
     mix = _Mix(channel=mix.loudest())
-    samples, flags = _decode_mix(path, track, rate, align_to_video, mix)
+    samples, flags = _decode_mix(path, track, rate, align_to_video, seconds, mix)
     return Decoded(samples, (*flags, ONE_CHANNEL))
 
 
@@ -192,7 +199,9 @@ def to_mono(samples: np.ndarray) -> np.ndarray:
     return _Mix(channel=mix.loudest())(samples.T) if mix.cancels() else mono
 
 
-def _decode_mix(path: str | os.PathLike, track: int, rate: int, align_to_video: bool, mix: _Mix) -> Decoded:
+def _decode_mix(
+    path: str | os.PathLike, track: int, rate: int, align_to_video: bool, seconds: float, mix: _Mix
+) -> Decoded:
     data = bytearray()  # grows in place, so that the peak memory is the result and not twice the result
     flags: list[str] = []
     with open_media(path) as container:
@@ -202,6 +211,9 @@ def _decode_mix(path: str | os.PathLike, track: int, rate: int, align_to_video: 
         padding = len(data)
         for block in resample_blocks(join_blocks(decode_blocks(container, stream, path, mix), flags, path), rate):
             data.extend(np.clip(block, -1.0, 1.0).astype(np.float32).tobytes())
+            if len(data) - padding >= 4 * rate * seconds and seconds < MAX_SECONDS:
+                del data[padding + 4 * round(rate * seconds) :]
+                break
             if len(data) > 4 * rate * MAX_SECONDS:
                 raise ValueError(f"the audio of {path} is longer than {MAX_SECONDS // 3600} hours; split the file")
     if len(data) == padding:

@@ -44,6 +44,16 @@ def load_image(path: str | os.PathLike) -> np.ndarray:
     return load_picture(path).image
 
 
+def picture_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Returns the (width, height) in the header of a picture, however large it is.
+
+    Raises:
+        ValueError: if the file is missing, not a regular file, empty, or not a picture.
+    """
+    with _open(check_input_file(path, "an image file"), path) as image:
+        return image.size
+
+
 def load_picture(path: str | os.PathLike) -> Picture:
     """Loads a picture as RGB, in the size of the file if that has at most MAX_PIXELS.
 

@@ -20,17 +20,45 @@ _COUNT = itertools.count()
 _OWN_NAMES = re.compile(rf"\d{{6,}}\.png|{re.escape(SOUND_NAME)}")
 
 
-def check_target(path: str | os.PathLike, codec: str | None = None) -> None:
+def check_target(path: str | os.PathLike, codec: str | None = None, *, creates_folder: bool = False) -> None:
     """Checks that `open_writer` could write to `path`; leaves no file.
+
+    Args:
+        path: the file or folder to write.
+        codec: a name in `formats.CODECS`; None for the format's default.
+        creates_folder: whether `create_folder_of` will be called before.
 
     Raises:
         ValueError: if it could not.
     """
-    if is_picture_folder(path):
+    if creates_folder and _missing_folder(path):
+        if not is_picture_folder(path):
+            find_format(path, codec)
+    elif is_picture_folder(path):
         check_picture_folder(path)
     else:
         find_format(path, codec)
         create_partial(Path(path)).unlink(missing_ok=True)
+
+
+def create_folder_of(path: str | os.PathLike) -> None:
+    """Creates the folder in which `path` will be written, and those above it.
+
+    Raises:
+        ValueError: if it cannot be created.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}: {folder}); choose another folder") from error
+
+
+def _missing_folder(path: str | os.PathLike) -> bool:
+    """Returns whether the folder of `path` is missing and can be created: the first one above it that exists is one."""
+    folder = Path(os.path.realpath(path)).parent
+    above = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    return above != folder and above.is_dir() and os.access(above, os.W_OK)
 
 
 def create_partial(path: Path) -> Path:

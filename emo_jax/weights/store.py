@@ -171,7 +171,7 @@ def load_model(name: Name, image_size: tuple[int, int] | None = None) -> tuple[E
 
     config, flat = read_flat(name)
     if image_size is not None:
-        _check_size(name, tuple(image_size), tuple(config.clip.image_size))
+        check_trained_size(name, tuple(image_size), tuple(config.clip.image_size))
         config.clip.image_size = tuple(image_size)
     try:
         emo = build(config)
@@ -182,7 +182,7 @@ def load_model(name: Name, image_size: tuple[int, int] | None = None) -> tuple[E
     return emo, nest(emo, flat, str(name))
 
 
-def _check_size(name: object, size: tuple[int, ...], trained: tuple[int, ...]) -> None:
+def check_trained_size(name: object, size: tuple[int, ...], trained: tuple[int, ...]) -> None:
     """Raises for a preset, and warns for other weights, if the size of the frames is not the trained one."""
     if size == trained:
         return

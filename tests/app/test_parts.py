@@ -21,7 +21,8 @@ def test_logins_are_read_and_bad_files_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [dict(max_seconds=0), dict(portraits="/nowhere"), dict(port=70000), dict(max_size=-1)]
+    "change",
+    [dict(max_seconds=0), dict(portraits="/nowhere"), dict(port=70000), dict(max_size=-1), dict(max_size=5000)],
 )
 def test_settings_are_checked(change):
     with pytest.raises(ValueError, match=next(iter(change)).replace("_", "[-_]")):

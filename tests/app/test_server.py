@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -88,6 +89,77 @@ def test_bad_inputs_are_clear_messages_and_leave_nothing(start, tmp_path):
         generate(client, portrait_file=tmp_path / "large.png").result(timeout=60)
     assert not server.studio.jobs and not pipe.options
     assert [path.name for path in server.studio.root.iterdir() if path.name != "uploads"] == []
+
+
+def test_pictures_that_pillow_takes_for_bombs_are_refused(start, tmp_path):
+    server, pipe, address = start()
+    Image.new("1", (20000, 15000)).save(tmp_path / "bomb.png")
+    with pytest.raises(Exception, match="300 million pixels"):
+        generate(connect(address), portrait_file=tmp_path / "bomb.png").result(timeout=60)
+    assert not pipe.options
+
+
+def test_of_a_long_song_only_the_used_part_is_decoded(start, monkeypatch):
+    from emo_jax.media import audio
+
+    _, _, address = start(max_seconds=1.5)
+    blocks, decoded = audio.decode_blocks, []
+
+    def counted(*arguments):
+        for block in blocks(*arguments):
+            decoded.append(len(block[2]))
+            yield block
+
+    monkeypatch.setattr(audio, "decode_blocks", counted)
+    assert "first 1.5 s" in generate(connect(address), song="long.wav", start=2).result(timeout=60)[0]
+    assert 3.5 * 16000 <= sum(decoded) < 4 * 16000
+
+
+def test_jobs_in_the_queue_are_counted(start):
+    _, pipe, address = start()
+    pipe.delay = 0.5
+    jobs = [generate(connect(address)) for _ in range(3)]
+    waiting, deadline = set(), time.monotonic() + 60
+    while not all(job.done() for job in jobs) and time.monotonic() < deadline:
+        waiting.add(re.search(r"emo_jobs_waiting (\d+)", get(f"{address}/metrics").decode())[1])
+        time.sleep(0.05)
+    assert "2" in waiting and "emo_jobs_waiting 0.0" in get(f"{address}/metrics").decode()
+
+
+def test_addresses_are_not_downloaded(start, monkeypatch):
+    from gradio import processing_utils
+
+    _, pipe, address = start()
+    asked = []
+
+    async def download(url, cache_dir):
+        asked.append(url)
+        raise ValueError(url)
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", download)
+    for place in (1, 3, 4):
+        data = ["ada.png", None, "short.wav", None, None, True, 0, None, "portrait", None, 0, None, ""]
+        data[place] = {"path": "http://example.org/a.png", "meta": {"_type": "gradio.FileData"}}
+        body, headers = json.dumps({"data": data}).encode(), {"Content-Type": "application/json"}
+        call = f"{address}/gradio_api/call/generate"
+        event = json.loads(get(urllib.request.Request(call, body, headers)))["event_id"]
+        answer = get(f"{call}/{event}").decode()
+        assert "event: error" in answer and "send the file" in answer
+    assert not asked and not pipe.options
+
+
+def test_used_port_leaves_no_folder(start, monkeypatch):
+    import tempfile
+
+    from emo_jax.app.server import Server
+    from emo_jax.app.settings import Settings
+
+    made = []
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: made.append(options))
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        with pytest.raises(ValueError, match="--port"):
+            Server(Settings(port=used.getsockname()[1]), list)
+    assert not made
 
 
 def test_no_path_of_the_server_can_be_read(start, tmp_path):

@@ -78,7 +78,9 @@ def test_bad_option_is_reported_on_one_line(inputs, monkeypatch, pipeline, tmp_p
     ("name", "text"),
     [
         ("out.avi", "does not end in .mp4"),
-        ("none/out.mp4", "there is no folder"),
+        ("none/out.avi", "does not end in .mp4"),
+        ("none/out.mp4", "none.png does not exist"),
+        ("file/none/out.mp4", "there is no folder"),
         ("file/out.mp4", "file"),
         ("folder.mp4", "is a directory"),
         ("/proc/out.mp4", "cannot be written"),  # root may write to any other folder
@@ -89,6 +91,15 @@ def test_output_is_checked_before_the_inputs_are_read(tmp_path, capsys, name, te
     (tmp_path / "folder.mp4").mkdir()
     check_one_line_error(generate(tmp_path, tmp_path / name, portrait="none.png"), capsys, text)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.mp4"]
+
+
+@pytest.mark.parametrize("name", ["new/deep/out.mp4", "new/frames/"])
+def test_missing_folders_of_the_output_are_created(inputs, loaded, tmp_path, name):
+    output = f"{tmp_path}/{name}"
+    assert generate(inputs, output, "--framing", "crop") == 0
+    assert pathlib.Path(output).exists()
+    shutil.rmtree(tmp_path / "new")
+    assert generate(inputs, output, portrait="none.png") == 2 and not (tmp_path / "new").exists()
 
 
 def test_input_is_not_overwritten(inputs, loaded, tmp_path, capsys):

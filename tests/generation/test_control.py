@@ -72,6 +72,8 @@ def test_faces_are_chosen_by_number():
 def test_preview_shows_square_mask_and_face_without_generating(tmp_path, capsys, monkeypatch):
     out = tmp_path / "p.png"
     assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), "--preview", str(out)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "256x256 pixels" in line and "white" in line
     with Image.open(out) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     height = load_portrait(ASSETS / "portrait.png").shape[0]
@@ -80,7 +82,13 @@ def test_preview_shows_square_mask_and_face_without_generating(tmp_path, capsys,
     for color in ((255, 255, 255), (255, 220, 0), (80, 220, 255)):
         assert (left == color).all(-1).sum() > 100
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
-    for arguments in (["--preview", "p.jpg"], ["--preview", "none/p.png"], ["--preview", str(out), "--face", "9"], []):
+    for more, size in ((["--max-size", "150"], "150x150"), (["--framing", "crop"], "128x128")):
+        other = ["--preview", str(tmp_path / "new" / "p.png"), *more]
+        assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), *other]) == 0
+        assert f"{size} pixels" in capsys.readouterr().out and (tmp_path / "new" / "p.png").is_file()
+    assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), *other, "--size", "64x64"]) == 2
+    assert "64x64" in capsys.readouterr().err
+    for arguments in (["--preview", "p.jpg"], ["--preview", "/proc/p.png"], ["--preview", str(out), "--face", "9"], []):
         assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), *arguments]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and "--audio" in lines[3]
