@@ -87,7 +87,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
     face = None if args.face is None else parse_face(args.face)
     if args.preview is not None:
         size = None if args.size is None else parse_size(args.size)
-        frame = dict(size=size, framing=args.framing, max_size=args.max_size)
+        frame: Any = dict(size=size, framing=args.framing, max_size=args.max_size)
         height, width = write_preview(args.preview, args.portrait, weights(args), face_box=face, **frame)
         print(f"{args.preview}: a video of {width}x{height} pixels; white: generated square, {_LEGEND}")
         return None
