@@ -131,9 +131,9 @@ def _video_shape(emo, config):
         known, held, carry = sampler._prepare_fn(params, portrait, mask, None, None, None, jnp.ones(3))
         assert carry[0].shape == motion.shape
         speed = jnp.zeros((1, sampler.frames_per_segment + 2 * clip.audio_window))
-        carry, latents = sampler._segment_fn(params, known, carry, (audio, speed, key, 0), (1.0, 1.0), held)
+        carry, latents = sampler._segment_fn(params, known, carry, (audio, speed, key, 0, 2), (1.0, 1.0), held)
         assert carry[0].shape == motion.shape
-        return sampler._decode_fn(params, latents)
+        return sampler._decode_fn(params, latents, 2)
 
     return jax.eval_shape(
         segment, emo.abstract_params(), np.zeros((1, *clip.image_size, 3), np.uint8),
@@ -150,6 +150,16 @@ def test_trap_5_video_is_as_long_as_the_sound():
     assert sampler.compilations() == 1
 
 
+def test_a_video_has_no_more_clips_than_its_sound():
+    """Two seconds are 50 frames, 13 clips of four."""
+    config = training_config("speed")
+    config.sampling.update(clips=8, steps=1)
+    rule = RecordingRule()
+    list(stream(sampler_of(config, rule), 32000))
+    jax.effects_barrier()
+    assert len(rule.calls) == 13
+
+
 @pytest.mark.parametrize("pixels", [1, 2**10, 5 * 2**10, 2**20])
 def test_trap_6_frames_are_decoded_in_order_for_any_chunk_size(monkeypatch, pixels):
     sampler = sampler_of(training_config("speed"), RecordingRule())
@@ -162,7 +172,8 @@ def test_trap_6_frames_are_decoded_in_order_for_any_chunk_size(monkeypatch, pixe
     monkeypatch.setattr(sampling, "_DECODED_PIXELS", pixels * 4)
     sampler.emo = types.SimpleNamespace(config=sampler.emo.config, decode=decode)
     latents = np.random.default_rng(0).normal(size=(3, 2, 4, 1, 1, 5)).astype(np.float32)  # K, B, f
-    frames = sampler._decode_fn({}, latents)
+    assert not np.any(sampler._decode_fn({}, latents, 2)[:, 8:])
+    frames = sampler._decode_fn({}, latents, 3)
     np.testing.assert_array_equal(frames, np.moveaxis(latents, 0, 1).reshape(2, 12, 1, 1, 5) + np.float32(0.5))
     assert 12 % counts[0] == 0 and counts[0] * 2 * 64 * 64 <= max(pixels * 4, 2 * 64 * 64)
 
@@ -173,13 +184,13 @@ def test_trap_6_segments_are_decoded_as_they_are_finished():
     for name in ("_segment", "_decode"):
         setattr(sampler, name, _logged(events, name, getattr(sampler, name)))
     finished = stream(sampler, 40 * 640)
-    for taken in range(5):
+    for taken in range(6):
         frames = next(finished)
-        assert frames.shape == (1, 8, 64, 64, 3)
-        wanted = min(taken + 2, 5)  # exactly one segment is computed ahead
+        assert frames.shape == (1, 4 if taken in (0, 5) else 8, 64, 64, 3)  # of ten clips: one, then two at a time
+        wanted = min(taken + 2, 6)  # exactly one segment is computed ahead
         assert events.count("_segment") == events.count("_decode") == wanted
     assert next(finished, None) is None
-    assert events == ["_segment", "_decode"] * 5
+    assert events == ["_segment", "_decode"] * 6
 
 
 def _logged(events, name, function):

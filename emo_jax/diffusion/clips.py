@@ -1,10 +1,10 @@
 """Long videos as clips of f frames, each conditioned on the last n frames of the clip before (Sections 3.2 and 4.1).
 
-K clips form a segment: one `lax.scan`, one compiled program, one write. The carry passes from segment to segment.
+Up to K clips form a segment: one loop, one compiled program, one write. The carry passes from segment to segment.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,33 +16,25 @@ Carry = tuple[Float[AnyArray, "batch n height width channels"], Bool[AnyArray, "
 """Latents of the motion frames, and whether a sample has motion frames at all."""
 
 
-class Segments(NamedTuple):
-    """The segments of a video.
-
-    Attributes:
-        count: number of segments.
-        padding: generated frames to drop at the end of the last segment.
-    """
-
-    count: int
-    padding: int
-
-
-def segments(frames: int, f: int, K: int) -> Segments:
-    """Computes how many segments cover a video.
+def segments(frames: int, f: int, K: int, first: int | None = None) -> list[int]:
+    """Returns the number of clips of each segment of a video, which are as few as cover its frames.
 
     Args:
         frames: frames of the video.
         f: frames per clip.
-        K: clips per segment.
+        K: clips per segment, except the first and the last one.
+        first: clips of the first segment, 1 to K: with few, frames can be shown sooner. None: K.
 
     Raises:
-        ValueError: an argument is below 1.
+        ValueError: an argument is below 1, or `first` above K.
     """
-    if min(frames, f, K) < 1:
-        raise ValueError(f"frames, f, K are {frames}, {f}, {K}; expected at least 1 each")
-    count = -(-frames // (f * K))
-    return Segments(count, count * f * K - frames)
+    first = K if first is None else first
+    if min(frames, f, first) < 1 or first > K:
+        raise ValueError(f"frames, f, K, first are {frames}, {f}, {K}, {first}; expected at least 1, and first up to K")
+    clips = -(-frames // f)
+    first = min(first, clips)
+    full, rest = divmod(clips - first, K)
+    return [first, *[K] * full, *([rest] if rest else [])]
 
 
 def clip_keys(key: Key[Array, ""], first: int | Int[AnyArray, ""], count: int) -> Key[Array, " count"]:
@@ -60,9 +52,13 @@ def first_carry(batch: int, n: int, latent_shape: tuple[int, ...], dtype: Any = 
 
 
 def scan_clips(
-    make_clip: Callable, carry: Carry, per_clip: Any, next_motion: Callable[[Any], Any] | None = None
+    make_clip: Callable,
+    carry: Carry,
+    per_clip: Any,
+    next_motion: Callable[[Any], Any] | None = None,
+    count: int | Int[AnyArray, ""] | None = None,
 ) -> tuple[Carry, Float[AnyArray, "K batch f height width channels"]]:
-    """Generates the K clips of one segment.
+    """Generates the clips of one segment.
 
     Args:
         make_clip: maps (carry, the inputs of one clip) to latents (batch, f, height, width, channels). The last n of
@@ -70,9 +66,11 @@ def scan_clips(
         carry: motion latents with n frames (n may be 0), and `has_motion`.
         per_clip: pytree of inputs; its leaves have a leading axis of size K.
         next_motion: maps the latents of a clip's last n frames to those that the next clip gets; None: equal.
+        count: number of clips to generate, the first ones; None: all K. If it is traced, one program generates
+            segments of any number of clips.
 
     Returns:
-        The carry of the next segment, and the latents of all clips.
+        The carry of the next segment, and the latents of all clips, zeros for those that were not generated.
 
     Raises:
         ValueError: n is larger than f.
@@ -88,4 +86,16 @@ def scan_clips(
         last = last if next_motion is None else next_motion(last)
         return (last.astype(motion.dtype), jnp.ones_like(has_motion)), latents
 
-    return jax.lax.scan(body, carry, per_clip)
+    if count is None:
+        return jax.lax.scan(body, carry, per_clip)
+
+    def inputs_of(index: Any) -> Any:
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), per_clip)
+
+    def step(index: Any, state: tuple[Carry, Array]) -> tuple[Carry, Array]:
+        carry, latents = body(state[0], inputs_of(index))
+        return carry, jax.lax.dynamic_update_index_in_dim(state[1], latents, index, 0)
+
+    [clips] = {len(a) for a in jax.tree.leaves(per_clip)}
+    latents = jax.eval_shape(lambda carry: body(carry, inputs_of(0))[1], carry)
+    return jax.lax.fori_loop(0, count, step, (carry, jnp.zeros((clips, *latents.shape), latents.dtype)))

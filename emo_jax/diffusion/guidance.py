@@ -25,7 +25,7 @@ PASSES = {
     "audio": ((True, False), (True, True)),
     "separate": ((False, False), (True, False), (True, True)),
 }
-"""For each mode, (reference_on, audio_on) of each pass; the last pass has both conditions on."""
+"""For each mode, (reference_on, audio_on) of each pass; once on, a condition is on in all passes that follow."""
 
 
 def guidance_mode(reference_scale: float, audio_scale: float) -> str:

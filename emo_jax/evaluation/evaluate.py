@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from emo_jax.diffusion.clips import segments
 from emo_jax.evaluation.properties import (
     LONG_PEOPLE,
     MOVED_SECONDS,
@@ -175,18 +176,21 @@ class Evaluation:
         self.seed, self.long, self.wanted = seed, long, set(wanted)
         self.emo, self.samplers = build(config), {}
         self.clip = config.clip
-        self.segment = config.sampling.clips * config.clip.frames
         self.progress = Progress(self._segments(), "evaluate", "segment", every=10)
 
     def _segments(self) -> int:
         """Returns the number of segments to generate, for the progress bar; segments of fewer people count less."""
-        wanted, talk = self.wanted, math.ceil(self.people.openings.shape[1] / self.segment)
+        wanted, talk = self.wanted, len(self._clips_of(self.people.openings.shape[1]))
         runs = bool(wanted & TALKING) + len(wanted & {"lips", "identity", "seams"})
-        moved = math.ceil(MOVED_SECONDS * self.clip.fps / self.segment)
+        moved = len(self._clips_of(math.ceil(MOVED_SECONDS * self.clip.fps)))
         total = talk * runs + moved * (3 * ("speed" in wanted) + 2 * len(SHIFTS) * ("place" in wanted))
         people = len(self.people.references)
         share = min(LONG_PEOPLE, people) / people
-        return math.ceil(total + share * self.long * self.clip.fps / self.segment * ("length" in wanted))
+        long = len(self._clips_of(math.ceil(self.long * self.clip.fps))) if "length" in wanted else 0
+        return math.ceil(total + share * long)
+
+    def _clips_of(self, frames: int) -> list[int]:
+        return segments(frames, self.clip.frames, self.config.sampling.clips, 1)
 
     def generate(self, what: str, *, off=(), voices=None, masks=None, speed=None, people: int | None = None):
         """Returns videos of the people, uint8 (P, N, H, W, 3).

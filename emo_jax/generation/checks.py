@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from emo_jax.generation.sampler import Params
+from emo_jax.generation.guided import Params
 
 
 def check_frames(frames: np.ndarray, segment: int) -> np.ndarray:

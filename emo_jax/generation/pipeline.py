@@ -20,6 +20,7 @@ from emo_jax.faces.boxes import Box
 from emo_jax.generation.checks import check_frames, check_params
 from emo_jax.generation.face_inputs import face_masks, variant_inputs
 from emo_jax.generation.framing import MAX_SIZE, Canvas, check_framing
+from emo_jax.generation.guided import Params
 from emo_jax.generation.inputs import (
     AudioLike,
     PortraitLike,
@@ -30,7 +31,7 @@ from emo_jax.generation.inputs import (
     place_portrait,
 )
 from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
-from emo_jax.generation.sampler import Params, VideoSampler, mesh_for
+from emo_jax.generation.sampler import VideoSampler, mesh_for
 from emo_jax.generation.speed import speeds_of_frames
 from emo_jax.generation.video import Video, provenance
 from emo_jax.media.loudness import normalise

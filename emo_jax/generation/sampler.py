@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -15,12 +15,13 @@ from jaxtyping import Float, Key, UInt8
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
-from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
+from emo_jax.diffusion.guidance import PASSES, guidance_mode
 from emo_jax.diffusion.sampler import Hold, sample
 from emo_jax.diffusion.schedule import make_schedule, strided, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
 from emo_jax.generation.colors import channel_statistics, match_colors
+from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.media.timing import cut, frame_count, window_bounds
 from emo_jax.models.audio_encoder import FrameRecording, Recording
@@ -28,9 +29,6 @@ from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
 from emo_jax.models.emo import EMO
 
 Array: TypeAlias = jax.Array | np.ndarray
-Params: TypeAlias = Mapping[str, Any]
-Scales: TypeAlias = tuple[Any, Any]
-"""(reference_scale, audio_scale)."""
 
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """Conditions that `VideoSampler(off=...)` can replace by their null condition, for the controls of an evaluation."""
@@ -88,6 +86,8 @@ class VideoSampler:
         self._statistics, self._match = self._jit(channel_statistics), self._jit(self._match_fn)
         # Not the maximum: XLA's reduction ignores NaN on CPUs. A comparison with NaN is False.
         self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT))
+        # Of equal speeds without positions, one is enough.
+        self._one_speed = not emo.backbone.config.speed_positions
         self._hidden_states = jax.jit(emo.hidden_states)
         self._recording: tuple[Any, Recording | FrameRecording] | None = None
 
@@ -103,11 +103,14 @@ class VideoSampler:
 
     @property
     def frames_per_segment(self) -> int:
-        """Number of frames of a full segment, K * f."""
+        """Number of frames of a full segment, K * f; the first segment has one clip, the last one the rest."""
         return self.config.clips * self.emo.config.clip.frames
 
     def compilations(self) -> int:
-        """Returns how many segment programs have been compiled: at most 1 per batch size."""
+        """Returns how many segment programs have been compiled.
+
+        At most one per batch size, or two if there are both constant and varying speeds.
+        """
         return self._segment._cache_size()
 
     def stream(
@@ -125,6 +128,8 @@ class VideoSampler:
         branch_weights: Float[Array, " branches"] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "batch frames height width 3"]]:
         """Yields the frames of one segment at a time, while the next segment is computed.
+
+        The first segment is a single clip, so that frames can be shown soon.
 
         Args:
             references: the portraits.
@@ -148,31 +153,52 @@ class VideoSampler:
             FloatingPointError: the latents of a segment are not finite or exceed MAX_LATENT.
         """
         clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
-        batch, per_segment = len(references), self.frames_per_segment
-        window_frames = per_segment + 2 * clip.audio_window
         speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
-        speeds = np.broadcast_to(speed if speed.ndim == 2 else speed.reshape(-1, 1), (batch, count))
         scales = self._check_scales(scales)
         weights = self._branch_weights if branch_weights is None else np.asarray(branch_weights, np.float32)
         constants, held, carry = self._prepare(self.params, references, masks, hold, face, regions, weights)
         audio_window = self._audio_windows(audio)
         pending = statistics = None
-        for index in range(segments(count, clip.frames, self.config.clips).count):
-            first = index * per_segment
-            window = audio_window(first - clip.audio_window, window_frames)
-            places = np.clip(np.arange(window_frames) + first - clip.audio_window, 0, count - 1)
-            inputs = (window, speeds[:, places], key, np.int32(index * self.config.clips))
+        # The colours of a long first segment are a better measure than those of one clip.
+        clips_of_segments = segments(count, clip.frames, self.config.clips, None if self._hold_colors else 1)
+        first_clip = 0
+        for index, clips in enumerate(clips_of_segments):
+            first = first_clip * clip.frames
+            window = self._padded_window(audio_window, first, clips)
+            speeds = self._speed_window(speed, len(references), first, count)
+            inputs = (window, speeds, key, np.int32(first_clip), np.int32(clips))
             carry, latents = self._segment(self.params, constants, carry, inputs, scales, held)
             if self._hold_colors and statistics is None:
-                statistics = self._statistics(latents)
+                statistics = self._statistics(latents[:clips])
             elif self._hold_colors:
-                carry, latents = self._match(self.params, carry, latents, statistics, held)
-            frames = self._decode(self.params, latents)[:, : min(per_segment, count - first)]
+                carry, matched = self._match(self.params, carry, latents[:clips], statistics, held)
+                latents = latents.at[:clips].set(matched)
+            frames = self._decode(self.params, latents, np.int32(clips))[:, : min(clips * clip.frames, count - first)]
             if pending is not None:
                 yield _checked_frames(*pending)
             pending = frames, self._usable(latents), index
+            first_clip += clips
         assert pending is not None
         yield _checked_frames(*pending)
+
+    def _padded_window(self, audio_window: Callable[[int, int], Any], first: int, clips: int) -> np.ndarray:
+        """Returns the audio of a segment, with zeros in place of the clips that a full segment would have more."""
+        clip, margin = self.emo.config.clip, self.emo.config.clip.audio_window
+        window, frames = audio_window(first - margin, clips * clip.frames + 2 * margin), self.frames_per_segment
+        if self.emo.audio_encoder is None:
+            length = window_bounds(first - margin, frames + 2 * margin, clip.fps)[1]
+        else:
+            length = frames + 2 * margin
+        return np.pad(window, [(0, 0), (0, length - window.shape[1])] + [(0, 0)] * (window.ndim - 2))
+
+    def _speed_window(self, speed: np.ndarray, batch: int, first: int, count: int) -> np.ndarray:
+        """Returns the speeds of a full segment's window, or of one frame's window if one is enough."""
+        margin = self.emo.config.clip.audio_window
+        if speed.ndim != 2:
+            length = 1 if self._one_speed else self.frames_per_segment
+            return np.broadcast_to(speed.reshape(-1, 1), (batch, length + 2 * margin))
+        places = np.arange(self.frames_per_segment + 2 * margin) + first - margin
+        return np.broadcast_to(speed, (batch, count))[:, np.clip(places, 0, count - 1)]
 
     def _audio_windows(self, audio: Array) -> Callable[[int, int], Any]:
         """Returns a function (first frame, frames) -> input of `EMO.audio_features`.
@@ -238,17 +264,18 @@ class VideoSampler:
     def _segment_fn(
         self, params: Params, constants: Any, carry: Any, inputs: Any, scales: Scales, held: Hold | None
     ) -> tuple[Any, Any]:
-        """Samples K clips; returns the carry and latents (K, B, f, h, w, c)."""
-        window, speed, key, first_clip = inputs
+        """Samples the clips of a segment; returns the carry and latents (K, B, f, h, w, c)."""
+        window, speed, key, first_clip, count = inputs
         clip, clips = self.emo.config.clip, self.config.clips
         audio_features = self.emo.audio_features(params, window, clips * clip.frames + 2 * clip.audio_window)
+        is_constant = speed.shape[1] == 1 + 2 * clip.audio_window
         per_clip = (
             _clip_windows(audio_features, clips, clip.frames, clip.audio_window),
-            _clip_windows(speed, clips, clip.frames, clip.audio_window),
+            _clip_windows(speed, clips, 0 if is_constant else clip.frames, clip.audio_window),
             clip_keys(key, first_clip, clips),
         )
         make_clip = functools.partial(self._clip, params, constants, scales, held)
-        return scan_clips(make_clip, carry, per_clip, self._next_motion(params))
+        return scan_clips(make_clip, carry, per_clip, self._next_motion(params), count)
 
     def _next_motion(self, params: Params) -> Callable[[Any], Any] | None:
         """Returns a function from the latents of a clip's last frames to those of the next clip's motion frames."""
@@ -292,15 +319,27 @@ class VideoSampler:
         """Gives a segment the colours of another; see `match_colors`."""
         return match_colors(carry, latents, statistics, held, self._next_motion(params))
 
-    def _decode_fn(self, params: Params, latents: Array) -> Any:
-        """Decodes latents (K, B, f, h, w, c) to uint8 frames (B, K * f, H, W, 3), a group of frames at a time."""
+    def _decode_fn(self, params: Params, latents: Array, count: Any) -> Any:
+        """Decodes latents (K, B, f, h, w, c) of the first `count` clips to uint8 frames (B, K * f, H, W, 3).
+
+        A group of frames is decoded at a time; the frames of the other clips are zeros.
+        """
         clips, batch, frames = latents.shape[:3]
-        count, pixels = clips * frames, batch * math.prod(self.emo.config.clip.image_size)
+        pixels = batch * math.prod(self.emo.config.clip.image_size)
         most = _DECODED_PIXELS * (1 if self.mesh is None else self.mesh.shape["frame"]) // pixels
-        group = max(n for n in range(1, count + 1) if count % n == 0 and n <= max(1, most))
-        latents = rearrange(latents, "clips batch frames h w c -> batch (clips frames) h w c")
-        latents = rearrange(latents, "batch (groups group) h w c -> groups batch group h w c", group=group)
-        images = jax.lax.map(functools.partial(self.emo.decode, params), latents)
+        group = max(n for n in range(1, frames + 1) if frames % n == 0 and n <= max(1, most))
+        pattern = "clips batch (groups group) h w c -> (clips groups) batch group h w c"
+        latents = rearrange(latents, pattern, group=group)
+
+        decode = functools.partial(self.emo.decode, params)
+
+        def step(index: Any, images: Any) -> Any:
+            decoded = decode(jax.lax.dynamic_index_in_dim(latents, index, keepdims=False))
+            return jax.lax.dynamic_update_index_in_dim(images, decoded, index, 0)
+
+        one = jax.eval_shape(decode, latents[0])
+        images = jnp.zeros((len(latents), *one.shape), one.dtype)
+        images = jax.lax.fori_loop(0, count * (frames // group), step, images)
         return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
 
 
@@ -312,49 +351,6 @@ def _checked_frames(frames: Any, usable: Any, segment: int) -> np.ndarray:
             "weights without NaN and infinite values"
         )
     return np.asarray(frames)
-
-
-def tiles_bank(sampling: ConfigDict, mode: str) -> bool:
-    """Returns whether conditions are encoded for the halves of guidance as hallo does (`EMO.conditions(tiled=...)`)."""
-    return bool(sampling.get("bank_tiling", False)) and mode != "none"
-
-
-def guidance_options(sampling: ConfigDict, train_steps: int) -> dict[str, Any]:
-    """Returns the arguments `rescale` and `interval` of `diffusion.guidance.guide`.
-
-    Args:
-        sampling: the config's `sampling`.
-        train_steps: training timesteps T; `guidance_interval` is in shares of T, from clean (0) to noise (1).
-    """
-    options = ConfigDict({**SAMPLING_OPTIONS, **sampling})
-    low, high = options.guidance_interval
-    interval = None if (low, high) == (0, 1) else (math.ceil(low * train_steps), math.ceil(high * train_steps) - 1)
-    return dict(rescale=float(options.guidance_rescale), interval=interval)
-
-
-def guided_denoiser(
-    emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales, **options: Any
-) -> Callable:
-    """Returns the guided Backbone: (x (B, f, h, w, c), t (B,)) -> prediction (B, f, h, w, c).
-
-    Args:
-        emo: the networks.
-        params: their parameters.
-        conditions: the conditions of the B samples.
-        mode: the guidance mode, a key of `PASSES`.
-        scales: the guidance scales, which may be traced.
-        **options: `rescale` and `interval`, see `diffusion.guidance.guide`.
-    """
-    passes = len(PASSES[mode])
-    tiled = jax.tree.map(lambda a: jnp.tile(a, (passes,) + (1,) * (a.ndim - 1)), conditions)
-
-    def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
-        leaves = jax.tree.leaves(tiled)
-        is_one_pass = bool(leaves) and len(x) < len(leaves[0])
-        rows = conditions if is_one_pass else tiled
-        return emo.denoise(params, x, t, mask_conditions(rows, reference_on, audio_on))
-
-    return guide(denoise, mode, *scales, **options)
 
 
 def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None) -> Mesh | None:
@@ -377,5 +373,9 @@ def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None) -> Me
 
 
 def _clip_windows(values: Any, clips: int, frames: int, margin: int) -> Any:
-    """Cuts (B, K * f + 2m, ...) into the clips' overlapping windows (K, B, f + 2m, ...)."""
-    return jnp.stack([values[:, i * frames : (i + 1) * frames + 2 * margin] for i in range(clips)])
+    """Cuts (B, K * f + 2m, ...) into the clips' overlapping windows (K, B, f + 2m, ...).
+
+    With f = 0 the values are those of one frame, (B, 1 + 2m, ...), and all windows are equal.
+    """
+    length = (frames or 1) + 2 * margin
+    return jnp.stack([values[:, i * frames : i * frames + length] for i in range(clips)])

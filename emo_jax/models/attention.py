@@ -42,8 +42,8 @@ class Attention(nn.Module):
         self,
         x: Float[AnyArray, "*lead queries channels"],
         context: Float[AnyArray, "*shared keys features"] | None = None,
-        extra: Float[AnyArray, "batch images extra_keys channels"] | None = None,
-        extra_on: Bool[AnyArray, " batch"] | None = None,
+        extra: Float[AnyArray, "extra_batch images extra_keys channels"] | None = None,
+        extra_on: Bool[AnyArray, " extra_batch"] | None = None,
     ) -> Float[AnyArray, "*lead queries channels"]:
         """Computes attention of x to a context.
 
@@ -51,23 +51,72 @@ class Attention(nn.Module):
             x: the queries' tokens.
             context: the keys' tokens; None for self-attention. Its leading axes may be those of x or 1.
             extra: tokens of images whose keys and values are appended in self-attention. Frame j of f sees image
-                number (f + j) % images.
+                number (f + j) % images. If there are fewer than samples of x, they belong to the last ones, and the
+                others see their own tokens alone.
             extra_on: whether a sample sees them. The others see their own tokens twice, which changes nothing.
         """
         context = x if context is None else context
         channels = x.shape[-1]
 
-        def projection(name: str, init: Initializer = FAN_IN_NORMAL) -> Callable[[AnyArray], AnyArray]:
-            dense = Dense(channels, use_bias=self.bias, dtype=self.dtype, kernel_init=init, name=name)
-            return lambda a: rearrange(dense(a), "... (heads features) -> ... heads features", heads=self.heads)
+        def dense(name: str, init: Initializer = FAN_IN_NORMAL) -> nn.Dense:
+            return Dense(channels, use_bias=self.bias, dtype=self.dtype, kernel_init=init, name=name)
 
-        to_q, to_k, to_v = projection("to_q"), projection("to_k", self.key_init), projection("to_v")
+        def heads_of(layer: nn.Dense) -> Callable[[AnyArray], AnyArray]:
+            return lambda a: rearrange(layer(a), "... (heads features) -> ... heads features", heads=self.heads)
+
+        query_layer, to_k, to_v = dense("to_q"), heads_of(dense("to_k", self.key_init)), heads_of(dense("to_v"))
+        to_q = heads_of(query_layer)
+        to_out = Dense(channels, dtype=self.dtype, kernel_init=self.out_init, name="to_out_0")
+        keys, is_shared = context.shape[-2], x.ndim == context.ndim == 4 and context.shape[1] == 1 < x.shape[1]
+        if keys == 1 and extra is None and not self.is_initializing():
+            # The weight of a single key is 1 whatever the query is.
+            y = to_out(rearrange(to_v(context), "... heads features -> ... (heads features)"))
+            return jnp.broadcast_to(y, x.shape)
+        if is_shared and keys * self.heads < channels and not self.bias and not self.is_initializing():
+            return _attend_to_few(x, to_k(context)[:, 0], to_v(context)[:, 0], query_layer, to_out)
         query, key, value = to_q(x), to_k(context), to_v(context)
         key, value = (jnp.broadcast_to(a, (*query.shape[:-3], *a.shape[-3:])) for a in (key, value))
+        alone = 0 if extra is None else len(x) - len(extra)  # samples without extra tokens
+        parts = [per_device(attention, *(a[:alone] for a in (query, key, value)))] if alone else []
+        query, key, value = (a[alone:] for a in (query, key, value))
         if extra is not None:
             key, value = _append(key, to_k(extra), extra_on), _append(value, to_v(extra), extra_on)
-        y = rearrange(per_device(attention, query, key, value), "... heads features -> ... (heads features)")
-        return Dense(channels, dtype=self.dtype, kernel_init=self.out_init, name="to_out_0")(y)
+        y = jnp.concatenate([*parts, per_device(attention, query, key, value)])
+        return to_out(rearrange(y, "... heads features -> ... (heads features)"))
+
+
+def _attend_to_few(x: AnyArray, key: AnyArray, value: AnyArray, to_q: nn.Dense, to_out: nn.Dense) -> AnyArray:
+    """Computes attention of (batch, places, frames, channels) to few keys (batch, keys, heads, features) of all places.
+
+    Queries and outputs are never computed: the products of their kernels with keys and values have fewer columns. The
+    scores have tokens as their last axis, so that they fill the lanes of a TPU.
+    """
+    (heads, width), dtype = key.shape[-2:], key.dtype
+    kernels = (layer.get_variable("params", "kernel").astype(dtype) for layer in (to_q, to_out))
+    ask, answer = (a.reshape(shape) for a, shape in zip(kernels, [(-1, heads, width), (heads, width, -1)], strict=True))
+    ask = jnp.einsum("bkhd,chd->bhkc", key, ask * width**-0.5)
+    answer = jnp.einsum("bkhd,hdc->bhkc", value, answer)
+    tokens = rearrange(x, "batch places frames channels -> batch (places frames) channels")
+    scores = jnp.einsum("btc,bhkc->bhkt", tokens, ask, preferred_element_type=jnp.float32)
+    y = jnp.einsum("bhkt,bhkc->btc", nn.softmax(scores, axis=2).astype(dtype), answer)
+    return y.reshape(x.shape) + to_out.get_variable("params", "bias").astype(dtype)
+
+
+def attend_where_given(attention: Callable[..., AnyArray], x: AnyArray, context: AnyArray, null: AnyArray) -> AnyArray:
+    """Attends to a context that only the last samples have; the others attend to a null token.
+
+    A null condition of equal tokens gives the same result as one of them, at nearly no cost.
+
+    Args:
+        attention: the layer.
+        x: tokens of the samples (batch, ..., queries, channels).
+        context: tokens (last samples, ..., keys, features).
+        null: a token (1, ..., 1, features).
+    """
+    missing = len(x) - len(context)
+    if not missing:
+        return attention(x, context)
+    return jnp.concatenate([attention(x[:missing], null), attention(x[missing:], context)])
 
 
 def _append(own: AnyArray, extra: AnyArray, on: AnyArray | None) -> AnyArray:
@@ -130,18 +179,19 @@ class TransformerBlock(nn.Module):
     def __call__(
         self,
         x: Float[AnyArray, "batch frames tokens channels"],
-        reference: Float[AnyArray, "batch images reference_tokens channels"] | None = None,
-        audio: Float[AnyArray, "batch frames audio_tokens features"] | None = None,
+        reference: Float[AnyArray, "reference_batch images reference_tokens channels"] | None = None,
+        audio: Float[AnyArray, "audio_batch frames audio_tokens features"] | None = None,
         face: Float[AnyArray, "batch face_images face_tokens face_features"] | None = None,
-        reference_on: Bool[AnyArray, " batch"] | None = None,
+        reference_on: Bool[AnyArray, " reference_batch"] | None = None,
         positions: Float[AnyArray, "tokens channels"] | float = 0.0,
     ) -> tuple[Float[AnyArray, "batch frames tokens channels"], Float[AnyArray, "batch frames tokens channels"]]:
         """Returns the result and the feature.
 
         Args:
             x: tokens of the frames.
-            reference: tokens of the reference image.
-            audio: audio tokens of each frame.
+            reference: tokens of the reference image. In modes 'cross' (without positions) and 'shared', the first
+                samples may be missing, which have a null reference.
+            audio: audio tokens of each frame. The first samples may be missing, which have null audio.
             face: tokens of the face embedding, of all frames or of each.
             reference_on: in mode 'shared', whether a sample sees the reference; None: all do.
             positions: added to the inputs of reference-attention, queries and context, as in the temporal modules.
@@ -158,19 +208,22 @@ class TransformerBlock(nn.Module):
         if self.feature_only:
             return x, feature
         if self.reference == "cross" and reference is not None:
-            context = self._norm("norm_reference")(reference) + positions
-            x = x + self._attend_to_reference(self._norm("norm2")(x) + positions, context)
+            norm = self._norm("norm_reference")
+            null = norm(jnp.zeros((1, 1, 1, reference.shape[-1]), reference.dtype))
+            y = self._norm("norm2")(x) + positions
+            x = x + self._attend_to_reference(y, norm(reference) + positions, null)
         if self.face and face is not None:
             x = x + self._attention("attn2")(self._norm("norm2")(x), face)
         if self.audio and audio is not None:
-            x = x + self._attention("audio_attn", out_init=self.added_init)(self._norm("norm_audio")(x), audio)
+            layer = self._attention("audio_attn", out_init=self.added_init)
+            x = x + attend_where_given(layer, self._norm("norm_audio")(x), audio, jnp.zeros_like(audio[:1, :1, :1]))
         return x + FeedForward(self.dtype, name="ff")(self._norm("norm3")(x)), feature
 
-    def _attend_to_reference(self, x: AnyArray, reference: AnyArray) -> AnyArray:
+    def _attend_to_reference(self, x: AnyArray, reference: AnyArray, null: AnyArray) -> AnyArray:
         # One reference serves all frames: its keys and values are computed once.
         tokens = rearrange(x, "batch frames tokens channels -> batch (frames tokens) channels")
-        y = self._attention("attn2", key_init=ALIGNED_KEYS)(tokens, reference[:, 0])
-        return y.reshape(x.shape)
+        layer = self._attention("attn2", key_init=ALIGNED_KEYS)
+        return attend_where_given(layer, tokens, reference[:, 0], null[:, 0]).reshape(x.shape)
 
     def _attention(self, name: str, **inits: Any) -> Attention:
         return Attention(self.heads, dtype=self.dtype, name=name, **inits)
@@ -209,10 +262,10 @@ class SpatialTransformer(nn.Module):
     def __call__(
         self,
         x: Float[AnyArray, "batch frames height width channels"],
-        reference: Float[AnyArray, "batch images height width channels"] | None = None,
-        audio: Float[AnyArray, "batch frames audio_tokens features"] | None = None,
+        reference: Float[AnyArray, "reference_batch images height width channels"] | None = None,
+        audio: Float[AnyArray, "audio_batch frames audio_tokens features"] | None = None,
         face: Float[AnyArray, "batch face_images face_tokens face_features"] | None = None,
-        reference_on: Bool[AnyArray, " batch"] | None = None,
+        reference_on: Bool[AnyArray, " reference_batch"] | None = None,
     ) -> tuple[
         Float[AnyArray, "batch frames height width channels"], Float[AnyArray, "batch frames height width channels"]
     ]:

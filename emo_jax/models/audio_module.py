@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
-from emo_jax.models.attention import Attention, FeedForward, tokens_of
+from emo_jax.models.attention import Attention, FeedForward, attend_where_given, tokens_of
 from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
 from emo_jax.models.layers import Dense, GroupNorm, LayerNorm
 
@@ -33,7 +33,7 @@ class AudioBlock(nn.Module):
     def __call__(
         self,
         x: Float[AnyArray, "batch frames tokens channels"],
-        audio: Float[AnyArray, "batch frames audio_tokens features"],
+        audio: Float[AnyArray, "audio_batch frames audio_tokens features"],
         regions: Float[AnyArray, "batch tokens branches"],
         weights: Float[AnyArray, "batch branches"],
     ) -> Float[AnyArray, "batch frames tokens channels"]:
@@ -41,14 +41,14 @@ class AudioBlock(nn.Module):
 
         Args:
             x: tokens of the frames.
-            audio: audio tokens of each frame.
+            audio: audio tokens of each frame. The first samples may be missing, which have null audio.
             regions: how much each branch counts at each place. It scales the branch before its output layer.
             weights: weights of the branches, which scale them after their output layers, biases included.
         """
         x = x + Attention(self.heads, dtype=self.dtype, name="attn1")(self._norm("norm1")(x))
-        y, total = self._norm("norm2")(x), jnp.zeros_like(x)
+        y, total, null = self._norm("norm2")(x), jnp.zeros_like(x), jnp.zeros_like(audio[:1, :1, :1])
         for i, name in enumerate(OUTPUTS):
-            h = Attention(self.heads, dtype=self.dtype, name=f"attn2_{i}")(y, audio)
+            h = attend_where_given(Attention(self.heads, dtype=self.dtype, name=f"attn2_{i}"), y, audio, null)
             h = h * regions[:, None, :, i, None].astype(h.dtype)
             h = Dense(x.shape[-1], dtype=self.dtype, name=f"zero_conv_{name}")(h)
             total = total + h * weights[:, None, None, i, None].astype(h.dtype)
@@ -79,7 +79,7 @@ class AudioModule(nn.Module):
     def __call__(
         self,
         x: Float[AnyArray, "batch frames height width channels"],
-        audio: Float[AnyArray, "batch frames audio_tokens features"],
+        audio: Float[AnyArray, "audio_batch frames audio_tokens features"],
         regions: Float[AnyArray, "batch height width branches"],
         weights: Float[AnyArray, "batch branches"],
     ) -> Float[AnyArray, "batch frames height width channels"]:

@@ -117,7 +117,7 @@ class EMO:
         motion: Float[AnyArray, "batch n height width channels"] | None = None,
         has_motion: Bool[AnyArray, " batch"] | None = None,
         audio: Float[AnyArray, "batch window_frames layers size"] | None = None,
-        speed: Float[AnyArray, "batch window_frames"] | None = None,
+        speed: Float[AnyArray, "batch speed_window"] | None = None,
         mask: Num[AnyArray, "batch mask_height mask_width 1"] | None = None,
         face: Float[AnyArray, "batch embedding"] | None = None,
         regions: Sequence[Float[AnyArray, "batch _ _ branches"]] | None = None,
@@ -136,15 +136,15 @@ class EMO:
             motion: latents of the n motion frames; n may be 0.
             has_motion: whether a sample has motion frames; the features of the others are zeros. Default: all have.
             audio: audio features of the frames and of `clip.audio_window` neighbours on either side.
-            speed: head rotation speeds of the same frames in degrees per frame.
+            speed: head rotation speeds of the same frames in degrees per frame. Without positions of speeds, one frame
+                and its neighbours stand for all.
             mask: union of the clip's face boxes, in {0, 1}.
             face: identity embedding of the face; None: zeros, which stand for an unknown face.
             regions: how much each branch of audio modules counts at each place of each level, finest first; None: as
                 `mask` says (`conditions.regions_of_mask`).
             branch_weights: weights of these branches; None: 1.
             temporal: whether temporal modules run.
-            base: conditions encoded before, of which those without an input here are kept, such as the reference of all
-                clips of a video.
+            base: conditions encoded before, of which those without an input here are kept.
             tiled: whether to encode reference and motion frames for guidance as hallo does, once for each half, with
                 the face tokens of `conditions.tiled_tokens`. Only with face tokens.
         """

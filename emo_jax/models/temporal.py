@@ -41,24 +41,31 @@ class TemporalBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[AnyArray, "batch places frames channels"],
+        x: Float[AnyArray, "batch places all_frames channels"],
         speed: Float[AnyArray, "batch speed_frames features"] | None = None,
+        motion_frames: int = 0,
     ) -> Float[AnyArray, "batch places frames channels"]:
         """Computes the block on the frames of each place.
 
+        Motion frames leave the block after they have been keys and values of the second attention: nothing that
+        follows mixes frames.
+
         Args:
-            x: tokens of the motion frames and the clip's frames.
-            speed: speed features of the clip's frames, the last `speed_frames` ones.
+            x: tokens of the motion frames, then of the clip's frames.
+            speed: speed features of the clip's frames. A single one stands for all frames, if positions are not added.
+            motion_frames: number of motion frames, which the result does not have.
         """
         positions = frame_encodings(x.shape[-2], x.shape[-1]).astype(x.dtype)
         x = x + self._attention("attn1")(self._norm("norm1")(x) + positions)
-        x = x + self._attention("attn2")(self._norm("norm2")(x) + positions)
+        context = self._norm("norm2")(x) + positions
+        x, positions = x[:, :, motion_frames:], positions[motion_frames:]
+        x = x + self._attention("attn2")(context[:, :, motion_frames:], context)
         if self.speed and speed is not None:
             if self.speed_positions:
-                speed = speed + frame_encodings(x.shape[-2], speed.shape[-1])[-speed.shape[1] :].astype(speed.dtype)
-            context = jnp.broadcast_to(speed[:, None], (*x.shape[:2], *speed.shape[1:]))
+                encodings = frame_encodings(motion_frames + speed.shape[1], speed.shape[-1])[motion_frames:]
+                speed = speed + encodings.astype(speed.dtype)
             attention = self._attention("speed_attn", out_init=self.added_init)
-            x = x + attention(self._norm("norm_speed")(x) + positions, context)
+            x = x + attention(self._norm("norm_speed")(x) + positions, speed[:, None])  # all places see the same speeds
         return x + FeedForward(self.dtype, name="ff")(self._norm("norm3")(x))
 
     def _attention(self, name: str, **inits: Any) -> Attention:
@@ -71,7 +78,7 @@ class TemporalBlock(nn.Module):
 class MotionModule(nn.Module):
     """Temporal module; the identity if proj_out is zero, as in a new module of EMO.
 
-    The motion frames' features are prepended to the clip along the frame axis, and dropped afterwards.
+    The motion frames' features are prepended to the clip along the frame axis, and dropped inside the block.
 
     Attributes:
         heads: number of heads.
@@ -111,8 +118,7 @@ class MotionModule(nn.Module):
         h = rearrange(h, "batch frames height width channels -> batch frames (height width) channels").swapaxes(1, 2)
         h = Dense(channels, dtype=self.dtype, name="proj_in")(h)
         fields = self.heads, self.speed, self.dtype, self.added_init, self.speed_positions
-        h = TemporalBlock(*fields, name="transformer_blocks_0")(h, speed)
-        h = h[:, :, frames - x.shape[1] :]
+        h = TemporalBlock(*fields, name="transformer_blocks_0")(h, speed, frames - x.shape[1])
         h = Dense(channels, dtype=self.dtype, kernel_init=self.added_init, name="proj_out")(h)
         # Both layouts are constrained: otherwise XLA's partitioner computed a wrong gradient of proj_out.
         h = constrain(h.swapaxes(1, 2).reshape(x.shape), "temporal")

@@ -66,9 +66,33 @@ def test_clip_keys_depend_on_the_absolute_index_and_differ():
     np.testing.assert_array_equal(jax.random.key_data(clip_keys(jax.random.key(0), 3, 2)), data[3:])
 
 
-@pytest.mark.parametrize("frames, expected", [(1, (1, 23)), (24, (1, 0)), (25, (2, 23)), (48, (2, 0))])
-def test_segments_cover_every_frame(frames, expected):
-    assert segments(frames, 12, 2) == expected
+@pytest.mark.parametrize("frames, first, expected", [
+    (1, None, [1]), (12, None, [1]), (24, None, [2]), (25, None, [2, 1]), (48, None, [2, 2]), (49, None, [2, 2, 1]),
+    (1, 1, [1]), (24, 1, [1, 1]), (25, 1, [1, 2]), (48, 1, [1, 2, 1]),
+])  # fmt: skip
+def test_segments_cover_every_frame_with_as_few_clips_as_possible(frames, first, expected):
+    assert segments(frames, 12, 2, first) == expected
+
+
+def test_one_program_generates_any_number_of_clips():
+    full, _, _ = video(6, 6, 2)
+    traces = 0
+
+    @jax.jit
+    def segment(carry, first, count, audio):
+        nonlocal traces
+        traces += 1
+        return scan_clips(make_clip, carry, (audio, clip_keys(jax.random.key(7), first, 3)), count=count)
+
+    carry, out, first = first_carry(B, 2, LATENT), [], 0
+    for count in (1, 3, 2):
+        carry, latents = segment(carry, first, count, jnp.arange(first, first + 3, dtype=jnp.float32))
+        assert latents.shape == (3, B, F, *LATENT) and not latents[count:].any()
+        out.append(latents[:count])
+        first += count
+    np.testing.assert_allclose(np.concatenate(out), full, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(carry[0], out[-1][-1][:, F - 2 :])
+    assert traces == 1
 
 
 def test_bad_input_raises():
@@ -76,3 +100,5 @@ def test_bad_input_raises():
         scan_clips(make_clip, first_carry(B, F + 1, LATENT), (jnp.zeros(1), clip_keys(jax.random.key(0), 0, 1)))
     with pytest.raises(ValueError, match="at least 1"):
         segments(0, 12, 2)
+    with pytest.raises(ValueError, match="first"):
+        segments(12, 12, 2, 3)

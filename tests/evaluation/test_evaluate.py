@@ -124,7 +124,7 @@ def test_speed_and_place_are_measured_on_four_seconds():
         ev = Evaluation(config, None, people, None, wanted=["speed", "place"])
         made = ev.short(properties.MOVED_SECONDS)
         assert made.shape == (2, 64000) and np.array_equal(made[:, :16000], voices[:, :16000])
-        assert ev._segments() == (3 + 2 * 5) * 7
+        assert ev._segments() == (3 + 2 * 5) * 7  # of 25 clips: one, six times four
 
 
 def test_speeds_out_of_order_fail(monkeypatch):

@@ -44,15 +44,17 @@ def test_speed_of_each_frame_reaches_the_sampler(pipeline, monkeypatch):
     curve = np.array([[0.0, 0.1], [0.6, 1.9]])
     options = dict(face_box=BOX, framing="crop")
     curved = np.concatenate(list(pipeline.stream(random_portrait(), random_voice(9000), speed=curve, **options)))
-    margin, per_segment = pipeline.config.clip.audio_window, sampler.frames_per_segment
+    margin, f = pipeline.config.clip.audio_window, pipeline.config.clip.frames  # the first segment is one clip
     speeds = speeds_of_frames(curve, 15, 25)
-    np.testing.assert_allclose(seen[0][0, margin : margin + per_segment], speeds[:per_segment])
-    np.testing.assert_allclose(seen[1][0, :margin], speeds[per_segment - margin : per_segment])
-    np.testing.assert_allclose(seen[1][0, margin + 15 - per_segment :], speeds[-1])
+    np.testing.assert_allclose(seen[0][0, margin : margin + f], speeds[:f])
+    np.testing.assert_allclose(seen[1][0, :margin], speeds[f - margin : f])
+    np.testing.assert_allclose(seen[-1][0, -margin:], speeds[-1])
     level = np.array([[0.0, 0.7], [0.5, 0.7]])
     flat = np.concatenate(list(pipeline.stream(random_portrait(), random_voice(9000), speed=level, **options)))
     plain = np.concatenate(list(pipeline.stream(random_portrait(), random_voice(9000), speed=0.7, **options)))
-    assert np.array_equal(flat, plain) and not np.array_equal(curved, plain)
+    # A constant speed is a single token, which gives the same result but for rounding.
+    assert np.abs(flat.astype(int) - plain).max() <= 1 and np.abs(curved.astype(int) - plain).max() > 1
+    assert seen[-1].shape == (1, 1 + 2 * margin)
 
 
 def test_faces_are_chosen_by_number():

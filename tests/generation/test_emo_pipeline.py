@@ -226,7 +226,7 @@ def test_callback_receives_every_segment(pipeline):
         framing="crop",
         callback_on_segment_end=lambda *a: calls.append(a),
     )
-    assert [(pipe, index) for pipe, index, _ in calls] == [(pipeline, 0), (pipeline, 1)]
+    assert [(pipe, index) for pipe, index, _ in calls] == [(pipeline, 0), (pipeline, 1), (pipeline, 2)]
     assert np.array_equal(np.concatenate([frames for *_, frames in calls]), video.frames)
 
 

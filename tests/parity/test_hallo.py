@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emo_jax.generation.sampler import guided_denoiser
+from emo_jax.generation.guided import guided_denoiser
 from emo_jax.models.conditions import mask_conditions
 from emo_jax.models.emo import build
 from tests.parity import relatives

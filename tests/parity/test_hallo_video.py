@@ -105,7 +105,7 @@ def test_two_clips_of_the_pipeline(truth, monkeypatch):
     scales, voice = (np.float32(3.5),) * 2, truth["in.clips_audio_emb"]
     for clip in (0, 1):
         window = voice[np.clip(np.arange(3 * clip - 2, 3 * clip + 5), 0, len(voice) - 1)][None]
-        inputs = window, np.zeros((1, 7), np.float32), key, np.int32(clip)
+        inputs = window, np.zeros((1, 7), np.float32), key, np.int32(clip), np.int32(1)
         carry, latents = sampler._segment(params, constants, carry, inputs, scales, held)
         assert relative_error(latents[0], video(truth[f"clip.{clip}.latents"])) < 1e-4
         vae = emo.vae.apply({"params": params["vae"]}, latents[0], method="decode")

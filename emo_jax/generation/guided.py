@@ -1,0 +1,86 @@
+"""The guided Backbone: which conditions each pass of guidance gets, and the options of guidance in a config."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from emo_jax.diffusion.guidance import PASSES, guide
+from emo_jax.generation.options import SAMPLING_OPTIONS
+from emo_jax.models.conditions import Conditions, mask_conditions
+from emo_jax.models.emo import EMO
+
+Params: TypeAlias = Mapping[str, Any]
+Scales: TypeAlias = tuple[Any, Any]
+"""(reference_scale, audio_scale)."""
+
+
+def tiles_bank(sampling: ConfigDict, mode: str) -> bool:
+    """Returns whether conditions are encoded for the halves of guidance as hallo does (`EMO.conditions(tiled=...)`)."""
+    return bool(sampling.get("bank_tiling", False)) and mode != "none"
+
+
+def guidance_options(sampling: ConfigDict, train_steps: int) -> dict[str, Any]:
+    """Returns the arguments `rescale` and `interval` of `diffusion.guidance.guide`.
+
+    Args:
+        sampling: the config's `sampling`.
+        train_steps: training timesteps T; `guidance_interval` is in shares of T, from clean (0) to noise (1).
+    """
+    options = ConfigDict({**SAMPLING_OPTIONS, **sampling})
+    low, high = options.guidance_interval
+    interval = None if (low, high) == (0, 1) else (math.ceil(low * train_steps), math.ceil(high * train_steps) - 1)
+    return dict(rescale=float(options.guidance_rescale), interval=interval)
+
+
+def guided_denoiser(
+    emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales, **options: Any
+) -> Callable:
+    """Returns the guided Backbone: (x (B, f, h, w, c), t (B,)) -> prediction (B, f, h, w, c).
+
+    Args:
+        emo: the networks.
+        params: their parameters.
+        conditions: the conditions of the B samples.
+        mode: the guidance mode, a key of `PASSES`.
+        scales: the guidance scales, which may be traced.
+        **options: `rescale` and `interval`, see `diffusion.guidance.guide`.
+    """
+    passes = len(PASSES[mode])
+    given = _given_conditions(emo, conditions, mode)
+    tiled = _tile(dataclasses.replace(conditions, **dict.fromkeys(given)), passes)
+
+    def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
+        leaves = jax.tree.leaves(conditions)
+        is_one_pass = passes == 1 or bool(leaves) and len(x) == len(leaves[0])
+        if is_one_pass:
+            return emo.denoise(params, x, t, mask_conditions(conditions, reference_on, audio_on))
+        rows = dataclasses.replace(mask_conditions(tiled, reference_on, audio_on), **given)
+        return emo.denoise(params, x, t, rows)
+
+    return guide(denoise, mode, *scales, **options)
+
+
+def _tile(tree: Any, times: int) -> Any:
+    return jax.tree.map(lambda a: jnp.tile(a, (times,) + (1,) * (a.ndim - 1)), tree)
+
+
+def _given_conditions(emo: EMO, conditions: Conditions, mode: str) -> dict[str, Any]:
+    """Returns the conditions of those guidance passes alone that have them; the Backbone knows the others' results.
+
+    On a mesh that splits the passes, there are none: the devices of the last pass would not be faster.
+    """
+    mesh, model = jax.sharding.get_abstract_mesh(), emo.config.model
+    if not mesh.empty and mesh.shape["data"] * mesh.shape["fsdp"] > 1:
+        return {}
+    reference_passes, audio_passes = (sum(flags) for flags in zip(*PASSES[mode], strict=True))
+    given = {"audio": _tile(conditions.audio, audio_passes)}
+    equal_tokens = model.reference_attention == "cross" and not model.reference_positions
+    if equal_tokens or model.reference_attention == "shared":
+        given["reference"] = _tile(conditions.reference, reference_passes)
+        given["reference_on"] = _tile(conditions.reference_on, reference_passes)
+    return given
