@@ -11,14 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from emo_jax.data import pipeline, transforms
 from emo_jax.data.latents import LatentSource
+from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed import processes
+from emo_jax.distributed.mesh import replicated
 from emo_jax.files import atomic_write
-from emo_jax.generation.sampler import VideoSampler
+from emo_jax.generation.sampler import VideoSampler, mesh_for
 from emo_jax.media import mp4
 from emo_jax.media.video_writer import VideoWriter
 from emo_jax.models.emo import EMO
@@ -46,8 +49,8 @@ class SampleWriter:
     def write(self, step: int, params: Mapping[str, Any]) -> None:
         """Generates with `params` and writes the result; the VAE's stage writes reconstructions only.
 
-        Every process must call it, because parameters may be sharded over processes. Process 0 generates on one
-        device and writes while the others wait. An error is printed as a warning and training continues.
+        Every process must call it, because parameters may be sharded over processes. Process 0 generates on its
+        devices and writes while the others wait. An error is printed as a warning and training continues.
 
         Args:
             step: the number of steps done.
@@ -56,17 +59,26 @@ class SampleWriter:
         fetched = processes.fetch(params)  # None except on process 0
         if fetched is not None:
             try:
-                self._write(step, self._on_one_device(fetched))
+                self._write(step, self._placed(fetched))
             # A full disk or device, or latents that are not finite.
             except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 print(f"warning: no samples at step {step}: {reason}", file=sys.stderr, flush=True)
         processes.barrier(f"samples of step {step}")
 
-    def _on_one_device(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the params tree on one device, in the precision that it is used in."""
-        device, dtype = jax.local_devices()[0], self._config.model.dtype
-        return unflatten_dict({p: jax.device_put(at_rest(p, a, dtype), device) for p, a in params.items()}, sep="/")
+    def _placed(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the params tree on all devices of the sampler, in the precision that it is used in."""
+        place = jax.local_devices()[0] if self._mesh is None else replicated(self._mesh)
+        dtype = self._config.model.dtype
+        return unflatten_dict({p: jax.device_put(at_rest(p, a, dtype), place) for p, a in params.items()}, sep="/")
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh | None:
+        """This process's devices, which share guidance passes and frames; None for one device."""
+        sampling = self._config.sampling
+        mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
+        is_vae = self._config.train.stage == "vae"  # single images
+        return None if is_vae else mesh_for(mode, self._config.clip.frames, jax.local_devices())
 
     def _write(self, step: int, params: Mapping[str, Any]) -> None:
         references, masks, audio = self._people
@@ -95,7 +107,7 @@ class SampleWriter:
 
     @functools.cached_property
     def _sampler(self) -> VideoSampler:
-        return VideoSampler(self._emo, None, self._config.sampling)
+        return VideoSampler(self._emo, None, self._config.sampling, mesh=self._mesh)
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., UInt8[Array, "people height width 3"]]:

@@ -14,9 +14,9 @@ def sample_writer(config, workdir):
     return SampleWriter(config, build(config), workdir, MetricsWriter(workdir, first=0, total=1))
 
 
-def test_samples_are_generated_on_one_device_in_the_networks_precision():
+def test_samples_are_generated_on_all_devices_in_the_networks_precision():
     found = report("sampled_weights()")
-    assert found == dict(devices=1, kernel="bfloat16", last="float32", equal=True)
+    assert found == dict(devices=8, kernel="bfloat16", last="float32", equal=True)
 
 
 def test_an_error_in_a_sample_is_a_warning(tmp_path, monkeypatch, capsys):
