@@ -15,8 +15,8 @@ def sample_writer(config, workdir):
 
 
 def test_samples_are_generated_on_all_devices_in_the_networks_precision():
-    found = report("sampled_weights()")
-    assert found == dict(devices=8, kernel="bfloat16", last="float32", equal=True)
+    found = report("sampled_weights()")  # the four frames of a clip; without guidance, there is one pass
+    assert found == dict(devices=4, kernel="bfloat16", last="float32", equal=True)
 
 
 def test_an_error_in_a_sample_is_a_warning(tmp_path, monkeypatch, capsys):
