@@ -55,6 +55,11 @@ def get_config(stage: str = "image") -> ConfigDict:
                 noise_offset=0.0,
             ),
             sampling=dict(  # steps as in Section 4.1, the rest ours
+                # clips: one after the other, from the last n frames of the clip before. windows: all frames together,
+                # in overlapping windows of a clip's length whose predictions are averaged, as in EchoMimic.
+                strategy="clips",
+                overlap=3,  # frames that neighbouring windows share
+                shift=2,  # frames by which the windows move from step to step
                 solver="ddim",
                 steps=40,
                 eta=0.0,
@@ -165,11 +170,11 @@ def face() -> dict:
 def audio() -> dict:
     """Returns `model.audio` (Section 3.2): the encoder, and the tokens that features of 2m + 1 frames become."""
     return dict(
-        encoder="wav2vec2",  # mel | wav2vec2
+        encoder="wav2vec2",  # mel | wav2vec2 | whisper
         bands=80,
-        steps=4,
+        steps=4,  # mel: spectra of a frame; whisper: outputs of the encoder that a frame gets
         timing="centres",  # centres | frames: wav2vec 2.0's transformer runs at the rate of the video, as in hallo
-        layers=tuple(range(1, 13)),  # hidden states of wav2vec2; 0 is the input of its first layer
+        layers=tuple(range(1, 13)),  # hidden states of the encoder; 0 is the input of its first layer
         wav2vec2=dict(  # wav2vec 2.0 base, with the field names of transformers
             hidden_size=768,
             num_hidden_layers=12,
@@ -186,6 +191,16 @@ def audio() -> dict:
             do_stable_layer_norm=False,
             do_normalize=True,
         ),
+        whisper=dict(  # the encoder of whisper-tiny, with the field names of transformers
+            d_model=384,
+            encoder_layers=4,
+            encoder_attention_heads=6,
+            encoder_ffn_dim=1536,
+            num_mel_bins=80,
+            max_source_positions=1500,
+        ),
+        gain=1.0,  # factor of audio-attention's output; EchoMimic: 3
+        projected=True,  # whether an MLP makes tokens of the features; False: the features are the tokens
         tokens=32,
         features=768,
         hidden=512,

@@ -12,6 +12,15 @@ WAV2VEC2 = dict(
 )  # fmt: skip
 """Fields of `model.audio` for a small EMO with wav2vec 2.0."""
 
+WHISPER = dict(
+    encoder="whisper", layers=(0, 2), steps=4,
+    whisper=dict(
+        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24, num_mel_bins=8,
+        max_source_positions=20,
+    ),
+)  # fmt: skip
+"""Fields of `model.audio` for a small EMO with Whisper's encoder."""
+
 
 def small_config(stage="video", **model):
     """Returns configs/tiny.py at test size; keyword arguments override fields of `model`."""
@@ -35,6 +44,16 @@ def as_hallo(config):
     config.clip.first_motion = "portrait"
     config.diffusion.update(beta_schedule="linear", zero_terminal_snr=True, prediction="v", spacing="trailing")
     config.sampling.update(solver="ddim", steps=3, stride=True, bank_tiling=True, reencode_motion=True)
+    return config
+
+
+def as_echomimic(config):
+    """Gives a config with Whisper's encoder the parts and settings of configs/echomimic.py; returns it."""
+    config.model.update(reference_attention="shared", reference_positions=False, speed_layers=False)
+    config.model.audio.update(projected=False, gain=3.0, features=config.model.audio.whisper.d_model)
+    config.clip.update(motion_frames=0, audio_window=0, fps=24.0)
+    config.diffusion.update(beta_schedule="linear", zero_terminal_snr=True, prediction="v", spacing="trailing")
+    config.sampling.update(strategy="windows", solver="ddim", steps=3, stride=True, clips=1)
     return config
 
 

@@ -24,8 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 CONFIGS = pathlib.Path(base.__file__).parent
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.py") if path.name != "__init__.py")
-ARGUMENTS = dict.fromkeys(("base.py", "hallo.py", "relatives.py", "tiny.py"), tuple(STAGES))
+ARGUMENTS = dict.fromkeys(("base.py", "echomimic.py", "hallo.py", "relatives.py", "tiny.py"), tuple(STAGES))
 ARGUMENTS["small.py"] = (*STAGES, "vae-full")
+ARGUMENTS["echomimic_acc.py"] = ("video",)
 
 
 def every_config():
@@ -171,7 +172,8 @@ def test_overrides():
 
 @pytest.mark.parametrize("arguments, message", [
     ([], "no config given"),
-    (["--config=configs/nowhere.py"], "'configs/nowhere.py' is neither .*: base, hallo, relatives, small, tiny"),
+    (["--config=configs/nowhere.py"],
+     "'configs/nowhere.py' is neither .*: base, echomimic, echomimic_acc, hallo, relatives, small, tiny"),
     ([f"--config={CONFIGS / 'tiny.py'}:sound"], r"^\S*tiny.py:sound: configs/tiny.py has no stage 'sound'; "),
 ])  # fmt: skip
 def test_missing_config_raises(arguments, message):
@@ -220,6 +222,7 @@ BAD = [
     ("wav2vec2.num_attention_heads", dict(
         model=dict(audio=dict(encoder="wav2vec2", wav2vec2=dict(num_attention_heads=5)))
     )),
+    ("model.audio.gain", dict(model=dict(audio_branches=True, audio=dict(gain=2.0)))),
     ("model.dtype", dict(model=dict(dtype="float31"))),
     ("model.unet.heads", dict(model=dict(unet=dict(heads=3)))),
     ("model.unet.heads", dict(model=dict(unet=dict(heads=0)))),

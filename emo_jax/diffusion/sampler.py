@@ -1,6 +1,6 @@
 """The sampler: one `lax.scan` over the denoising steps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,12 +60,42 @@ def sample(
         x, state = carry
         t, t_next, step_key = inputs
         prediction = denoise(x, jnp.full(x.shape[:1], t))
-        x0, eps = convert(schedule, prediction.astype(jnp.float32), x, t, schedule.prediction)
-        if hold is not None:
-            alpha, sigma = coefficients(schedule, t, x)
-            x0 = hold.apply(x0)
-            eps = (x - alpha * x0) / sigma
-        return solver.step(state, x, x0, eps, t, t_next, step_key), None
+        return advance(schedule, solver, x, state, prediction, t, t_next, step_key, hold), None
 
     (x, _), _ = jax.lax.scan(body, (x_T, solver.init(x_T)), (ts, t_nexts, keys))
     return x
+
+
+def advance(
+    schedule: Schedule,
+    solver: Solver,
+    x: Float[AnyArray, "batch ..."],
+    state: Any,
+    prediction: Float[AnyArray, "batch ..."],
+    t: Int[AnyArray, ""],
+    t_next: Int[AnyArray, ""],
+    key: Key[Array, ""],
+    hold: Hold | None = None,
+) -> tuple[Float[Array, "batch ..."], Any]:
+    """Moves samples from one timestep to the next.
+
+    Args:
+        schedule: the noise schedule.
+        solver: the solver.
+        x: samples at t.
+        state: the solver's state.
+        prediction: the network's prediction of kind `schedule.prediction`.
+        t: the timestep.
+        t_next: the timestep to go to, -1 for clean data.
+        key: key of the step.
+        hold: see `sample`.
+
+    Returns:
+        The samples at t_next, and the solver's state.
+    """
+    x0, eps = convert(schedule, prediction.astype(jnp.float32), x, t, schedule.prediction)
+    if hold is not None:
+        alpha, sigma = coefficients(schedule, t, x)
+        x0 = hold.apply(x0)
+        eps = (x - alpha * x0) / sigma
+    return solver.step(state, x, x0, eps, t, t_next, key)

@@ -213,10 +213,10 @@ class Evaluation:
         """
         import jax
 
-        from emo_jax.generation.sampler import VideoSampler
+        from emo_jax.generation.window_sampler import make_sampler
 
         if off not in self.samplers:
-            self.samplers[off] = VideoSampler(self.emo, self.params, self.config.sampling, off=off)
+            self.samplers[off] = make_sampler(self.emo, self.params, self.config.sampling, off=off)
         masks = self.people.masks() if masks is None else masks
         voices = self.people.voices if voices is None else voices
         arrays = [a[:people] for a in (self.people.references, masks, voices)]

@@ -139,9 +139,10 @@ class Batch:
             options["face_box"] = parse_face(item.face)
         portrait = load_portrait(item.portrait)
         voice = load_song(item.audio, vocals=item.vocals or self._defaults["vocals"], soundtrack=item.soundtrack)
-        write_video(target, pipe, portrait, voice, label=item.name, quiet=True, on_frames=self._check, **options)
+        checks = dict(on_frames=self._check, on_window=self._check)
+        write_video(target, pipe, portrait, voice, label=item.name, quiet=True, **checks, **options)
 
-    def _check(self, frames: Any) -> None:
+    def _check(self, *_: Any) -> None:
         if self._stop.is_set():
             raise _Stopped
 

@@ -8,7 +8,7 @@ from emo_jax.models.conditions import BRANCHES
 
 SAMPLING_OPTIONS = dict(
     guidance_rescale=0.0, guidance_interval=(0.0, 1.0), hold_colors=False, stride=False, bank_tiling=False,
-    reencode_motion=False, pose_weight=1.0, face_weight=1.0, lip_weight=1.0,
+    reencode_motion=False, pose_weight=1.0, face_weight=1.0, lip_weight=1.0, strategy="clips", overlap=3, shift=2,
 )  # fmt: skip
 """Fields of `sampling` that configs of older weights lack, with the values that leave sampling as it was."""
 
@@ -18,7 +18,8 @@ def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
 
     Raises:
         ValueError: `steps` is not in 1..`train_steps`, `clips` is below 1, `guidance_rescale` is not in 0..1,
-            `guidance_interval` is not an interval in 0..1, or a branch's weight is negative or not finite.
+            `guidance_interval` is not an interval in 0..1, a branch's weight is negative or not finite, or `shift` or
+            `overlap` is negative.
     """
     if not 1 <= sampling.steps <= train_steps:
         raise ValueError(
@@ -32,6 +33,8 @@ def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
     for name in (f"{branch}_weight" for branch in BRANCHES):
         if not 0 <= options[name] < math.inf:
             raise ValueError(f"sampling.{name} is {options[name]}; expected a number of at least 0")
+    if options.shift < 0 or options.overlap < 0:
+        raise ValueError(f"sampling.shift, overlap are {options.shift}, {options.overlap}; expected at least 0 each")
     interval = tuple(options.guidance_interval)
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(

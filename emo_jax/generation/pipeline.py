@@ -34,6 +34,7 @@ from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
 from emo_jax.generation.sampler import VideoSampler, mesh_for
 from emo_jax.generation.speed import speeds_of_frames
 from emo_jax.generation.video import Video, provenance
+from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.media.loudness import normalise
 from emo_jax.media.timing import require_frames
 from emo_jax.models.emo import EMO
@@ -281,6 +282,7 @@ class EmoPipeline:
         framing: str = "portrait",
         max_size: int = MAX_SIZE,
         face_embedding: Any = None,
+        on_window: Callable[[int, int], None] | None = None,
         **weights: float | None,
     ) -> FrameStream:
         """Generates a video segment by segment, in memory that does not grow with its length.
@@ -301,6 +303,8 @@ class EmoPipeline:
             framing: "portrait" pastes the generated frames back into the portrait; "crop" returns them as they are.
             max_size: limit of the shorter side of the frames in pixels, for the framing "portrait".
             face_embedding: identity embedding of the face, for weights such as hallo's; None: zeros.
+            on_window: called with (windows done, all windows) by weights that are sampled in windows, such as
+                EchoMimic's, whose frames come when all windows are done.
             **weights: pose_weight, face_weight, lip_weight: how much the voice moves these (weights such as hallo's).
 
         Returns:
@@ -334,6 +338,7 @@ class EmoPipeline:
             scales=scales,
             key=jax.random.key(seed),
             hold=None if canvas is None else canvas.hold[None],
+            on_window=on_window,
             **extra,
         )
         checked = (check_frames(frames[0], index) for index, frames in enumerate(segments))
@@ -365,7 +370,7 @@ class EmoPipeline:
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames, self._devices)
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
-            self._samplers[key] = VideoSampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
+            self._samplers[key] = make_sampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
         return self._samplers[key], scales
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from emo_jax.diffusion.sampler import Hold, sample
 from emo_jax.diffusion.schedule import make_schedule, strided, timesteps
 from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
+from emo_jax.generation.checks import MAX_LATENT, checked_frames
 from emo_jax.generation.colors import channel_statistics, match_colors
 from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.media.timing import cut, frame_count, window_bounds
-from emo_jax.models.audio_encoder import FrameRecording, Recording
 from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
 from emo_jax.models.emo import EMO
+from emo_jax.models.hearing import AnyRecording, make_recording
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -34,10 +35,34 @@ CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """Conditions that `VideoSampler(off=...)` can replace by their null condition, for the controls of an evaluation."""
 _DECODED_PIXELS = 2**20
 """Pixels that a device decodes at once: four frames of 512x512, whose activations take about 2 GB."""
-MAX_LATENT = 1000.0
-"""Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
 _CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 """XLA's default CPU scheduler casts bfloat16 weights to float32 long before use: at full size 10.5 GiB, not 1.6."""
+
+
+class Inputs(NamedTuple):
+    """What a video is sampled from.
+
+    Attributes:
+        constants: conditions that are the same in all frames.
+        held: latents that stay those of the portrait.
+        carry: motion frames of the first clip.
+        audio: (first frame, frames) -> input of `EMO.audio_features`.
+        speed: head rotation speed, a number, (batch,) or (batch, frames).
+        batch: number of videos.
+        key: the random key.
+        scales: guidance scales.
+        count: frames of the video.
+    """
+
+    constants: Conditions
+    held: Hold | None
+    carry: Any
+    audio: Callable[[int, int], Any]
+    speed: np.ndarray
+    batch: int
+    key: Any
+    scales: Scales
+    count: int
 
 
 class VideoSampler:
@@ -89,7 +114,7 @@ class VideoSampler:
         # Of equal speeds without positions, one is enough.
         self._one_speed = not emo.backbone.config.speed_positions
         self._hidden_states = jax.jit(emo.hidden_states)
-        self._recording: tuple[Any, Recording | FrameRecording] | None = None
+        self._recording: tuple[Any, AnyRecording] | None = None
 
     def _jit(self, function: Callable) -> Any:
         options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
@@ -126,6 +151,7 @@ class VideoSampler:
         face: Float[Array, "batch embedding"] | None = None,
         regions: Sequence[Float[Array, "batch _ _ branches"]] | None = None,
         branch_weights: Float[Array, " branches"] | None = None,
+        on_window: Callable[[int, int], None] | None = None,
     ) -> Iterator[UInt8[np.ndarray, "batch frames height width 3"]]:
         """Yields the frames of one segment at a time, while the next segment is computed.
 
@@ -144,6 +170,7 @@ class VideoSampler:
             face: identity embeddings of the faces, for networks with face tokens; see `EMO.conditions`.
             regions: of the branches of audio modules; see `EMO.conditions`.
             branch_weights: weights of these branches; None for the config's.
+            on_window: called with (windows done, all windows) before there are frames, by sampling in windows.
 
         Yields:
             Frames; the segments have ceil(seconds * fps) frames together.
@@ -152,34 +179,40 @@ class VideoSampler:
             ValueError: `scales` belong to another guidance mode, which needs another program.
             FloatingPointError: the latents of a segment are not finite or exceed MAX_LATENT.
         """
-        clip, count = self.emo.config.clip, frame_count(audio.shape[1], self.emo.config.clip.fps)
+        count = frame_count(audio.shape[1], self.emo.config.clip.fps)
         speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
         scales = self._check_scales(scales)
         weights = self._branch_weights if branch_weights is None else np.asarray(branch_weights, np.float32)
         constants, held, carry = self._prepare(self.params, references, masks, hold, face, regions, weights)
-        audio_window = self._audio_windows(audio)
-        pending = statistics = None
+        audio_windows = self._audio_windows(audio)
+        inputs = Inputs(constants, held, carry, audio_windows, speed, len(references), key, scales, count)
+        pending, first = None, 0
+        for index, (latents, clips) in enumerate(self._latents(inputs, on_window)):
+            wanted = min(clips * self.emo.config.clip.frames, count - first)
+            frames = self._decode(self.params, latents, np.int32(clips))[:, :wanted]
+            if pending is not None:
+                yield checked_frames(*pending)
+            pending, first = (frames, self._usable(latents), index), first + wanted
+        assert pending is not None
+        yield checked_frames(*pending)
+
+    def _latents(self, inputs: Inputs, on_window: Callable[[int, int], None] | None) -> Iterator[tuple[Any, int]]:
+        """Yields the latents of each segment (K, B, f, h, w, c), and how many of its K clips belong to the video."""
+        clip, carry, statistics, first_clip = self.emo.config.clip, inputs.carry, None, 0
         # The colours of a long first segment are a better measure than those of one clip.
-        clips_of_segments = segments(count, clip.frames, self.config.clips, None if self._hold_colors else 1)
-        first_clip = 0
-        for index, clips in enumerate(clips_of_segments):
+        for clips in segments(inputs.count, clip.frames, self.config.clips, None if self._hold_colors else 1):
             first = first_clip * clip.frames
-            window = self._padded_window(audio_window, first, clips)
-            speeds = self._speed_window(speed, len(references), first, count)
-            inputs = (window, speeds, key, np.int32(first_clip), np.int32(clips))
-            carry, latents = self._segment(self.params, constants, carry, inputs, scales, held)
+            window = self._padded_window(inputs.audio, first, clips)
+            speeds = self._speed_window(inputs.speed, inputs.batch, first, inputs.count)
+            own = (window, speeds, inputs.key, np.int32(first_clip), np.int32(clips))
+            carry, latents = self._segment(self.params, inputs.constants, carry, own, inputs.scales, inputs.held)
             if self._hold_colors and statistics is None:
                 statistics = self._statistics(latents[:clips])
             elif self._hold_colors:
-                carry, matched = self._match(self.params, carry, latents[:clips], statistics, held)
+                carry, matched = self._match(self.params, carry, latents[:clips], statistics, inputs.held)
                 latents = latents.at[:clips].set(matched)
-            frames = self._decode(self.params, latents, np.int32(clips))[:, : min(clips * clip.frames, count - first)]
-            if pending is not None:
-                yield _checked_frames(*pending)
-            pending = frames, self._usable(latents), index
+            yield latents, clips
             first_clip += clips
-        assert pending is not None
-        yield _checked_frames(*pending)
 
     def _padded_window(self, audio_window: Callable[[int, int], Any], first: int, clips: int) -> np.ndarray:
         """Returns the audio of a segment, with zeros in place of the clips that a full segment would have more."""
@@ -203,7 +236,7 @@ class VideoSampler:
     def _audio_windows(self, audio: Array) -> Callable[[int, int], Any]:
         """Returns a function (first frame, frames) -> input of `EMO.audio_features`.
 
-        That input is a waveform for log-mel spectra, and precomputed features for wav2vec 2.0. The features of the most
+        That input is a waveform for log-mel spectra, and precomputed features of an encoder. The features of the most
         recent recordings are kept.
         """
         clip, encoder = self.emo.config.clip, self.emo.audio_encoder
@@ -213,9 +246,7 @@ class VideoSampler:
         weights, recent = self.params["audio_encoder"], self._recording
         if recent is None or recent[0] is not weights or not np.array_equal(recent[1].audio, audio):
             hidden_states = functools.partial(self._hidden_states, {"audio_encoder": weights})
-            by_frame = self.emo.config.model.audio.get("timing", "centres") == "frames"
-            kind, reach = (FrameRecording, clip.frames) if by_frame else (Recording, clip.audio_window)
-            recent = weights, kind(hidden_states, np.asarray(audio), clip.fps, reach, encoder.config)
+            recent = weights, make_recording(self.emo, hidden_states, np.asarray(audio), clip.fps, clip.frames)
             self._recording = recent
         return recent[1]
 
@@ -290,25 +321,21 @@ class VideoSampler:
     def _clip(self, params: Params, constants: Any, scales: Scales, held: Hold | None, carry: Any, inputs: Any) -> Any:
         """Samples one clip; returns latents (B, f, h, w, c)."""
         (motion, has_motion), (audio_features, speed, key) = carry, inputs
-        emo, batch = self.emo, motion.shape[0]
         if "motion" in self.off:
             has_motion = jnp.zeros_like(has_motion)
-        conditions = emo.conditions(
-            params,
-            motion=motion,
-            has_motion=has_motion,
-            audio=audio_features,
-            speed=None if "speed" in self.off else speed,
-            base=constants,
-            tiled=self._tiled,
-        )
-        present = [jnp.full(batch, name not in self.off) for name in ("reference", "audio")]
-        # Where the reference is off, networks with a null condition leave out the location as well; here it stays.
-        conditions = dataclasses.replace(mask_conditions(conditions, *present), location=conditions.location)
+        conditions = self._conditions(params, constants, audio_features, speed, motion=motion, has_motion=has_motion)
         noise_key, solver_key = jax.random.split(key)
-        noise = self._noise(noise_key, batch)
-        guided = guided_denoiser(emo, params, conditions, self.mode, scales, **self._guidance)
+        noise = self._noise(noise_key, len(motion))
+        guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, **self._guidance)
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
+
+    def _conditions(self, params: Params, constants: Any, features: Array, speed: Array, **motion: Any) -> Conditions:
+        """Returns the conditions of f frames from those of the video, without what is switched off."""
+        motion |= dict(audio=features, speed=None if "speed" in self.off else speed)
+        conditions = self.emo.conditions(params, base=constants, tiled=self._tiled, **motion)
+        present = [jnp.full(len(features), name not in self.off) for name in ("reference", "audio")]
+        # Where the reference is off, networks with a null condition leave out the location as well; here it stays.
+        return dataclasses.replace(mask_conditions(conditions, *present), location=conditions.location)
 
     def _noise(self, key: Key[Array, ""], batch: int) -> Array:
         return jax.random.normal(key, (batch, self.emo.config.clip.frames, *self.emo.latent_shape))
@@ -343,14 +370,6 @@ class VideoSampler:
         return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
 
 
-def _checked_frames(frames: Any, usable: Any, segment: int) -> np.ndarray:
-    """Returns the frames of a segment if its latents are usable."""
-    if not usable:
-        raise FloatingPointError(
-            f"latents of segment {segment} are NaN, infinite or above {MAX_LATENT:g}; use smaller guidance scales, or "
-            "weights without NaN and infinite values"
-        )
-    return np.asarray(frames)
 
 
 def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None) -> Mesh | None:

@@ -66,6 +66,7 @@ def write_video(
     notice: str | None = None,
     quiet: bool = False,
     on_frames: Callable[[np.ndarray], None] | None = None,
+    on_window: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> None:
     """Generates a video and writes it segment by segment, with a comment that says that it is generated.
@@ -84,6 +85,7 @@ def write_video(
         notice: a text to draw into the frames; None for none.
         quiet: show no progress and print no result.
         on_frames: called with each group of frames (n, height, width, 3) after it is written.
+        on_window: see `EmoPipeline.stream`.
         **options: keyword arguments of `EmoPipeline.stream`.
 
     Raises:
@@ -91,7 +93,8 @@ def write_video(
     """
     fps = pipe.fps if fps is None else fps
     total = require_frames(voice.samples, fps)
-    stream = pipe.stream(portrait, voice.samples, **options)
+    denoising = _Denoising(label, None if quiet else Progress, on_window)
+    stream = pipe.stream(portrait, voice.samples, on_window=denoising.count, **options)
     segments = convert_frame_rate(stream, pipe.fps, fps, total)
     overlay = None if notice is None else Notice(notice, stream.size)
     metadata = {"comment": provenance(pipe.name, options.get("seed", 0))}
@@ -101,6 +104,7 @@ def write_video(
         progress = None
         if not quiet:
             print(f"{label}: generating {total} frames", file=sys.stderr)
+            stack.enter_context(denoising)
             progress = shown = stack.enter_context(Progress(total, label, "frame"))
             stack.enter_context(watch_compilation(lambda: shown.say(f"{label}: compiling")))
         for frames in segments:
@@ -112,6 +116,31 @@ def write_video(
                 on_frames(frames)
     if not quiet:
         print_result(f"{os.fspath(path)}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
+
+
+class _Denoising:
+    """Shows the windows that are denoised before the first frames, with weights that are sampled in windows."""
+
+    def __init__(self, label: str, show: type[Progress] | None, then: Callable[[int, int], None] | None):
+        self._label, self._show, self._then = label, show, then
+        self._progress: Progress | None = None
+
+    def count(self, done: int, total: int) -> None:
+        """Counts a window."""
+        if self._progress is None and self._show is not None:
+            self._progress = self._show(total, f"{self._label}: denoising", "window")
+        if self._progress is not None:
+            self._progress.add(1)
+        if self._then is not None:
+            self._then(done, total)
+
+    def __enter__(self) -> None:
+        """Does nothing."""
+
+    def __exit__(self, *error: object) -> None:
+        """Ends the bar."""
+        if self._progress is not None:
+            self._progress.close()
 
 
 def print_result(line: str) -> None:

@@ -164,6 +164,7 @@ class TransformerBlock(nn.Module):
         norm_feature: whether the feature is the normalised input of self-attention rather than the state after it.
         feature_only: whether the block ends at its feature (ReferenceNet's last layer).
         added_init: initialiser of audio-attention's output.
+        audio_gain: factor of audio-attention's output, its bias included (EchoMimic: 3).
     """
 
     heads: int
@@ -174,6 +175,7 @@ class TransformerBlock(nn.Module):
     feature_only: bool = False
     dtype: Any = jnp.float32
     added_init: Initializer = FAN_IN_NORMAL
+    audio_gain: float = 1.0
 
     @nn.compact
     def __call__(
@@ -216,7 +218,8 @@ class TransformerBlock(nn.Module):
             x = x + self._attention("attn2")(self._norm("norm2")(x), face)
         if self.audio and audio is not None:
             layer = self._attention("audio_attn", out_init=self.added_init)
-            x = x + attend_where_given(layer, self._norm("norm_audio")(x), audio, jnp.zeros_like(audio[:1, :1, :1]))
+            y = attend_where_given(layer, self._norm("norm_audio")(x), audio, jnp.zeros_like(audio[:1, :1, :1]))
+            x = x + (y if self.audio_gain == 1 else self.audio_gain * y)
         return x + FeedForward(self.dtype, name="ff")(self._norm("norm3")(x)), feature
 
     def _attend_to_reference(self, x: AnyArray, reference: AnyArray, null: AnyArray) -> AnyArray:
@@ -245,6 +248,7 @@ class SpatialTransformer(nn.Module):
         feature_only: see `TransformerBlock`.
         positions: whether reference-attention gets the positions of tokens in the map.
         added_init: see `TransformerBlock`.
+        audio_gain: see `TransformerBlock`.
     """
 
     heads: int
@@ -257,6 +261,7 @@ class SpatialTransformer(nn.Module):
     positions: bool = False
     dtype: Any = jnp.float32
     added_init: Initializer = FAN_IN_NORMAL
+    audio_gain: float = 1.0
 
     @nn.compact
     def __call__(
@@ -277,7 +282,7 @@ class SpatialTransformer(nn.Module):
             reference = tokens_of(constrain(reference, "shared"))
         block = TransformerBlock(
             self.heads, self.reference, self.audio, self.face, self.norm_feature, self.feature_only, self.dtype,
-            self.added_init, name="transformer_blocks_0",
+            self.added_init, self.audio_gain, name="transformer_blocks_0",
         )  # fmt: skip
         positions = grid_positions(height, width, channels).astype(h.dtype) if self.positions else 0.0
         h, feature = block(h, reference, audio, face, reference_on, positions)

@@ -1,4 +1,7 @@
-"""Audio features A^f of each video frame: log-mel spectra, or wav2vec 2.0's hidden states as in the paper."""
+"""Audio features A^f of each video frame: log-mel spectra, or wav2vec 2.0's hidden states as in the paper.
+
+`models.whisper` has those of Whisper.
+"""
 
 import functools
 from collections.abc import Callable
@@ -66,6 +69,8 @@ def features_shape(audio: ConfigDict) -> tuple[int, int]:
     """Returns the shape (layers, size) of a frame's audio features."""
     if audio.encoder == "mel":
         return audio.steps, audio.bands
+    if audio.encoder == "whisper":
+        return audio.steps * len(audio.layers), audio.whisper.d_model
     return len(audio.layers), audio.wav2vec2.hidden_size
 
 

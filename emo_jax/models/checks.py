@@ -9,7 +9,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 _CHOICES = {
     "dtype": DTYPES,
     "reference_attention": ("cross", "concat", "shared", "off"),
-    "audio.encoder": ("mel", "wav2vec2"),
+    "audio.encoder": ("mel", "wav2vec2", "whisper"),
     "init.reference": ("self", "attn1", "zero", "fresh"),
     "init.added": ("zero", "fresh"),
     "temporal_levels": ("all", "attention"),
@@ -75,6 +75,10 @@ def _check_variant(model: ConfigDict, clip: ConfigDict) -> None:
         raise ValueError(f"clip.first_motion is {first!r}; expected 'zeros' or 'portrait'")
     if model.get("audio_branches", False) and not model.audio_attention:
         raise ValueError("model.audio_branches is True; expected False without model.audio_attention")
+    if model.get("audio_branches", False) and model.audio.get("gain", 1.0) != 1:
+        raise ValueError(f"model.audio.gain is {model.audio.gain}; expected 1 with model.audio_branches")
+    if model.audio.encoder == "whisper" and "whisper" not in model.audio:
+        raise ValueError("model.audio.encoder is 'whisper'; expected the sizes in model.audio.whisper")
 
 
 def _check_locator(model: ConfigDict, factor: int) -> None:
@@ -92,13 +96,14 @@ def check_audio_layers(audio: ConfigDict) -> None:
     """Checks the hidden states that `model.audio.layers` selects.
 
     Raises:
-        ValueError: none, or one that wav2vec 2.0 does not have.
+        ValueError: none, or one that the encoder does not have.
     """
-    count = audio.wav2vec2.num_hidden_layers
+    name = {"wav2vec2": "num_hidden_layers", "whisper": "encoder_layers"}[audio.encoder]
+    count = audio[audio.encoder][name]
     if not audio.layers or any(not 0 <= layer <= count for layer in audio.layers):
         raise ValueError(
             f"model.audio.layers is {tuple(audio.layers)}; expected some of 0, the encoder's input, to {count} "
-            "(model.audio.wav2vec2.num_hidden_layers)"
+            f"(model.audio.{audio.encoder}.{name})"
         )
 
 

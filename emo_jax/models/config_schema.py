@@ -29,6 +29,8 @@ _INTEGERS = {
     "clip.motion_frames": (0, 2**12),
     "diffusion.train_steps": (2, 10**5),
     "sampling": (1, 10**5),
+    "sampling.overlap": (0, 2**12),
+    "sampling.shift": (0, 2**12),
     "": (-1, 2**53),
 }
 """Bounds of integers by field or group of fields; the longest match decides."""
@@ -63,10 +65,12 @@ _ITEMS = {
 """Schemas of the items of lists that are empty in configs/base.py."""
 _NEW = (
     "model.speed_positions", "model.temporal_positions", "model.audio_branches", "model.temporal_levels",
-    "model.locator", "model.locator_inputs", "model.face_embedding", "model.audio.timing", "clip.audio_context",
+    "model.locator", "model.locator_inputs", "model.face_embedding", "model.audio.timing", "model.audio.whisper",
+    "model.audio.projected", "model.audio.gain", "clip.audio_context",
     "clip.first_motion", "sampling.guidance_rescale", "sampling.guidance_interval", "sampling.hold_colors",
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
-    "sampling.face_weight", "sampling.lip_weight", "model.vae.linear_encoder",
+    "sampling.face_weight", "sampling.lip_weight", "model.vae.linear_encoder", "sampling.strategy", "sampling.overlap",
+    "sampling.shift",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

@@ -14,15 +14,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from emo_jax.arrays import AnyArray
-from emo_jax.media.timing import AUDIO_MARGIN, SAMPLE_RATE, window_bounds
-from emo_jax.models import audio_encoder
+from emo_jax.models.audio_encoder import features_shape
 from emo_jax.models.audio_projector import AudioProjector
-from emo_jax.models.checks import check_audio_layers, check_model
+from emo_jax.models.checks import check_model
 from emo_jax.models.conditioning import encode_images, with_null
 from emo_jax.models.conditions import BRANCHES, Conditions, Features, regions_of_mask
 from emo_jax.models.config_schema import check_fields
 from emo_jax.models.face_locator import FaceLocator
 from emo_jax.models.face_projector import FaceProjector
+from emo_jax.models.hearing import Encoder, build_encoder, features_of_waveforms, smallest_input
 from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, declarations, require_declarations
 from emo_jax.models.placement import part_variables
 from emo_jax.models.reference_net import features as reference_net_features
@@ -30,7 +30,7 @@ from emo_jax.models.reference_net import reference_net
 from emo_jax.models.speed_encoder import SpeedEncoder
 from emo_jax.models.unet import UNet, UNetConfig
 from emo_jax.models.vae import VAE, VAEConfig, to_float, to_uint8
-from emo_jax.models.wav2vec2 import Taps, Wav2Vec2, Wav2Vec2Config, taps_at
+from emo_jax.models.wav2vec2 import Taps
 
 Params = Mapping[str, Any]
 """{part: nested params of its network}."""
@@ -52,7 +52,7 @@ class EMO:
         backbone: the denoising network.
         reference_net: features of the reference image and the motion frames.
         face_locator: encodes the mask of face boxes.
-        audio_encoder: wav2vec 2.0.
+        audio_encoder: wav2vec 2.0 or Whisper's encoder.
         audio_projector: audio features to audio tokens.
         speed_encoder: head rotation speeds to speed features.
         face_projector: identity embedding of the face to tokens.
@@ -63,7 +63,7 @@ class EMO:
     backbone: UNet
     reference_net: UNet | None
     face_locator: FaceLocator | None
-    audio_encoder: Wav2Vec2 | None
+    audio_encoder: Encoder | None
     audio_projector: AudioProjector | None
     speed_encoder: SpeedEncoder | None
     face_projector: FaceProjector | None = None
@@ -190,51 +190,41 @@ class EMO:
         Args:
             params: the params tree.
             audio: waveforms (batch, samples), windows of `media.timing.window_bounds` with additional context, half of
-                it on either side. wav2vec 2.0 reads the complete waveform, standardised; log-mel spectra ignore the
-                context. Features of a `Recording` (batch, frames, layers, size) are returned unchanged.
+                it on either side. Encoders read the complete waveform, wav2vec 2.0 a standardised one; log-mel spectra
+                ignore the context. Features of a `Recording` (batch, frames, layers, size) are returned unchanged.
             frames: number of frames.
             moments: moments of the recordings that the waveforms are a part of (`media.moments`), by which wav2vec 2.0
                 normalizes its input as a `Recording` does; None: of the waveforms themselves.
         """
-        fields, fps = self.config.model.audio, self.config.clip.fps
-        if audio.ndim == 4:
-            return audio
-        context = (audio.shape[1] - window_bounds(0, frames, fps)[1]) // 2
-        if self.audio_encoder is None:
-            return audio_encoder.mel_features(audio[:, context:], frames, fps, bands=fields.bands, steps=fields.steps)
-        config = self.audio_encoder.config
-        if config.do_normalize and moments is not None:
-            audio, moments = audio_encoder.standardise_by(audio, moments)
-        elif config.do_normalize:
-            audio = audio_encoder.standardise(audio)
-        if moments is not None and moments.shape[-1] != config.conv_kernel[0]:
-            moments = None  # not the frames of the first convolution
-        if fields.get("timing", "centres") == "frames":
-            margin, start = int(context * fps / SAMPLE_RATE), -AUDIO_MARGIN - context  # margin: frames of context
-            starts = audio_encoder.start_positions(-margin, frames + 2 * margin, fps, start, config)
-            states = self.hidden_states(params, audio, None, moments, taps_at(np.maximum(starts, 0)))
-            return states[:, margin : margin + frames]
-        states = self.hidden_states(params, audio, None, moments)
-        positions = audio_encoder.frame_positions(0, frames, fps, -AUDIO_MARGIN - context, config)
-        return audio_encoder.interpolate(states, positions)
+        return audio if audio.ndim == 4 else features_of_waveforms(self, params, audio, frames, moments)
 
     def hidden_states(
         self,
         params: Params,
-        audio: Float[AnyArray, "batch samples"],
+        audio: Float[AnyArray, "batch samples *bands"],
         lengths: Int[AnyArray, " batch"] | None = None,
         moment_frames: Float[AnyArray, "batch count kernel"] | None = None,
         taps: Taps | None = None,
     ) -> Float[AnyArray, "batch time layers size"]:
-        """Computes the hidden states of wav2vec 2.0 that `model.audio.layers` selects; see `models.wav2vec2`."""
-        states, _ = self.apply("audio_encoder", params, audio, lengths, moment_frames, taps)
+        """Computes the hidden states of the audio encoder that `model.audio.layers` selects.
+
+        `models.wav2vec2` describes the arguments; `models.whisper` takes spectra and no other argument.
+        """
+        more = (lengths, moment_frames, taps) if audio.ndim == 2 else ()
+        states, _ = self.apply("audio_encoder", params, audio, *more)
         return jnp.stack([states[layer] for layer in self.config.model.audio.layers], axis=2).astype(jnp.float32)
 
     def audio_tokens(
         self, params: Params, features: Float[AnyArray, "batch window_frames layers size"]
     ) -> Float[AnyArray, "batch frames tokens features"] | None:
-        """Projects audio features to audio tokens, or returns None without audio-attention."""
-        return self.apply("audio_projector", params, features)
+        """Projects audio features to audio tokens, or returns None without audio-attention.
+
+        Without a projector (`model.audio.projected`), the features of the frames are their tokens.
+        """
+        if self.audio_projector is not None or not self.config.model.audio_attention:
+            return self.apply("audio_projector", params, features)
+        m = self.config.clip.audio_window
+        return features[:, m : features.shape[1] - m]
 
     def speed_features(
         self, params: Params, speed: Float[AnyArray, "batch window_frames"]
@@ -306,7 +296,7 @@ class EMO:
         side = 2 ** (self.backbone.config.levels - 1)
         window_frames = 1 + 2 * self.config.clip.audio_window
         latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
-        audio = jnp.zeros((1, window_frames, *audio_encoder.features_shape(self.config.model.audio)))
+        audio = jnp.zeros((1, window_frames, *features_shape(self.config.model.audio)))
         speed = jnp.zeros((1, window_frames))
 
         def trace(name: str, *inputs: Any) -> dict[str, Any]:
@@ -320,7 +310,7 @@ class EMO:
         params |= trace("reference_net", latents, jnp.zeros(1), Conditions(face=tokens))
         params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
         if self.audio_encoder is not None:
-            params |= trace("audio_encoder", jnp.zeros((1, self.audio_encoder.config.field)))
+            params |= trace("audio_encoder", smallest_input(self.audio_encoder))
         params |= trace("audio_projector", audio) | trace("speed_encoder", speed)
         if self.face_projector is not None:
             params |= trace("face_projector", jnp.zeros((1, self.config.model.face_embedding.size)))
@@ -372,28 +362,24 @@ def build(config: ConfigDict) -> EMO:
         audio_branches=model.get("audio_branches", False),
         temporal_levels=model.get("temporal_levels", "all"),
         norm_feature=model.reference_attention == "shared",
+        audio_gain=model.audio.get("gain", 1.0),
     )
     width, m = unet.channels[0], clip.audio_window
     locator = model.get("locator", "strided"), model.get("locator_inputs", 1)
     has_references = model.reference_attention != "off" or (model.temporal_modules and clip.motion_frames > 0)
     audio, speed = model.audio, model.speed
-    has_encoder = model.audio_attention and audio.encoder == "wav2vec2"
+    projected = model.audio_attention and audio.get("projected", True)
     return EMO(
         config,
         vae,
         UNet(unet),
         reference_net(unet) if has_references else None,
         FaceLocator(tuple(model.locator_channels), width, dtype, added_init, *locator) if model.face_locator else None,
-        Wav2Vec2(_wav2vec2_config(audio, dtype)) if has_encoder else None,
-        AudioProjector(audio.tokens, audio.features, audio.hidden, m, dtype) if model.audio_attention else None,
+        build_encoder(audio, dtype) if model.audio_attention else None,
+        AudioProjector(audio.tokens, audio.features, audio.hidden, m, dtype) if projected else None,
         SpeedEncoder(speed.features, m, tuple(speed.centres), tuple(speed.radii), dtype) if unet.speed else None,
         FaceProjector(embedding.tokens, embedding.features, dtype) if unet.face else None,
     )
-
-
-def _wav2vec2_config(audio: ConfigDict, dtype: Any) -> Wav2Vec2Config:
-    check_audio_layers(audio)
-    return Wav2Vec2Config(dtype=dtype, **{k: _hashable(v) for k, v in audio.wav2vec2.items()})
 
 
 def _hashable(value: Any) -> Any:

@@ -33,7 +33,7 @@ PARTS = (
     Part("vae", r"vae/", ("vae",)),
     Part("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/", ("speed",)),
     Part("temporal_modules", r"backbone/.*/motion_modules_\d+/", ("video", "speed")),
-    Part("audio_encoder", r"audio_encoder/", ()),  # wav2vec 2.0 stays as it was pretrained
+    Part("audio_encoder", r"audio_encoder/", ()),  # it stays as it was pretrained
     # The audio layers stay frozen in stage speed: trained together, speed replaces the voice as the driver (3.3).
     Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio|audio_modules_\d+)/", ("video",)),
     Part("face_locator", r"face_locator/", ("image", "video")),
@@ -84,7 +84,7 @@ LAYERS = (
     Layer(r".*(^|/)conv2/kernel$", "input", "largest", "networks", "matrix"),
     Layer(r".*(^|/)kernel$", None, "largest", "networks", "matrix"),
     Layer(r".*(^|/)weight_v$", None, "largest", "networks", "vector"),  # wav2vec 2.0's weight-normalised convolution
-    Layer(r".*(^|/)(bias|scale|weight_g|scaling_factor)$"),
+    Layer(r".*(^|/)(bias|scale|weight_g|scaling_factor|embed_positions)$"),
 )
 """The kinds of layers. The first row whose pattern matches decides."""
 

@@ -44,6 +44,7 @@ class UNetConfig:
         temporal_levels: the levels that have temporal modules: 'all', or 'attention' for those with spatial
             transformers.
         norm_feature: whether a layer's feature is the normalised input of its self-attention instead of its output.
+        audio_gain: factor of the output of spatial transformers' audio-attention.
         features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
         remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
             temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
@@ -70,6 +71,7 @@ class UNetConfig:
     audio_branches: bool = False
     temporal_levels: str = "all"
     norm_feature: bool = False
+    audio_gain: float = 1.0
 
     @property
     def levels(self) -> int:
@@ -154,8 +156,9 @@ class Block(nn.Module):
             feature_only = c.features_only and self.is_last and j == self.layers - 1
             modes = c.reference, c.audio and not c.audio_branches, c.face, c.norm_feature, feature_only, c.positions
             transformer = self._part(
-                SpatialTransformer, c.heads, c.groups, *modes, c.dtype, c.added_init, name=f"attentions_{j}"
-            )
+                SpatialTransformer, c.heads, c.groups, *modes, c.dtype, c.added_init, c.audio_gain,
+                name=f"attentions_{j}",
+            )  # fmt: skip
             reference = _at_layer(conditions.reference, layer)
             x, feature = transformer(x, reference, conditions.audio, conditions.face, conditions.reference_on)
             x = constrain(x, "spatial")

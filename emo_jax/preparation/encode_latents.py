@@ -25,9 +25,10 @@ from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import batch_sharding, make_mesh, place_batch, replicated, traced_for_mesh
 from emo_jax.files import write_text
 from emo_jax.media import mp4
-from emo_jax.models.audio_encoder import FrameRecording, Recording
 from emo_jax.models.emo import EMO, build
+from emo_jax.models.hearing import make_recording
 from emo_jax.models.parts import ENCODERS
+from emo_jax.models.wav2vec2 import Wav2Vec2
 from emo_jax.preparation.shards import ShardedBuild, shard_names
 from emo_jax.progress import Progress
 from emo_jax.weights.encoders import encoder_digest, encoder_magnitudes
@@ -149,7 +150,7 @@ def make_layout(emo: EMO, windows: int) -> Layout:
         windows=windows,
         mirrored=config.data.flip_prob > 0,
     )
-    if encoder is None:
+    if not isinstance(encoder, Wav2Vec2):  # features of Whisper would be as large as the latents
         return layout
     return dataclasses.replace(
         layout,
@@ -235,9 +236,7 @@ class RecordEncoder:
             return np.zeros((count if layout.layers else 0, *layout.audio_feature_shape), latents.DTYPE)
         hidden_states = functools.partial(self._hidden_states, self._params)
         waveform = audio[None].astype(np.float32) / 32768
-        by_frame = self._emo.config.model.audio.get("timing", "centres") == "frames"
-        kind, size = (FrameRecording, 1) if by_frame else (Recording, layout.reach)
-        recording = kind(hidden_states, waveform, fps, size, encoder.config, moments=moments[None])
+        recording = make_recording(self._emo, hidden_states, waveform, fps, 1, moments[None])
         return np.asarray(recording(-layout.reach, count))[0].astype(latents.DTYPE)
 
 

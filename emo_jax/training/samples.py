@@ -22,6 +22,7 @@ from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import replicated
 from emo_jax.files import atomic_write
 from emo_jax.generation.sampler import VideoSampler, mesh_for
+from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.media import mp4
 from emo_jax.media.video_writer import VideoWriter
 from emo_jax.models.emo import EMO
@@ -107,7 +108,7 @@ class SampleWriter:
 
     @functools.cached_property
     def _sampler(self) -> VideoSampler:
-        return VideoSampler(self._emo, None, self._config.sampling, mesh=self._mesh)
+        return make_sampler(self._emo, None, self._config.sampling, mesh=self._mesh)
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., UInt8[Array, "people height width 3"]]:

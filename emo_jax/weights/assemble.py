@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from emo_jax.models.parts import PARTS, part_of
-from emo_jax.weights import hallo, names
+from emo_jax.weights import echomimic, hallo, names
 
 _TEXT = r"(?<!motion_modules\.\d\.)transformer_blocks\.0\.attn2\.to_[kv]\."
 _FROM_PROMPT = r"backbone/.*/attentions_\d+/transformer_blocks_0/(attn2/(to_q|to_out_0)|norm2)/"
@@ -29,6 +29,7 @@ class Kind:
         fills: pattern of the paths in the first branch that it must fill.
         unused: {pattern of diffusers names: why they are not used}.
         optional: pattern of paths that a file may lack entirely; they then start as new parameters.
+        extra: {pattern of names: why unknown tensors are not used}; other unknown tensors raise.
         to_path: (name, array) of a tensor -> its path behind the prefixes, and the array in our layout.
         to_name: (path, array) of a parameter -> its name in the file, and the array in that layout.
     """
@@ -37,6 +38,7 @@ class Kind:
     fills: str
     unused: dict[str, str]
     optional: str | None = None
+    extra: dict[str, str] = dataclasses.field(default_factory=dict)
     to_path: Callable[..., tuple[str, np.ndarray]] = names.to_path
     to_name: Callable[..., tuple[str, np.ndarray]] = _name_without_branch
 
@@ -58,7 +60,12 @@ KINDS = {
 
 HALLO = Kind(("",), hallo.FILLS, hallo.UNUSED, to_path=hallo.to_path, to_name=hallo.to_name)
 """net.pth of hallo."""
-_ALL = {**KINDS, "hallo": HALLO}
+ECHOMIMIC = Kind(
+    ("",), echomimic.FILLS, echomimic.UNUSED, extra=echomimic.EXTRA, to_path=echomimic.to_path,
+    to_name=echomimic.to_name,
+)  # fmt: skip
+"""EchoMimic's files."""
+_ALL = {**KINDS, "hallo": HALLO, "echomimic": ECHOMIMIC}
 
 
 @dataclasses.dataclass
@@ -92,7 +99,7 @@ def assemble(emo, sources, key, scaling_factor=0.18215, hearing=None):
 
     Args:
         emo: the networks.
-        sources: {kind of KINDS, or "hallo": (origin, {name in the file or in diffusers: array})}.
+        sources: {kind of KINDS, or "hallo" or "echomimic": (origin, {name in the file or in diffusers: array})}.
         key: random key of the parameters that no file holds.
         scaling_factor: scaling factor of the VAE.
         hearing: (flat params, {name: reason}) of weights.wav2vec2, or None.
@@ -134,10 +141,13 @@ def _fill(
         reason = next((why for pattern, why in kind.unused.items() if re.search(pattern, name)), None)
         if reason is None and not own and re.search(names.TEXT_ATTENTION, name):
             reason = "attention to the prompt, which this model does not replace by reference-attention"
+        is_known = kind.prefixes[0] + path in wanted
+        if not is_known:
+            reason = reason or next((why for pattern, why in kind.extra.items() if re.match(pattern, name)), None)
         if reason is not None:
             unused[name] = reason
             continue
-        if kind.prefixes[0] + path not in wanted:
+        if not is_known:
             unknown.append(name)
         wrong += [f"{name} has shape {array.shape}, {p} has {shapes[p]}" for p in own if value.shape != shapes[p]]
         filled |= dict.fromkeys(own, value)

@@ -30,18 +30,22 @@ def to_checkpoint(
     motion: str | None = None,
     audio: str | None = None,
     hallo: str | None = None,
+    echomimic: str | None = None,
+    accelerated: bool = False,
     seed: int = 0,
 ) -> None:
     """Writes files of weights as a checkpoint, and prints which tensors are not used and which parameters are new.
 
     Args:
         output: the folder to write. It must not exist, or be empty.
-        config: the config of the networks; None: that of `hallo`.
+        config: the config of the networks; None: that of `hallo` or `echomimic`.
         sd: Stable Diffusion 1.5: a diffusers folder, a hub id, or a single file.
         vae: an autoencoder in place of that of `sd`.
         motion: AnimateDiff's motion module.
-        audio: wav2vec 2.0: a transformers folder or a hub id.
+        audio: wav2vec 2.0 or Whisper: a transformers folder or a hub id, or Whisper's tiny.pt.
         hallo: net.pth of hallo, the folder that holds it, or a hub id.
+        echomimic: the folder of EchoMimic's files, or a hub id.
+        accelerated: whether to read EchoMimic's weights for six steps without guidance.
         seed: seed of the parameters that no file holds.
 
     Raises:
@@ -53,9 +57,9 @@ def to_checkpoint(
     from emo_jax.models.emo import build
     from emo_jax.weights.assemble import assemble
 
-    if hallo:
-        config = config or config_lib.parse(["--config=hallo"])
-        _check_hallo(config, sd, vae, motion, audio)
+    if hallo or echomimic:
+        config = config or config_lib.parse([f"--config={relative_config(hallo, accelerated)}"])
+        vae, audio = _relative_sources(config, hallo, echomimic, dict(sd=sd, motion=motion, vae=vae, audio=audio))
     if config is None:
         raise ValueError("no config given; add --config, for example --config base")
     folder = pathlib.Path(output).resolve()
@@ -63,9 +67,13 @@ def to_checkpoint(
         raise ValueError(f"{folder} exists; give a new folder")
     if os.path.ismount(folder):
         raise ValueError(f"{folder} is a mount point, which cannot be replaced; give a new folder in it")
-    if not (sd or vae or motion or audio or hallo):
-        raise ValueError("nothing to convert; give --sd, --vae, --motion, --audio or --hallo")
-    sources, scaling_factor, unused = _read_sources(config, sd, vae, motion, hallo)
+    if not (sd or vae or motion or audio or hallo or echomimic):
+        raise ValueError("nothing to convert; give --sd, --vae, --motion, --audio, --hallo or --echomimic")
+    if accelerated and not echomimic:
+        raise ValueError("--accelerated is given without --echomimic, whose weights it chooses; leave it out")
+    sources, scaling_factor, unused = _read_sources(config, sd, vae, motion)
+    if hallo or echomimic:
+        sources |= _read_relative(hallo, echomimic, accelerated)
     emo, key = build(config), jax.random.key(seed)
     flat, report = assemble(emo, sources, key, scaling_factor or 0.18215, _read_audio_encoder(audio, emo))
     if "unet" in report.unused:
@@ -76,19 +84,45 @@ def to_checkpoint(
     print(f"{output}: {len(flat)} parameters, {size / 1e9:.2f} GB")
 
 
-def _check_hallo(config: ConfigDict, sd: str | None, vae: str | None, motion: str | None, audio: str | None) -> None:
-    """Raises ValueError unless the other sources and the config go with hallo's weights."""
-    for option, value in (("--sd", sd), ("--motion", motion)):
-        if value:
-            raise ValueError(f"{option} is given with --hallo, which holds these weights; leave it out")
-    for option, value, example in (
-        ("--vae", vae, "stabilityai/sd-vae-ft-mse"),
-        ("--audio", audio, "facebook/wav2vec2-base-960h"),
+def relative_config(hallo: str | None, accelerated: bool) -> str:
+    """Returns the name of the config of released weights: hallo's, or one of EchoMimic's."""
+    return "hallo" if hallo else "echomimic_acc" if accelerated else "echomimic"
+
+
+def _relative_sources(
+    config: ConfigDict, hallo: str | None, echomimic: str | None, others: dict[str, str | None]
+) -> tuple[str | None, str | None]:
+    """Returns the sources of the autoencoder and the audio encoder that go with hallo's or EchoMimic's weights.
+
+    The folder of EchoMimic's release may hold both.
+
+    Raises:
+        ValueError: the other sources or the config do not go with these weights.
+    """
+    from emo_jax.weights.echomimic import find_encoder, find_vae
+
+    if hallo and echomimic:
+        raise ValueError("--hallo and --echomimic are given; convert one of them")
+    option = "--hallo" if hallo else "--echomimic"
+    for name in ("sd", "motion"):
+        if others[name]:
+            raise ValueError(f"--{name} is given with {option}, which holds these weights; leave it out")
+    vae = others["vae"] or (find_vae(echomimic) if echomimic else None)
+    audio = others["audio"] or (find_encoder(echomimic) if echomimic else None)
+    for name, value, example in (
+        ("vae", vae, "stabilityai/sd-vae-ft-mse"),
+        ("audio", audio, "openai/whisper-tiny" if echomimic else "facebook/wav2vec2-base-960h"),
     ):
         if not value:
-            raise ValueError(f"{option} is missing; hallo needs it, for example {option} {example}")
-    if not config.model.audio_branches:
+            raise ValueError(f"--{name} is missing; {option} needs it, for example --{name} {example}")
+    if hallo and not config.model.audio_branches:
         raise ValueError("model.audio_branches is False in the config; expected that of configs/hallo.py with --hallo")
+    if echomimic and config.model.audio.encoder != "whisper":
+        raise ValueError(
+            f"model.audio.encoder is {config.model.audio.encoder!r} in the config; expected that of "
+            "configs/echomimic.py with --echomimic"
+        )
+    return vae, audio
 
 
 def _write_run(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any]) -> None:
@@ -103,13 +137,12 @@ def _write_run(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any]) -
 
 
 def _read_sources(
-    config: ConfigDict, sd: str | None, vae: str | None, motion: str | None, hallo: str | None = None
+    config: ConfigDict, sd: str | None, vae: str | None, motion: str | None
 ) -> tuple[dict[str, Any], float | None, dict[str, str]]:
     """Returns the sources of `assemble`, the VAE's scaling factor, and the unused tensors of a single file."""
     from emo_jax.weights import sources
-    from emo_jax.weights.hallo import read_net
 
-    for path in filter(None, (sd, vae, motion, hallo)):
+    for path in filter(None, (sd, vae, motion)):
         print(f"reading {path}", file=sys.stderr, flush=True)
     tensors, scaling_factor, unused = {}, None, {}
     levels = len(config.model.vae.channels)
@@ -119,24 +152,35 @@ def _read_sources(
         tensors["vae"], scaling_factor = sources.autoencoder(vae, levels)
     if motion:
         tensors["motion"] = sources.motion_module(motion)
-    if hallo:
-        tensors["hallo"] = read_net(hallo)
     return tensors, scaling_factor, unused
 
 
+def _read_relative(hallo: str | None, echomimic: str | None, accelerated: bool) -> dict[str, Any]:
+    """Returns the source of `assemble` with hallo's or EchoMimic's weights."""
+    from emo_jax.weights.echomimic import read_set
+    from emo_jax.weights.hallo import read_net
+
+    print(f"reading {hallo or echomimic}", file=sys.stderr, flush=True)
+    return {"hallo": read_net(hallo)} if hallo else {"echomimic": read_set(str(echomimic), accelerated)}
+
+
 def _read_audio_encoder(path: str | None, emo: EMO) -> tuple[dict[str, Any], dict[str, str]] | None:
-    """Returns the flat params of a wav2vec 2.0 and its unused tensors {name: reason}; None without a path.
+    """Returns the flat params of an audio encoder and its unused tensors {name: reason}; None without a path.
 
     Raises:
-        ValueError: the config has no wav2vec 2.0, or one of another geometry.
+        ValueError: the config has no audio encoder, or one of other sizes.
     """
+    from emo_jax.models.whisper import WhisperEncoder
     from emo_jax.weights.hub import locate
     from emo_jax.weights.wav2vec2 import load_wav2vec2
+    from emo_jax.weights.whisper import load_whisper
 
     if path is None:
         return None
     if emo.audio_encoder is None:
-        raise ValueError("--audio is given, but the config has no wav2vec 2.0; set model.audio.encoder=wav2vec2")
+        raise ValueError("--audio is given, but the config has no audio encoder; set model.audio.encoder=wav2vec2")
+    if isinstance(emo.audio_encoder, WhisperEncoder):
+        return load_whisper(locate(path, [""]), emo.audio_encoder.config)
     loaded, flat, unused = load_wav2vec2(locate(path, [""]))
     for field in dataclasses.fields(loaded):
         value, expected = (getattr(config, field.name) for config in (loaded, emo.audio_encoder.config))
@@ -181,28 +225,43 @@ def to_safetensors(checkpoint: str, output: str) -> None:
     from emo_jax.weights.store import read_flat
 
     config, flat = read_flat(checkpoint)
-    kinds = ("hallo", "vae", "audio") if config.model.get("audio_branches", False) else (*KINDS, "audio")
-    if "hallo" not in kinds:
+    relative = _relative_kind(config)
+    kinds = (*KINDS, "audio") if relative is None else (relative, "vae", "audio")
+    if relative is None:
         flat = {path: array for path, array in flat.items() if not path.startswith("reference_net/")}
     folder = pathlib.Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     for kind in kinds:  # One at a time: memory holds a kind twice while it is written.
-        tensors = file_tensors(flat, kind)
+        tensors = file_tensors(flat, kind, config.model.audio.encoder)
         if tensors:
             with atomic_write(folder / f"{kind}.safetensors") as partial:
                 save_tensors(partial, tensors)
             print(f"{folder / kind}.safetensors: {len(tensors)} tensors", flush=True)
 
 
-def file_tensors(flat: dict[str, Any], kind: str) -> dict[str, np.ndarray]:
-    """Returns the tensors {name: array} of one kind of file, or of "audio"; empty if the params have none."""
+def _relative_kind(config: ConfigDict) -> str | None:
+    """Returns the kind of file that holds a released relative's networks; None for EMO's."""
+    if config.model.get("audio_branches", False):
+        return "hallo"
+    is_echomimic = config.model.reference_attention == "shared" and not config.model.audio.get("projected", True)
+    return "echomimic" if is_echomimic else None
+
+
+def file_tensors(flat: dict[str, Any], kind: str, encoder: str = "wav2vec2") -> dict[str, np.ndarray]:
+    """Returns the tensors {name: array} of one kind of file; empty if the params have none.
+
+    Args:
+        flat: the params {path: array}.
+        kind: a kind of `assemble`, or "audio".
+        encoder: the config's `model.audio.encoder`.
+    """
+    from emo_jax.weights import wav2vec2, whisper
     from emo_jax.weights.assemble import disassemble
-    from emo_jax.weights.wav2vec2 import to_transformers
 
     if kind != "audio":
         return disassemble(flat, kind)
-    prefix = "audio_encoder/"
-    return to_transformers({path.removeprefix(prefix): a for path, a in flat.items() if path.startswith(prefix)})
+    params = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
+    return whisper.to_transformers(params) if encoder == "whisper" else wav2vec2.to_transformers(params)
 
 
 def describe(checkpoint: str | None, config: ConfigDict | None) -> str:

@@ -4,10 +4,11 @@
     scheduler/scheduler_config.json
     vae/, unet/, reference_net/, face_locator/, audio_projector/, speed_encoder/, face_projector/
         config.json, diffusion_pytorch_model.safetensors
-    audio_encoder/                  config.json, preprocessor_config.json, model.safetensors (wav2vec 2.0)
+    audio_encoder/                  config.json, preprocessor_config.json, model.safetensors (wav2vec 2.0, Whisper)
 
 Tensors have diffusers' and transformers' names and layouts. A VAE with Stable Diffusion's architecture is an
-AutoencoderKL, and the audio encoder a Wav2Vec2Model; other tools load these two as they are.
+AutoencoderKL, and the audio encoder a Wav2Vec2Model, which other tools load as they are. Of a WhisperModel there is the
+encoder alone.
 """
 
 from __future__ import annotations
@@ -75,11 +76,9 @@ def save(folder: pathlib.Path, config: ConfigDict, flat: dict[str, Any], dtype: 
         index[name] = _write_component(folder / name, name, config, params, dtype)
     params = {p.removeprefix("audio_encoder/"): a for p, a in flat.items() if p.startswith("audio_encoder/")}
     if params:
-        from emo_jax.weights.wav2vec2 import save_wav2vec2
-
-        save_wav2vec2(folder / "audio_encoder", config.model.audio.wav2vec2, params, dtype)
-        index["audio_encoder"] = ["transformers", "Wav2Vec2Model"]
-        index["feature_extractor"] = ["transformers", "Wav2Vec2FeatureExtractor"]
+        name = _save_audio_encoder(folder / "audio_encoder", config.model.audio, params, dtype)
+        index["audio_encoder"] = ["transformers", f"{name}Model"]
+        index["feature_extractor"] = ["transformers", f"{name}FeatureExtractor"]
     _config("DDIMScheduler", "scheduler_config.json", _scheduler_fields(config)).save_config(folder / "scheduler")
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
     _config("EmoPipeline", INDEX, index).save_config(folder)
@@ -104,11 +103,32 @@ def load(folder: pathlib.Path) -> tuple[ConfigDict, dict[str, np.ndarray]]:
         fields = schema.read_json(folder / "vae" / "config.json", schema.fields({"scaling_factor": SCALE}, extra=True))
         flat["vae/scaling_factor"] = np.float32(fields["scaling_factor"])
     if (folder / "audio_encoder").is_dir():
-        from emo_jax.weights.wav2vec2 import load_wav2vec2
-
-        _, params, _ = load_wav2vec2(folder / "audio_encoder")
+        params = _load_audio_encoder(folder / "audio_encoder", config)
         flat |= {f"audio_encoder/{path}": np.ascontiguousarray(array) for path, array in params.items()}
     return config, flat
+
+
+def _save_audio_encoder(folder: pathlib.Path, audio: ConfigDict, params: dict[str, Any], dtype: type) -> str:
+    """Writes the audio encoder; returns the beginning of its classes' names in transformers."""
+    from emo_jax.weights.wav2vec2 import save_wav2vec2
+    from emo_jax.weights.whisper import save_whisper
+
+    if audio.encoder == "whisper":
+        save_whisper(folder, audio.whisper, params, dtype)
+        return "Whisper"
+    save_wav2vec2(folder, audio.wav2vec2, params, dtype)
+    return "Wav2Vec2"
+
+
+def _load_audio_encoder(folder: pathlib.Path, config: ConfigDict) -> dict[str, np.ndarray]:
+    from emo_jax.models.whisper import WhisperConfig
+    from emo_jax.weights.wav2vec2 import load_wav2vec2
+    from emo_jax.weights.whisper import load_whisper
+
+    if config.model.audio.encoder == "whisper":
+        sizes: dict[str, Any] = config.model.audio.whisper.to_dict()
+        return load_whisper(folder, WhisperConfig(**sizes))[0]
+    return load_wav2vec2(folder)[1]
 
 
 def load_config(folder: pathlib.Path) -> ConfigDict:

@@ -107,7 +107,9 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ...
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} is damaged, or holds more than weights ({reason}); it is not loaded") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    state = loaded
+    for entry in pickles.STATES if isinstance(loaded, dict) else ():
+        state = loaded.get(entry, state)
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict; give a file of weights")
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

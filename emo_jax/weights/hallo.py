@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +29,6 @@ UNUSED = {
 }
 """{pattern of names: why these tensors are not used}."""
 _FILES = ("net.pth", "hallo/net.pth", "hallo.safetensors")
-
-_TEMPORAL = ((r"attn([12])\.", lambda m: f"attention_blocks.{int(m[1]) - 1}."),
-             (r"norm([12])\.", lambda m: f"norms.{int(m[1]) - 1}."), (r"norm3\.", lambda _: "ff_norm."))  # fmt: skip
 
 
 def read_net(source: str) -> tuple[str, dict[str, np.ndarray]]:
@@ -71,8 +67,4 @@ def to_name(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     """Converts one of our parameters to the name and layout of net.pth: the inverse of `to_path`."""
     branch, rest = path.split("/", 1)
     name, value = names.from_path(rest, array)
-    if ".motion_modules." in name:
-        name = re.sub(r"(motion_modules\.\d+\.)", r"\1temporal_transformer.", name)
-        for pattern, replacement in _TEMPORAL:
-            name = re.sub(pattern, replacement, name)
-    return f"{({ours: theirs for theirs, ours in BRANCHES.items()})[branch]}.{name}", value
+    return f"{({ours: theirs for theirs, ours in BRANCHES.items()})[branch]}.{names.to_animatediff(name)}", value

@@ -128,3 +128,16 @@ def animatediff(name: str) -> str:
     name = re.sub(r"attention_blocks\.([01])\.", lambda m: f"attn{int(m[1]) + 1}.", name)
     name = re.sub(r"\.norms\.([01])\.", lambda m: f".norm{int(m[1]) + 1}.", name)
     return name.replace(".ff_norm.", ".norm3.").replace("pos_encoder.pe", "pos_embed.pe")
+
+
+_TEMPORAL = ((r"attn([12])\.", lambda m: f"attention_blocks.{int(m[1]) - 1}."),
+             (r"norm([12])\.", lambda m: f"norms.{int(m[1]) - 1}."), (r"norm3\.", lambda _: "ff_norm."))  # fmt: skip
+
+
+def to_animatediff(name: str) -> str:
+    """Returns the name in AnimateDiff's files of a diffusers tensor: the inverse of `animatediff`."""
+    if ".motion_modules." in name:
+        name = re.sub(r"(motion_modules\.\d+\.)", r"\1temporal_transformer.", name)
+        for pattern, replacement in _TEMPORAL:
+            name = re.sub(pattern, replacement, name)
+    return name

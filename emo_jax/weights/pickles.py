@@ -23,6 +23,8 @@ _TYPES = {
     "BoolStorage": "?",
 }  # fmt: skip
 """NumPy type of each of torch's storage classes."""
+STATES = ("state_dict", "model_state_dict")
+"""Entries of a file that hold its tensors, if it has such an entry: those of Lightning and of Whisper."""
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's local header before its name and extra field."""
 
@@ -55,8 +57,8 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     Arrays are views of the file, which is mapped into memory: reading them needs no memory of the process.
 
     Returns:
-        {name: array}; bfloat16 becomes float32, which represents it exactly. A file with an entry "state_dict" gives
-        that of this entry. Values that are not tensors are left out.
+        {name: array}; bfloat16 becomes float32, which represents it exactly. A file with an entry of STATES gives the
+        tensors of this entry. Values that are not tensors are left out.
 
     Raises:
         ValueError: the file is damaged, holds more than weights, or holds no state dict.
@@ -66,7 +68,9 @@ def load(path: pathlib.Path) -> dict[str, Any]:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(pickled) as file:
                 loaded = _Unpickler(file).load()
-        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+        state = loaded
+        for entry in STATES if isinstance(loaded, dict) else ():
+            state = loaded.get(entry, state)
         if not isinstance(state, dict):
             raise ValueError(f"{path} holds no state dict; give a file of weights")
         tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

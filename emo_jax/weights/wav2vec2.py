@@ -63,7 +63,7 @@ def save_wav2vec2(folder: pathlib.Path, config: ConfigDict, params: dict[str, An
         params: flat params {path: array}.
         dtype: the type of the stored numbers.
     """
-    transformers, fields = _transformers(), config.to_dict()
+    transformers, fields = import_transformers(), config.to_dict()
     normalize = fields.pop("do_normalize")
     transformers.Wav2Vec2Config(**fields, architectures=["Wav2Vec2Model"]).save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=16000, do_normalize=normalize).save_pretrained(folder)
@@ -81,7 +81,7 @@ def from_transformers_config(fields: dict[str, Any]) -> Wav2Vec2Config:
         if fields.get(name, known) != known:
             raise ValueError(f"{name} is {fields[name]!r} in config.json; expected {known!r}")
     try:
-        all_fields = _transformers().Wav2Vec2Config.from_dict(fields).to_dict()
+        all_fields = import_transformers().Wav2Vec2Config.from_dict(fields).to_dict()
     except Exception as error:  # transformers raises ValueError, TypeError and errors of huggingface_hub
         raise ValueError(f"config.json: {' '.join(str(error).split())[:300]}") from error
     names = {field.name for field in dataclasses.fields(Wav2Vec2Config)} - {"dtype"}
@@ -173,7 +173,7 @@ def _read_json(path: pathlib.Path, fields: dict[str, schema.Schema] | None = Non
     return schema.read_json(path, schema.fields({}, fields, extra=True))
 
 
-def _transformers() -> ModuleType:
+def import_transformers() -> ModuleType:
     """Imports transformers, which takes seconds, without its note that torch is missing."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers

@@ -29,6 +29,10 @@ BRANCHES = ("full", "face", "lip")
 FACE, FACE_TOKENS, LOCATOR = 12, 4, (4, 4, 8, 8)  # size of a face embedding, its tokens, widths of hallo's locator
 VOICE, VOICE_TOKENS = 12, 3  # size and number of audio tokens
 HALLO_STEPS = (3, 30)
+WHISPER = dict(
+    d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=24, num_mel_bins=8, max_source_positions=20
+)
+WHISPER_SAMPLES = 9000
 WAV2VEC2_SAMPLES, WAV2VEC2_LENGTHS = 4000, (4000, 2500)
 
 # {name: (solver, spacing, zero terminal SNR, prediction, DDIM's set_alpha_to_one)}

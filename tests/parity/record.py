@@ -13,9 +13,17 @@ import sys
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel, UNetMotionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    Transformer2DModel,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import Wav2Vec2Config, Wav2Vec2Model, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tests.parity import cases, record_hallo
 
@@ -197,6 +205,49 @@ def record_wav2vec2(rng):
     return arrays
 
 
+def record_whisper(rng):
+    """Records Whisper's encoder on spectra of its window's length, and the spectra of a recording with pauses."""
+    model = WhisperEncoder(WhisperConfig(**cases.WHISPER))
+    found, layers = [], model.layers
+    weights = randomise(model, rng)
+    mel = normal(rng, 2, cases.WHISPER["num_mel_bins"], 2 * cases.WHISPER["max_source_positions"])
+    layers[0].register_forward_pre_hook(lambda _, x: found.append(x[0]))
+    for layer in layers:
+        layer.register_forward_hook(lambda _, __, y: found.append(y[0] if isinstance(y, tuple) else y))
+    last = model(mel).last_hidden_state
+    audio = normal(rng, cases.WHISPER_SAMPLES, scale=0.1) * (torch.arange(cases.WHISPER_SAMPLES) % 3000 > 1500)
+    extractor = WhisperFeatureExtractor(feature_size=80)
+    spectra = extractor._np_extract_fbank_features(audio.numpy()[None], "cpu")[0]
+    arrays = dict(mel=mel.transpose(1, 2), states=torch.stack(found), last=last, audio=audio[None])
+    arrays = {name: a.numpy() for name, a in arrays.items()} | dict(spectra=spectra.T.astype(np.float32))
+    return _named("whisper", weights, **arrays)
+
+
+def record_echomimic(rng):
+    """Records a spatial transformer of EchoMimic in both halves of guidance.
+
+    Self-attention sees the reference in the second half alone; attention to the audio tokens counts three times.
+    """
+    channels, frames, (h, w) = cases.CHANNELS[0], 3, cases.LATENT_SIZE
+    model = Transformer2DModel(
+        cases.HEADS, channels // cases.HEADS, channels, norm_num_groups=cases.GROUPS, cross_attention_dim=cases.VOICE
+    )
+    weights = randomise(model, rng, _GAINS | {"proj_in": 1.0, "proj_out": 1.0, "to_out.0": 1.0}, keep_text=True)
+    x, voice = normal(rng, frames, channels, h, w), normal(rng, frames, cases.VOICE_TOKENS, cases.VOICE)
+    reference, block = normal(rng, 1, h * w, channels), model.transformer_blocks[0]
+
+    def append(module, args, kwargs):
+        (own,) = args
+        extra = torch.cat([own[:frames], reference.expand(frames, -1, -1)])  # doubled keys change nothing
+        return (own,), kwargs | {"encoder_hidden_states": torch.cat([own, extra], dim=1)}
+
+    block.attn1.register_forward_pre_hook(append, with_kwargs=True)
+    block.attn2.register_forward_hook(lambda _, __, y: 3 * y)
+    out = model(x.repeat(2, 1, 1, 1), torch.cat([0 * voice, voice])).sample
+    arrays = dict(x=channels_last(x), reference=reference.unflatten(1, (h, w)).numpy(), voice=voice.numpy())
+    return _named("echomimic", weights, **arrays, out=channels_last(out))
+
+
 def record_hallo_parts(rng):
     """Records the torch reference of hallo (`record_hallo.py`)."""
     # Every branch must show in the output: larger gains than those of the other models.
@@ -255,6 +306,7 @@ def record():
     """Returns {name: array}: weights in float16, timesteps in int64, the rest in float32."""
     arrays = {}
     parts = record_unet, record_motion, record_video, record_vae, record_sampling, record_wav2vec2, record_hallo_parts
+    parts = (*parts, record_whisper, record_echomimic)
     with torch.no_grad():
         for seed, part in enumerate(parts):
             arrays |= part(np.random.default_rng(seed))

@@ -2,11 +2,12 @@
 
 import functools
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
-from emo_jax.configs import hallo
+from emo_jax.configs import echomimic, hallo
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
@@ -30,6 +31,25 @@ def hallo_config():
     config.model.vae.update(channels=(8,) * 4, decoder_channels=(8,) * 4, layers=1, groups=4)
     config.clip.update(frames=3, image_size=(128, 128))
     return config
+
+
+def echomimic_config():
+    """Returns configs/echomimic.py with the sizes of the small networks of the reference."""
+    config = echomimic.get_config()
+    config.model.update(dtype="float32", locator_channels=(4, 8, 12, 16))
+    config.model.unet.update(channels=(16, 24, 32, 32), heads=4, groups=8, remat="none")
+    config.model.audio.update(steps=2)
+    config.model.audio.whisper.update(d_model=12)
+    config.model.vae.update(channels=(8,) * 4, decoder_channels=(8,) * 4, layers=1, groups=4)
+    config.clip.update(frames=4, image_size=(128, 128))
+    return config
+
+
+def echomimic_params(emo):
+    """Returns the params of the small networks from the reference's tensors, and the report."""
+    tensors = {name.replace("/", "."): a for name, a in load("echomimic_small_net").items()}
+    flat, report = assemble(emo, {"echomimic": ("echomimic", tensors)}, jax.random.key(0))
+    return unflatten_dict({path: np.asarray(a, np.float32) for path, a in flat.items()}, sep="/"), report
 
 
 @functools.cache
@@ -61,3 +81,16 @@ def regions(truth):
     """Returns the regions of the audio branches at the four levels."""
     levels = [[truth[f"in.mask.{name}.{level}"] for name in ("full", "face", "lip")] for level in range(4)]
     return [np.stack(masks, axis=-1).reshape(1, 16 >> i, 16 >> i, 3) for i, masks in enumerate(levels)]
+
+
+def layer_of(path):
+    """Returns our name of their `down_blocks.0.attentions.1`: down_blocks_0.1."""
+    level, layer = path.split(".attentions.")
+    return f"{re.sub(r'_blocks.', '_blocks_', level)}.{layer}"
+
+
+def banks(truth, prefix):
+    """Returns the items {module: features} of the arrays whose names begin with a prefix."""
+    found = {k.removeprefix(prefix): truth[k] for k in truth if k.startswith(prefix)}
+    assert found
+    return found.items()

@@ -1,7 +1,5 @@
 """hallo's networks against its own code, recorded for small random weights in shared/reference."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from emo_jax.generation.guided import guided_denoiser
 from emo_jax.models.conditions import mask_conditions
 from emo_jax.models.emo import build
 from tests.parity import relatives
-from tests.parity.relatives import needs_reference, relative_error, video
+from tests.parity.relatives import banks, layer_of, needs_reference, relative_error, video
 
 pytestmark = [needs_reference, pytest.mark.slow]  # make test compares with test_hallo_modules.py
 TOLERANCE = 1e-5
@@ -59,18 +57,6 @@ def denoise(model):
     emo, params = model
     jitted = jax.jit(emo.denoise)
     return lambda x, times, conditions: jitted(params, x, jnp.asarray(times), conditions)
-
-
-def layer_of(path):
-    """Returns our name of hallo's `down_blocks.0.attentions.1`: down_blocks_0.1."""
-    level, layer = path.split(".attentions.")
-    return f"{re.sub(r'_blocks.', '_blocks_', level)}.{layer}"
-
-
-def banks(truth, prefix):
-    found = {k.removeprefix(prefix): truth[k] for k in truth if k.startswith(prefix)}
-    assert found
-    return found.items()
 
 
 def test_projections_and_locator(encoded, truth):

@@ -49,8 +49,10 @@ def _stand_ins():
     return {"torch": torch, "torch._utils": utils}
 
 
-def save(path, arrays, **more):
+def save(path, arrays, entry=None, **more):
     """Writes {name: array} and further entries of the dict, as torch.save(state_dict, path) does.
+
+    With `entry`, the file holds a dict with this entry and `dims`, as OpenAI's Whisper does.
 
     Arrays are requested twice, so that a mapping may make them one at a time.
     """
@@ -62,7 +64,7 @@ def save(path, arrays, **more):
     sys.modules.update(_stand_ins())
     try:
         pickled = io.BytesIO()
-        _Pickler(pickled, protocol=2).dump(tensors)
+        _Pickler(pickled, protocol=2).dump(tensors if entry is None else {"dims": {"n_mels": 80}, entry: tensors})
     finally:
         for name, module in before.items():
             if module is None:
