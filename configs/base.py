@@ -212,6 +212,12 @@ def train(stage: str) -> dict:
     return dict(
         stage=stage,
         also=(),  # further parts to train (models.parts.PARTS), for ablations
+        # Of what the stage and `also` train: only parts of these names, and parameters that match these patterns of
+        # shell style, such as backbone/*/audio_attn/*; (): everything.
+        only=(),
+        # LoRA (Hu et al. 2021): the kernels of these parts are frozen, and the product of two matrices of this rank is
+        # trained for each. rank 0: off; parts (): all parts that are trained. Other parts are trained as without it.
+        lora=dict(rank=0, parts=()),
         steps=100_000,
         batch_size=BATCH_SIZES[stage],
         accumulate=1,  # number of parts that the batch is processed in
@@ -250,5 +256,14 @@ def train(stage: str) -> dict:
         keep_every=0,  # also keep checkpoints at multiples of this many steps; 0: none
         max_skipped=10,  # consecutive non-finite steps after which the run ends
         stall_seconds=60.0,  # time to wait for a batch before a warning
+        log=("tensorboard",),  # some of tensorboard, csv, wandb
+        # Loss of the averaged weights on held-out records, at fixed timesteps and noise.
+        validation=dict(
+            every=1000,  # steps; 0: off
+            directory="",  # "": the directories that train, where they have the split
+            split="validation",
+            clips=32,  # number of clips, rounded up to complete batches
+            keep_best=True,  # keep the checkpoint with the lowest loss as well
+        ),
         sample_every=5000,
     )

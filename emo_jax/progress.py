@@ -84,6 +84,30 @@ class Progress:
             self._bar.close()
 
 
+def report_waiting(
+    what: str, say: Callable[[str], None] | None = None, after: float = 2.0, every: float = 30.0
+) -> contextlib.AbstractContextManager[None]:
+    """Says what a call without progress is doing, and for how long: once it takes a while, and periodically from then.
+
+    Args:
+        what: what is being done.
+        say: takes the lines; None: they are printed to stderr.
+        after: seconds until the first line.
+        every: seconds between lines.
+    """
+    started = time.monotonic()
+
+    def report() -> float:
+        line = f"{what}, {time.monotonic() - started:.0f} s"
+        if say is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            say(line)
+        return every
+
+    return call_periodically(report, every=after)
+
+
 @contextlib.contextmanager
 def call_periodically(call: Callable[[], float | None], every: float) -> Iterator[None]:
     """Calls a function periodically, in a thread that ends with the block.

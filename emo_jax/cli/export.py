@@ -1,5 +1,8 @@
 """Writes weights to a folder for use and sharing: of a training run, the averaged weights of its newest checkpoint.
 
+--step best takes the checkpoint with the lowest validation loss. Of a run with LoRA, --lora separate writes only what
+was trained; --lora FOLDER adds such a folder to other weights.
+
 --to emo writes config.json and model.safetensors. --to diffusers writes model_index.json and a folder per component,
 with the names and layouts of diffusers and transformers. EmoPipeline and --checkpoint read both, from the hub as well.
 
@@ -25,10 +28,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_output(parser, "folder to write; an earlier export in it is replaced", required=True)
     parser.add_argument("--to", choices=FORMATS, default="emo", help="format to write (default: %(default)s)")
     parser.add_argument("--dtype", default="float16", choices=DTYPES, help="type of the numbers (default: %(default)s)")
+    parser.add_argument("--step", default="", help="of a run: a step, or best (default: the newest checkpoint)")
+    parser.add_argument(
+        "--lora", default="merged", metavar="HOW",
+        help="merged, separate, or the folder of a separate export to add (default: %(default)s)",
+    )  # fmt: skip
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> None:
     """Runs `emo export`."""
-    size = export(args.weights, args.output, args.dtype, args.to)
+    size = export(args.weights, args.output, args.dtype, args.to, args.step, args.lora)
     print(f"{args.output}: {size / 1e6:.1f} MB, {args.dtype}")

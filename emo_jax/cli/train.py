@@ -31,6 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--profile", type=int, default=0, metavar="N",
         help="trace N steps after the first few for XProf, into WORKDIR/profile",
     )  # fmt: skip
+    parser.add_argument(
+        "--log", action="append", metavar="NAME",
+        help="tensorboard, csv or wandb, in place of train.log; may be given more than once (default: tensorboard)",
+    )  # fmt: skip
     parser.set_defaults(main=main, takes_more=True)
 
 
@@ -45,6 +49,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     from emo_jax.training.termination import Termination
 
     config = config_lib.parse(rest)
+    if args.log:
+        config.train.log = tuple(args.log)
     if args.profile < 0:
         raise ValueError(f"--profile is {args.profile}; expected a number of steps, or 0 for no trace")
     processes.start(args.coordinator, args.processes, args.process)
@@ -73,6 +79,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         processes.exit_at_end(1)
         raise
     if int(state.step) >= config.train.steps:
+        if processes.is_main():
+            print(f"step {int(state.step)} is saved in {args.workdir}; emo export --workdir {args.workdir} -o FOLDER")
         return 0
     if processes.is_main():
         saved = f"step {int(state.step)} is saved" if state.step else "before the first step"

@@ -20,7 +20,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emo_jax import schema
 from emo_jax.data import transforms
-from emo_jax.data.record_files import INDEX_SCHEMA, count_records
+from emo_jax.data.record_files import INDEX_SCHEMA, MissingSplit, count_records
 from emo_jax.media.moments import audio_moments
 
 LATENTS_FILE = "latents.json"
@@ -139,7 +139,7 @@ class LatentSource:
         self.directory, self.split = os.fspath(directory), split
         metadata = schema.read_json(pathlib.Path(directory, LATENTS_FILE), _SCHEMA)
         if metadata["split"] != split:
-            raise ValueError(f"{directory} has no split {split!r}; it has: {metadata['split']}")
+            raise MissingSplit(f"{directory} has no split {split!r}; it has: {metadata['split']}")
         self.layout, self.weights = Layout.from_json(metadata["layout"]), metadata["weights"]
         self._index = {name: np.asarray(value) for name, value in metadata["records"].items()}
         lengths = [self.layout.num_entries(int(total)) for total in self._index["frames"]]

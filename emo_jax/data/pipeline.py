@@ -72,6 +72,7 @@ def make_dataset(
     needs_speed: bool = False,
     epochs: int | None = None,
     sources: list[tuple[Source, float]] | None = None,
+    repeats: bool = False,
 ) -> elastic.ElasticDataset:
     """Makes batches of clips as described by `element_spec`: one clip per record and epoch, shuffled in each epoch.
 
@@ -90,6 +91,7 @@ def make_dataset(
         needs_speed: leaves out records without reliable head rotation speeds.
         epochs: passes over the records (for several sources: until one of them is used up); None: endless.
         sources: the result of `open_sources`, if already opened.
+        repeats: whether one record suffices; a batch may then hold several clips of it.
 
     Returns:
         The dataset.
@@ -107,7 +109,7 @@ def make_dataset(
     sources = sources or open_sources(data_config)
     common_layout([source for source, _ in sources], data_config, clip_config)
     selected = [select_records(source, clip_config, needs_sound, needs_speed) for source, _ in sources]
-    if sum(map(len, selected)) < batch_size:
+    if sum(map(len, selected)) < (1 if repeats else batch_size):
         raise ValueError(_too_few_records(sources, clip_config, batch_size, needs_sound, needs_speed))
     clips, weights = [], []
     for number, ((source, weight), positions) in enumerate(zip(sources, selected, strict=True)):

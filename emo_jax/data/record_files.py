@@ -33,6 +33,10 @@ _INFO_SCHEMA = schema.fields(
 )
 
 
+class MissingSplit(ValueError):
+    """A directory of records or latents that does not have the split."""
+
+
 def check_info(directory: pathlib.Path) -> None:
     """Validates `dataset_info.json`, if it exists."""
     if (directory / _INFO_FILE).is_file():

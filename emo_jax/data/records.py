@@ -22,7 +22,7 @@ from tensorflow_datasets.core.utils import shard_utils, tqdm_utils
 
 from emo_jax import schema
 from emo_jax.data.record import BYTES_FIELDS, Record, has_reliable_speed, record_example, record_features
-from emo_jax.data.record_files import INDEX_SCHEMA, check_files, check_info, feature_error
+from emo_jax.data.record_files import INDEX_SCHEMA, MissingSplit, check_files, check_info, feature_error
 from emo_jax.files import write_text
 from emo_jax.media.moments import audio_moments
 
@@ -177,7 +177,7 @@ class RecordSource:
             parts = tfds.core.ReadInstruction.from_spec(self.split).to_absolute(builder.info.splits)
         except Exception as error:
             known = ", ".join(sorted(builder.info.splits)) or "none"
-            raise ValueError(f"{path} has no split {self.split!r}; it has: {known}") from error
+            raise MissingSplit(f"{path} has no split {self.split!r}; it has: {known}") from error
         lengths = {name: split.num_examples for name, split in builder.info.splits.items()}
         self._parts = [(part.splitname, slice(part.from_, part.to), lengths[part.splitname]) for part in parts]
 

@@ -9,6 +9,7 @@ from absl import logging
 
 from emo_jax.data import latents, records
 from emo_jax.data.latents import LatentSource, Layout
+from emo_jax.data.record_files import MissingSplit
 from emo_jax.media.timing import exact_fps
 
 if TYPE_CHECKING:
@@ -39,6 +40,34 @@ def open_sources(data_config: ConfigDict) -> list[tuple[Source, float]]:
                 "(('data/mine','train',3),('data/pictures','train',1))"
             )
     return [(_open(directory, split), weight) for directory, split, weight in data_config.sources]
+
+
+def open_held_out(data_config: ConfigDict, directory: str, split: str) -> list[tuple[Source, float]]:
+    """Opens the held-out split of the sources of `config.data`, or of another directory.
+
+    Args:
+        data_config: `config.data`.
+        directory: a directory of records or latents; "": those of `data_config` that have the split.
+        split: the split, or a slice of it.
+
+    Returns:
+        (source, weight) pairs, as `open_sources`.
+
+    Raises:
+        ValueError: no directory has the split, or a source cannot be opened.
+    """
+    if directory:
+        return [(_open(directory, split), 1.0)]
+    entries = data_config.sources or [(data_config.directory, data_config.split, 1.0)]
+    found, missing = [], None
+    for entry, _, weight in entries:
+        try:
+            found.append((_open(entry, split), weight))
+        except MissingSplit as error:
+            missing = error
+    if not found and missing:
+        raise missing
+    return found
 
 
 def _open(directory: str, split: str) -> Source:

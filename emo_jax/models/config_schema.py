@@ -51,6 +51,8 @@ _LENGTHS = {
     "data.sources": (0, 2**12),
     "sampling.guidance_interval": (2, 2),
     "train.also": (0, 64),
+    "train.only": (0, 64),
+    "train.lora.parts": (0, 64),
     "model": (1, 512),
     "model.unet": _LEVELS,
     "model.vae": _LEVELS,
@@ -60,6 +62,8 @@ _LENGTHS = {
 """Bounds of the lengths of lists, likewise."""
 _ITEMS = {
     "train.also": schema.text(),
+    "train.only": schema.text(),
+    "train.lora.parts": schema.text(),
     "data.sources": schema.array(schema.either(schema.number(0, 1e9), schema.text()), 3),
 }
 """Schemas of the items of lists that are empty in configs/base.py."""

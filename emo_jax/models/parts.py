@@ -8,6 +8,7 @@ No other module matches parameter paths for these purposes.
 """
 
 import dataclasses
+import fnmatch
 import functools
 import re
 from typing import Literal
@@ -18,7 +19,7 @@ class Part:
     """A group of parameters that a training stage trains or freezes as a unit.
 
     Attributes:
-        name: the name used in `train.also`, in reports and in metrics.
+        name: the name used in `train.also` and `train.only`, in reports and in metrics.
         pattern: regular expression, matched at the start of a parameter path.
         stages: the training stages that train it (Section 3.3).
     """
@@ -71,6 +72,7 @@ class Layer:
 
 
 LAYERS = (
+    Layer(r".*/lora_[ab]$", None, None, "float32", "kernel"),
     # The networks' outputs are computed in float32.
     Layer(r".*(backbone|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
     Layer(r"(\w+/){0,2}conv_(in|out)/kernel$", None, "largest", "networks", "kernel"),
@@ -99,6 +101,16 @@ def part_of(path: str) -> str:
         if re.match(part.pattern, path):
             return part.name
     raise ValueError(f"parameter {path!r} belongs to no part; add a row to models.parts.PARTS")
+
+
+def selects(pattern: str, path: str) -> bool:
+    """Returns whether a row of `train.only` selects a parameter: by the name of its part, or by a pattern of its path.
+
+    Args:
+        pattern: the name of a part, or a pattern of shell style, whose `*` also matches `/`.
+        path: the parameter.
+    """
+    return pattern == part_of(path) or fnmatch.fnmatchcase(path, pattern)
 
 
 @functools.cache

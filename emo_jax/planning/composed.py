@@ -95,6 +95,8 @@ def parts_of_step(emo: EMO, config: ConfigDict, mesh: Mesh, state: TrainState, b
         state: shapes of the training state.
         batch: shapes of the step's global batch.
     """
+    if config.train.lora.rank:
+        raise ValueError("train.lora is set, which --composed cannot plan; plan without --composed, or with rank 0")
     size = config.train.batch_size // config.train.accumulate
     batch = {name: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype) for name, a in batch.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -4,13 +4,10 @@ Nothing is placed on a device and no weight is computed. `count_program` traces;
 chips of the topology, in one piece or composed of parts (see `composed`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
 import math
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +33,7 @@ from emo_jax.planning.composed import Part, compose, parts_of_step
 from emo_jax.planning.report import compiled_lines, counted_lines
 from emo_jax.planning.roofline import roofline
 from emo_jax.planning.topologies import Device, describe_devices, find_devices
-from emo_jax.progress import call_periodically
+from emo_jax.progress import report_waiting
 from emo_jax.training.flops import computed_flops, jaxpr_flops, step_activations, step_flops
 from emo_jax.training.stages import clip_of, get_stage
 from emo_jax.training.step import make_step, new_state
@@ -122,7 +119,7 @@ def count_program(
         memory, otherwise None.
     """
     config = FrozenConfigDict(config)
-    with _progress("tracing"):
+    with report_waiting("plan: tracing"):
         counted, sizes, work = PROGRAMS[program](config, devices)
     kind, memory = devices[0].device_kind, _memory(devices[0])
     plan: Plan = dict(program=program, stage=config.train.stage, topology=topology, kind=kind, memory=memory)
@@ -294,16 +291,16 @@ def _bytes(tree: Any, placement: Any = None) -> int:
 
 
 def _compile_program(program: Program, plan: Plan, device: Device) -> dict[str, Any]:
-    with _progress("tracing"), traced_for(device.platform):
+    with report_waiting("plan: tracing"), traced_for(device.platform):
         lowered = program.lower()
-    with _progress("compiling"):
+    with report_waiting("plan: compiling"):
         return compile_stats(lowered, plan["topology"], device, EFFORT if plan["slices"] == 1 else SLICES_EFFORT)
 
 
 def _compile_parts(program: Program, plan: Plan, device: Device) -> dict[str, Any]:
     assert program.parts is not None
     with traced_for(device.platform):
-        with _progress("tracing"):
+        with report_waiting("plan: tracing"):
             parts = program.parts()
         stats = compose(parts, plan["rounds"], plan["topology"], device)
     if "temporaries" in stats:
@@ -313,13 +310,3 @@ def _compile_parts(program: Program, plan: Plan, device: Device) -> dict[str, An
         if plan["rounds"] > 1:
             stats["accessed"] += 3 * gradients  # reading two and writing one, to add a round's to the sum
     return stats
-
-
-def _progress(what: str) -> contextlib.AbstractContextManager[None]:
-    """Prints every half minute that its body is still running."""
-    started = time.monotonic()
-
-    def report() -> None:
-        print(f"plan: {what}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-    return call_periodically(report, every=30)

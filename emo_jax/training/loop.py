@@ -1,12 +1,13 @@
 """The training loop of `emo train`.
 
-The order of side effects in a step is law: next batch, step, log, save (the state and the position in the data
-together), sample. A run resumes from its newest checkpoint, so the same command continues a run that was ended.
+The order of side effects in a step is law: next batch, step, log, validate, save (the state and the position in the
+data together), sample. A run resumes from its newest checkpoint, so the same command continues a run that was ended.
 """
 
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -24,16 +25,20 @@ from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import check_mesh, local_rows, make_mesh, place_batch, replicated, traced_for_mesh
 from emo_jax.models import emo as emo_lib
 from emo_jax.models.placement import state_sharding
+from emo_jax.progress import report_waiting
 from emo_jax.training.encoders import check_encoders
 from emo_jax.training.flops import step_flops
 from emo_jax.training.initial_weights import initial_params
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
+from emo_jax.training.run_config import write_run_config
 from emo_jax.training.samples import SampleWriter
 from emo_jax.training.stages import clip_of, get_stage, stage_of
 from emo_jax.training.step import TrainState, make_step, new_state
 from emo_jax.training.summary import start_lines
 from emo_jax.training.termination import Terminated, Termination
+from emo_jax.training.validation import Validation
 from emo_jax.training.watch import ProfiledStep, next_batch
+from emo_jax.training.writers import check_writers
 from emo_jax.weights.checkpoint import Checkpoints
 from emo_jax.weights.runs import check_workdir
 
@@ -79,20 +84,25 @@ def train(
         needs_speed=stage.speed,
         sources=sources,
     )
+    validation = Validation(config, emo, mesh)
     check_workdir(workdir)
-    checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every)
-    state = _restore_or_init(config, emo, mesh, checkpoints, iterator)
-    check_encoders([source for source, _ in sources], emo, mesh, state.flat())
+    changes = write_run_config(workdir, ConfigDict(config)) if processes.is_main() else []
+    checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every, config.train.validation.keep_best)
+    with report_waiting("initializing", _print):
+        state = _restore_or_init(config, emo, mesh, checkpoints, iterator)
+    check_encoders([source for source, _ in [*sources, *validation.sources]], emo, mesh, state.frozen)
 
     first = int(state.step)
-    flops = _step_flops(config, emo, state, getattr(sources[0][0], "layout", None))  # equal for all sources
-    writer = MetricsWriter(workdir, first, steps, flops)
-    samples, skips = SampleWriter(config, emo, workdir, writer), SkipLimit(config.train.max_skipped)
+    with report_waiting("counting FLOPs", _print):
+        flops = _step_flops(config, emo, state, getattr(sources[0][0], "layout", None))  # equal for all sources
+    fields = json.loads(config.to_json_best_effort())
+    writer = MetricsWriter(workdir, first, steps, flops, config.train.log, fields)
+    samples, skips = SampleWriter(config, emo, workdir, writer, validation.sources), SkipLimit(config.train.max_skipped)
     step_fn = ProfiledStep(
         processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
     )
     rescale = _latent_rescaling(config, emo, mesh)
-    _print("\n".join(start_lines(config, stage, sources, mesh, state)))
+    _print("\n".join([*start_lines(config, stage, sources, mesh, state), validation.summary, *changes]))
 
     with contextlib.ExitStack() as cleanup:  # also after an error: a save in progress ends, and so do Grain's workers
         cleanup.callback(_close, iterator)
@@ -113,7 +123,8 @@ def train(
             batch = place_batch(mesh, local_batch)
             waited = time.perf_counter() - waiting_since
 
-            state, metrics = step_fn(state, batch)
+            with _explaining_first_step(step == first + 1):
+                state, metrics = step_fn(state, batch)
             skips.add(step, metrics)
             checkpoints.check()
             writer.add(metrics, waited)
@@ -123,9 +134,16 @@ def train(
             last = step == steps or ends
             if step % config.train.log_every == 0 or last:
                 writer.write(step)
-            if step % config.train.save_every == 0 or last:
+            loss, best = None, False
+            if validation.due(step) and not ends:
+                with writer.paused(), report_waiting("validating", _print, after=10):
+                    measured = validation(state)
+                    writer.validation(measured, step, checkpoints.best)
+                loss, best = measured["loss"], checkpoints.improves(measured["loss"])
+            if step % config.train.save_every == 0 or last or best:
                 state = rescale(state, batch)
-                checkpoints.save(step, state, iterator, config)
+                checkpoints.save(step, state, iterator, config, loss)
+                _print(f"checkpoint of step {step}: {checkpoints.path(step)}")
             if ends:
                 break
             if config.train.sample_every and step % config.train.sample_every == 0:
@@ -133,6 +151,11 @@ def train(
                     samples.write(step, state.flat(ema=True))
         skips.check()
     return state
+
+
+def _explaining_first_step(is_first: bool) -> contextlib.AbstractContextManager[None]:
+    """Prints that the first step is traced and compiled, which takes from seconds to many minutes."""
+    return report_waiting("tracing and compiling the step", _print) if is_first else contextlib.nullcontext()
 
 
 def _print(text: str) -> None:
@@ -150,6 +173,7 @@ def _check(config: ConfigDict) -> None:
         raise ValueError(f"train.motion_patch_drop is {config.train.motion_patch_drop}; expected 0 (off) to below 1")
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
+    check_writers(config.train.log)
 
 
 def _step_flops(config: ConfigDict, emo: emo_lib.EMO, state: TrainState, layout: Layout | None) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, Num, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion import schedule as diffusion
@@ -78,6 +78,7 @@ def denoising_loss(
     params: PyTree,
     batch: Batch,
     key: Key[Array, ""],
+    timesteps: Int[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, "2"]]]:
     """Computes the mean squared error of the Backbone's prediction (Eq. 1).
 
@@ -91,6 +92,7 @@ def denoising_loss(
         params: params tree.
         batch: the arrays that `data.pipeline` yields for the stage.
         key: of all draws: timesteps, noise, dropped conditions.
+        timesteps: the timesteps; None: they are drawn.
 
     Returns:
         The loss, and as metrics `loss_t0`, `loss_t1`, `loss_t2`: (sum, count) per sample for each third of the
@@ -99,7 +101,7 @@ def denoising_loss(
     keys: dict[str, Array] = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
     x0, conditions = _inputs(emo, stage, config, params, batch, keys)
     size = x0.shape[0]
-    t = jax.random.randint(keys["timestep"], (size,), 0, schedule.train_steps)
+    t = jax.random.randint(keys["timestep"], (size,), 0, schedule.train_steps) if timesteps is None else timesteps
     noise = diffusion.draw_noise(schedule, keys["noise"], x0.shape)
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     prediction = emo.denoise(params, x_t, t, conditions)

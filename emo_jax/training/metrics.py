@@ -1,32 +1,42 @@
-"""The metrics of a run: lines on stdout, TensorBoard scalars and images; and the limit on skipped steps."""
+"""The metrics of a run: lines on stdout, and scalars and images for its writers; and the limit on skipped steps."""
 
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from emo_jax.distributed.devices import peak_flops
+from emo_jax.training.writers import WRITERS
 
 
 class MetricsWriter:
     """Collects the metrics of every step and writes their means; only process 0 writes.
 
     Args:
-        workdir: the run's folder, which gets the TensorBoard file.
+        workdir: the run's folder, which gets the writers' files.
         first: the number of steps done before this run.
         total: the number of steps after which the run ends.
         flops: FLOPs of a step on all devices together; None to report no FLOP/s.
+        log: names of writers (`training.writers.WRITERS`).
+        config: the config of the run as a dict, for writers that show it.
     """
 
-    def __init__(self, workdir: str | os.PathLike, first: int, total: int, flops: float | None = None) -> None:
-        # Scalars that a killed run wrote for steps that are done again are purged.
-        self._writer = SummaryWriter(str(workdir), purge_step=first + 1) if jax.process_index() == 0 else None
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        first: int,
+        total: int,
+        flops: float | None = None,
+        log: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        names = log if jax.process_index() == 0 else ()
+        self._writers = [WRITERS[name](workdir, first, config or {}) for name in names]
         self._total, self._flops = total, flops
         self._pending: list[Mapping[str, Any]] = []
         self._waited = 0.0
@@ -69,26 +79,44 @@ class MetricsWriter:
         means |= {"step_seconds": self._step_seconds(step), "data_wait_seconds": self._waited / steps}
         self._pending, self._waited, self._last_written, self._timed_from = [], 0.0, step, step
         self._since = time.perf_counter()
-        if self._writer is None:
+        if jax.process_index():
             return
         scalars = means | {"skipped": float(skipped)} | _flop_rate(self._flops, means["step_seconds"]) | _memory()
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        self._scalars(scalars, step)
         left = (self._total - step) * means["step_seconds"]
         line = " ".join(f"{name} {value:.4g}" for name, value in means.items() if "/" not in name)
         line += f" skipped {skipped:.0f}" if skipped else ""
         print(f"step {step}/{self._total} {line} left {left / 60:.0f} min", flush=True)
 
+    def validation(self, metrics: Mapping[str, float], step: int, best: tuple[int, float] | None) -> None:
+        """Writes the metrics of a validation: scalars validation/NAME, and a line.
+
+        Args:
+            metrics: {name: value}, with `loss`.
+            step: the step.
+            best: (step, loss) of the best checkpoint before this one; None if there is none.
+        """
+        if jax.process_index():
+            return
+        self._scalars({f"validation/{name}": value for name, value in metrics.items()}, step)
+        line = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        is_best = best is None or metrics["loss"] < best[1]
+        rank = "the best so far" if is_best else f"best so far {best[1]:.4g} at step {best[0]}"
+        print(f"validation at step {step}/{self._total} {line} ({rank})", flush=True)
+
+    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+        for writer in self._writers:
+            writer.scalars(values, step)
+
     def image(self, name: str, image: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """Writes an image to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+        """Writes an image."""
+        for writer in self._writers:
+            writer.image(name, image, step)
 
     def close(self) -> None:
-        """Closes the TensorBoard file."""
-        if self._writer is not None:
-            self._writer.close()
+        """Ends the writers."""
+        for writer in self._writers:
+            writer.close()
 
     def _step_seconds(self, step: int) -> float:
         """Returns the mean time of a step since the last line, without the first step unless there is no other."""

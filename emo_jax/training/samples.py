@@ -1,11 +1,11 @@
-"""Sample videos during training: people of the data set speak with their own voices."""
+"""Sample videos during training: held-out people, if there are any, speak with their own voices."""
 
 import functools
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.data import pipeline, transforms
 from emo_jax.data.latents import LatentSource
+from emo_jax.data.sources import Source
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import replicated
@@ -41,10 +42,18 @@ class SampleWriter:
         emo: the networks.
         workdir: the run's folder; may be a bucket.
         writer: takes the images.
+        sources: the held-out (source, weight) pairs; empty: those of `config.data`.
     """
 
-    def __init__(self, config: ConfigDict, emo: EMO, workdir: str | os.PathLike, writer: MetricsWriter) -> None:
-        self._config, self._emo, self._writer = config, emo, writer
+    def __init__(
+        self,
+        config: ConfigDict,
+        emo: EMO,
+        workdir: str | os.PathLike,
+        writer: MetricsWriter,
+        sources: Sequence[tuple[Source, float]] = (),
+    ) -> None:
+        self._config, self._emo, self._writer, self._sources = config, emo, writer, sources
         self._directory = folder_of(workdir) / "samples"
 
     def write(self, step: int, params: Mapping[str, Any]) -> None:
@@ -90,6 +99,7 @@ class SampleWriter:
             self._writer.image("reconstructions", _two_rows(references, images), step)
             return
         self._sampler.params = params
+        print(f"samples of step {step}: {self._directory}", flush=True)
         segments = self._sampler.stream(references, masks, audio, key=jax.random.key(0))
         frames = np.concatenate(list(segments), axis=1)
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -130,7 +140,7 @@ class SampleWriter:
         get a silent voice.
         """
         data, size = self._config.data, tuple(self._config.clip.image_size)
-        sources = [source for source, _ in pipeline.open_sources(data)]
+        sources = [source for source, _ in self._sources or pipeline.open_sources(data)]
         voiced, silent = [], []
         for source in sources:
             sound = source.index()["sound"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emo_jax.models.parts import PARTS, part_of
+from emo_jax.models.parts import PARTS, part_of, selects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +18,14 @@ class Stage:
         video: whether it trains on clips of f frames after n motion frames; otherwise on single frames.
         sound: whether it is given audio.
         after: the stage whose weights it starts from; None for fresh parameters.
+        only: rows of `train.only`, which restrict the parameters of `trains`; (): none does.
     """
 
     trains: tuple[str, ...]
     video: bool
     sound: bool
     after: str | None
+    only: tuple[str, ...] = ()
 
     @property
     def speed(self) -> bool:
@@ -55,7 +57,7 @@ def get_stage(name: str) -> Stage:
 
 
 def stage_of(config: ConfigDict) -> Stage:
-    """Returns the stage of a config's `train.stage`, with the parts of `train.also` added to `trains`.
+    """Returns the stage of a config's `train.stage`, with `train.also` added to `trains`, and with `train.only`.
 
     Raises:
         ValueError: an unknown stage or part.
@@ -64,7 +66,8 @@ def stage_of(config: ConfigDict) -> Stage:
     unknown = [part for part in config.train.also if part not in parts]
     if unknown:
         raise ValueError(f"train.also has {unknown[0]!r}; expected names out of {', '.join(parts)}")
-    return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also))
+    only = tuple(config.train.get("only", ()))  # absent in configs of earlier versions
+    return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also), only=only)
 
 
 def stages_before(name: str) -> list[str]:
@@ -77,11 +80,20 @@ def split(flat: Mapping[str, Any], stage: Stage) -> tuple[dict[str, Any], dict[s
     """Splits flat params {path: array} into (trained, frozen) for a stage.
 
     Raises:
-        ValueError: the config's `model` switches off every part that the stage trains.
+        ValueError: the config's `model` switches off every part that the stage trains, or `train.only` has a row that
+            selects none of its parameters.
     """
     trained = {path: a for path, a in flat.items() if part_of(path) in stage.trains}
     if not trained:
         raise ValueError(f"this stage trains {' and '.join(stage.trains)}, which the config's `model` switches off")
+    for pattern in stage.only:
+        if not any(selects(pattern, path) for path in trained):
+            raise ValueError(
+                f"train.only has {pattern!r}, which selects no parameter of {', '.join(stage.trains)}; expected one of "
+                f"these names or a pattern such as {next(iter(trained)).rpartition('/')[0]}/*; train.also adds parts"
+            )
+    if stage.only:
+        trained = {path: a for path, a in trained.items() if any(selects(row, path) for row in stage.only)}
     return trained, {path: a for path, a in flat.items() if path not in trained}
 
 

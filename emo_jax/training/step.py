@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.distributed.mesh import batch_sharding, replicated, traced_for_mesh
+from emo_jax.models import lora
 from emo_jax.models.emo import EMO
 from emo_jax.models.parts import layer_of, part_of
 from emo_jax.models.placement import state_sharding
@@ -31,6 +32,8 @@ Loss = Callable[..., tuple[Array, Metrics]]
 class TrainState:
     """Everything that a step changes, and the frozen parameters.
 
+    With LoRA, adapters are among the trained parameters, and their kernels among the frozen ones.
+
     Attributes:
         step: () int32, the number of steps done.
         trained: {path: float32 array}, the parameters with gradients.
@@ -46,8 +49,8 @@ class TrainState:
     opt_state: Any
 
     def flat(self, ema: bool = False) -> dict[str, Any]:
-        """Returns all parameters as {path: array}, the trained ones averaged if `ema`."""
-        return {**self.frozen, **(self.ema if ema else self.trained)}
+        """Returns all parameters as {path: array}, the trained ones averaged if `ema`, adapters merged."""
+        return lora.merge({**self.frozen, **(self.ema if ema else self.trained)})
 
     def params(self, ema: bool = False) -> dict[str, Any]:
         """Returns the same as a nested params tree."""
@@ -62,6 +65,12 @@ def new_state(config: ConfigDict, params: PyTree) -> TrainState:
         params: nested params tree of all networks.
     """
     trained, frozen = split(flatten_dict(params, sep="/"), stage_of(config))
+    if "lora" in config.train and config.train.lora.rank:
+        rank, parts = config.train.lora.rank, config.train.lora.parts
+        base = {path: trained.pop(path) for path in lora.adapted_paths(list(trained), rank, parts)}
+        kernels = {path: a for path, a in base.items() if lora.has_adapter(path)}
+        trained |= lora.new_adapters(kernels, rank, config.train.seed)
+        frozen |= base
     frozen = {path: at_rest(path, a, config.model.dtype) for path, a in frozen.items()}
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     ema = jax.tree.map(jnp.copy, trained)
@@ -87,7 +96,12 @@ def make_loss(emo: EMO, config: ConfigDict) -> Loss:
 def make_flat_loss(emo: EMO, config: ConfigDict) -> Loss:
     """Returns loss(trained, frozen, batch, key) -> (loss, metrics), with params as {path: array}."""
     loss = make_loss(emo, config)
-    return lambda trained, frozen, batch, key: loss(unflatten_dict({**frozen, **trained}, sep="/"), batch, key)
+    return lambda trained, frozen, batch, key: loss(nested(trained, frozen), batch, key)
+
+
+def nested(trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns parameters {path: array} as one params tree, adapters merged."""
+    return unflatten_dict(lora.merge({**frozen, **trained}), sep="/")
 
 
 def make_step(

@@ -32,6 +32,8 @@ def start_lines(
     trained, frozen = (_parameters(flat) for flat in (state.trained, state.frozen))
     parts = ", ".join(stage.trains)
     lines.append(f"parameters: {trained:.4g} M trained ({parts}), {frozen:.4g} M frozen")
+    if config.train.lora.rank:
+        lines.append(f"LoRA of rank {config.train.lora.rank} on {', '.join(config.train.lora.parts or stage.trains)}")
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     hosts = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
     lines.append(f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}{hosts}" + (f" ({axes})" if axes else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
 from emo_jax.weights.integrity import Damaged, check_files, write_manifest
-from emo_jax.weights.runs import READ_ERRORS, folder_of
+from emo_jax.weights.runs import READ_ERRORS, VALIDATION, folder_of, read_losses
 
 
 class Checkpoints:
-    """The checkpoints of one run, `workdir/checkpoints/STEP/{state,data,config}`.
+    """The checkpoints of one run, `workdir/checkpoints/STEP/{state,data,config}`, some with `validation`.
 
     Saving is asynchronous and atomic: a killed run leaves complete checkpoints, and temporary folders that the next run
     removes. Each checkpoint holds checksums of its files (`weights/integrity.py`).
@@ -31,11 +32,14 @@ class Checkpoints:
         workdir: the folder of the run.
         keep: number of newest checkpoints to keep.
         keep_every: keep the checkpoints of all multiples of this step as well; 0 for none.
+        keep_best: keep the checkpoint with the lowest validation loss as well.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0):
+    def __init__(self, workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0, keep_best: bool = False):
         policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        kept: list[Any] = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        self._keeps_best = keep_best
+        kept += [_BestKept(self)] if keep_best else []
         self._manager = ocp.CheckpointManager(
             folder_of(workdir) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
@@ -45,12 +49,29 @@ class Checkpoints:
             ),
         )
 
+        steps = self._manager.all_steps()
+        self._losses = read_losses(self._manager.directory, steps)
+
     @property
     def latest(self) -> int | None:
         """The newest saved step, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, iterator: Any, config: ConfigDict) -> None:
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, validation loss) of the checkpoint with the lowest one; None if no checkpoint has one."""
+        saved = {step: loss for step, loss in self._losses.items() if step in self._manager.all_steps()}
+        return min(saved.items(), key=lambda item: item[1]) if saved else None
+
+    def improves(self, loss: float) -> bool:
+        """Returns whether the best checkpoint is kept, and a validation loss is below that of all checkpoints."""
+        return self._keeps_best and math.isfinite(loss) and (self.best is None or loss < self.best[1])
+
+    def path(self, step: int) -> epath.Path:
+        """Returns the folder of a checkpoint."""
+        return self._manager.directory / str(step)
+
+    def save(self, step: int, state: Any, iterator: Any, config: ConfigDict, loss: float | None = None) -> None:
         """Starts to save a checkpoint.
 
         Args:
@@ -58,12 +79,18 @@ class Checkpoints:
             state: the training state.
             iterator: the data iterator, whose place is saved.
             config: the config.
+            loss: its validation loss; None: it was not measured.
 
         Raises:
             OSError: this or the previous checkpoint could not be written; earlier ones are kept.
             JaxRuntimeError: the step failed, or another process is gone.
         """
+        items: dict[str, Any] = {}
+        if loss is not None and math.isfinite(loss):
+            items[VALIDATION] = ocp.args.JsonSave({"loss": loss})
+            self._losses[step] = loss
         arguments = ocp.args.Composite(
+            **items,
             state=ocp.args.StandardSave(state._asdict() if hasattr(state, "_asdict") else vars(state)),
             data=grain.checkpoint.CheckpointSave(iterator),
             config=ocp.args.JsonSave(json.loads(config.to_json_best_effort())),
@@ -163,6 +190,18 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._manager.directory}; the newest complete one is of step "
                 f"{self.latest}; make room and give the same command again ({' '.join(str(error).split())[:300]})"
             ) from error
+
+
+class _BestKept(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint with the lowest validation loss."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """Returns whether to keep each of the checkpoints, as orbax asks."""
+        best = self._checkpoints.best
+        return [best is not None and info.step == best[0] for info in checkpoints]
 
 
 def put_aside(folder: str | os.PathLike) -> None:

@@ -16,8 +16,15 @@ FORMATS = ("emo", "diffusers")
 _FILES = {"config.json", "model.safetensors"}
 
 
-def export(weights: str | os.PathLike, output: str | os.PathLike, dtype: str = "float16", format: str = "emo") -> int:
-    """Writes weights to a folder, of a training run the averaged weights of the newest checkpoint.
+def export(
+    weights: str | os.PathLike,
+    output: str | os.PathLike,
+    dtype: str = "float16",
+    format: str = "emo",
+    step: str = "",
+    lora: str = "merged",
+) -> int:
+    """Writes weights to a folder, of a training run the averaged weights of a checkpoint.
 
     The folder appears complete or not at all. It may replace an earlier export, but nothing else.
 
@@ -26,6 +33,9 @@ def export(weights: str | os.PathLike, output: str | os.PathLike, dtype: str = "
         output: the folder to write.
         dtype: one of DTYPES.
         format: one of FORMATS.
+        step: of a training run, the checkpoint: its step, "best" for the lowest validation loss, or "" for the newest.
+        lora: "merged", "separate" for what a run with LoRA has trained, without the weights that it started from, or
+            the folder of a separate export that is added to `weights`.
 
     Returns:
         The number of bytes written.
@@ -38,8 +48,10 @@ def export(weights: str | os.PathLike, output: str | os.PathLike, dtype: str = "
     _check_output(output)
     from emo_jax.weights.store import read_flat, save_weights
 
-    config, flat = read_flat(weights)
+    config, flat = _read(weights, step, lora) if step or lora != "merged" else read_flat(weights)
     _check_range(flat, dtype)
+    if lora == "separate" and format != "emo":
+        raise ValueError(f"--lora separate has no format {format!r}; expected emo, or --lora merged")
     save = diffusers_folder.save if format == "diffusers" else save_weights
     try:
         with atomic_folder(output) as partial:
@@ -47,6 +59,26 @@ def export(weights: str | os.PathLike, output: str | os.PathLike, dtype: str = "
             return sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     except OSError as error:
         raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _read(weights: str | os.PathLike, step: str, lora: str) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint of a run, or adapters apart, or adds adapters to weights; see `export`."""
+    from emo_jax.models.lora import is_adapter, merge
+    from emo_jax.weights.runs import best_step, load_run
+    from emo_jax.weights.store import read_flat
+
+    if step and step != "best" and not step.isdecimal():
+        raise ValueError(f"--step is {step!r}; expected the step of a checkpoint, or best")
+    if lora not in ("merged", "separate"):
+        if step:
+            raise ValueError("--step is given with --lora FOLDER; expected one of them: export the run first")
+        config, flat = read_flat(weights)
+        return config, merge(flat | read_flat(lora)[1], precise=True)
+    number = best_step(weights) if step == "best" else int(step) if step else None
+    config, flat = load_run(weights, number, merged=lora == "merged")
+    if lora == "separate" and not any(map(is_adapter, flat)):
+        raise ValueError(f"{weights} was trained without LoRA; leave --lora separate out")
+    return config, flat
 
 
 def _check_output(output: Path) -> None:

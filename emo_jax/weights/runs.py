@@ -15,7 +15,7 @@ import os
 import pathlib
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -26,12 +26,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
+from emo_jax.models import lora
 from emo_jax.models.config_schema import config_from_fields
 from emo_jax.weights.integrity import Damaged, check_files, write_manifest
 
 T = TypeVar("T")
 READ_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, AssertionError, IndexError)
 """What orbax and tensorstore raise for damaged files."""
+VALIDATION = "validation"
+"""The item of a checkpoint that holds its validation loss."""
 _GROUP = 2**28
 """Bytes of arrays that are read at a time."""
 
@@ -138,12 +141,38 @@ def _only_errors() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def load_run(workdir: str | os.PathLike, step: int | None = None) -> tuple[ConfigDict, dict[str, np.ndarray]]:
+def read_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float]:
+    """Returns {step: validation loss} of the checkpoints workdir/checkpoints/STEP that have one."""
+    losses = {}
+    for step in steps:
+        with contextlib.suppress(*READ_ERRORS):  # most have none
+            losses[step] = float(json.loads((directory / str(step) / VALIDATION / "metadata").read_text())["loss"])
+    return losses
+
+
+def best_step(workdir: str | os.PathLike) -> int:
+    """Returns the step of the checkpoint with the lowest validation loss.
+
+    Raises:
+        ValueError: no checkpoint has a validation loss.
+    """
+    directory = folder_of(workdir) / "checkpoints"
+    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+    losses = read_losses(directory, steps)
+    if not losses:
+        raise ValueError(f"{directory} has no checkpoint with a validation loss; give a step, or train.validation")
+    return min(losses, key=lambda step: losses[step])
+
+
+def load_run(
+    workdir: str | os.PathLike, step: int | None = None, merged: bool = True
+) -> tuple[ConfigDict, dict[str, np.ndarray]]:
     """Reads a run's config and averaged weights.
 
     Args:
         workdir: the folder of the run.
         step: the checkpoint to read; None: the newest one that can be read.
+        merged: whether to return all parameters, adapters merged, or only the trained ones, with adapters apart.
 
     Returns:
         (config, {path: array}).
@@ -151,7 +180,9 @@ def load_run(workdir: str | os.PathLike, step: int | None = None) -> tuple[Confi
     Raises:
         ValueError: there is no checkpoint, or none that can be read.
     """
-    return _read_newest(workdir, step, lambda folder: (_read_config(folder), _read_arrays(folder / "state")))
+    names = ("frozen", "ema") if merged else ("ema",)
+    config, flat = _read_newest(workdir, step, lambda path: (_read_config(path), _read_arrays(path / "state", names)))
+    return config, lora.merge(flat, precise=True) if merged else flat
 
 
 def load_run_config(workdir: str | os.PathLike) -> ConfigDict:
@@ -198,7 +229,7 @@ def _read_checked(folder: epath.Path, read: Callable[[epath.Path], T]) -> T:
         raise Damaged(f"{folder} is damaged ({' '.join(str(error).split())[:200]})") from error
 
 
-def _read_arrays(folder: epath.Path, names: tuple[str, ...] = ("frozen", "ema")) -> dict[str, np.ndarray]:
+def _read_arrays(folder: epath.Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Returns {path: array} of parts of a state, read in groups because orbax holds each array more than once."""
     handler, flat = ocp.PyTreeCheckpointHandler(), {}
     metadata = handler.metadata(folder).tree
