@@ -6,7 +6,8 @@ identity, seams and place have a control: a generation without the input under t
 on the results.
 
 --videos DIR measures existing videos instead, of any origin, by landmarks and SFace (emo models download gets their
-files): identity, lips against sound, eyes, head motion, seams and drift. It needs no --checkpoint.
+files): identity, lips against sound, eyes, head motion, seams and drift, also as a page with plots. It needs no
+--checkpoint. --syncnet adds Sync-C and Sync-D.
 --against DIR compares them with other videos as sets: E-FID, FID with --inception, FVD with --i3d.
 
 Fields of the model's `sampling` config are set by --sampling.field=value, for example --sampling.steps=8.
@@ -36,8 +37,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--against", metavar="DIR", help="with --videos: videos to compare them with as a set")
     parser.add_argument("--inception", metavar="FILE", help="with --against: weights of pytorch-fid, for FID")
     parser.add_argument("--i3d", metavar="FILE", help="with --against: VideoGPT's i3d_pretrained_400.pt, for FVD")
+    parser.add_argument("--syncnet", metavar="FILE", help="with --videos: syncnet_v2.model, for Sync-C and Sync-D")
     parser.add_argument("--data", help="records whose split validation is used (default: newly rendered people)")
-    add_output(parser, "folder for report.json and frames.png (with --videos: videos.json, videos.csv)", required=True)
+    add_output(parser, "folder for report.json and frames.png (with --videos: videos.html, .json, .csv)", required=True)
     parser.add_argument("--identities", type=int, default=16, help="number of people (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each video (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="number of denoising steps (default: the model's)")
@@ -60,9 +62,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
 
         if rest:
             raise ValueError(f"unknown argument {rest[0]!r}; --videos takes no field of the sampler")
-        evaluate_videos(args.videos, args.output, args.portraits, args.clip, args.against, args.inception, args.i3d)
+        networks = args.inception, args.i3d, args.syncnet
+        evaluate_videos(args.videos, args.output, args.portraits, args.clip, args.against, *networks)
         return
-    for option in ("portraits", "clip", "against"):
+    for option in ("portraits", "clip", "against", "syncnet"):
         if getattr(args, option):
             raise ValueError(f"--{option} is given without --videos; expected both")
     fields = [*(f"--sampling.{text}" for text in args.sampling), *rest]

@@ -30,6 +30,7 @@ class FaceTrack:
         eye_sharpness: (N, 2) see `sharpness`.
         face_sharpness: (N,) likewise.
         colour: (N, 3) mean of the face in CIELAB.
+        box: (N, 4) of the face.
         change: (N,) mean absolute difference to the previous frame, of 255; NaN for the first.
         embeddings: (M, 128), of every EMBED_EVERY-th frame with a face.
         embedded: (M,) their frames.
@@ -42,6 +43,7 @@ class FaceTrack:
     eye_sharpness: np.ndarray
     face_sharpness: np.ndarray
     colour: np.ndarray
+    box: np.ndarray
     change: np.ndarray
     embeddings: np.ndarray
     embedded: np.ndarray
@@ -82,7 +84,7 @@ class FaceMeter:
         faces = self._tracker.detect(image)
         if not faces:
             nan = np.nan
-            self._rows.append((False, (nan,) * 3, nan, (nan,) * 2, (nan,) * 2, nan, (nan,) * 3, change))
+            self._rows.append((False, (nan,) * 3, nan, (nan,) * 2, (nan,) * 2, nan, (nan,) * 3, (nan,) * 4, change))
             return
         face, points = faces[0], faces[0].landmarks
         assert points is not None
@@ -97,7 +99,7 @@ class FaceMeter:
             (_distance(points, *RIGHT_LIDS) / _distance(points, *RIGHT_EYE),
              _distance(points, *LEFT_LIDS) / _distance(points, *LEFT_EYE)),
             [sharpness(_crop(image, eye), EYE_SIDE) for eye in eyes], sharpness(crop, FACE_SIDE),
-            lab.mean((0, 1)), change,
+            lab.mean((0, 1)), face.box, change,
         ))  # fmt: skip
 
     def track(self) -> FaceTrack:
@@ -110,7 +112,7 @@ class FaceMeter:
             raise ValueError("the video has no frames")
         found, *columns = zip(*self._rows, strict=True)
         names = [field.name for field in dataclasses.fields(FaceTrack)]
-        measured = {name: np.array(column, float) for name, column in zip(names[1:8], columns, strict=True)}
+        measured = {name: np.array(column, float) for name, column in zip(names[1:9], columns, strict=True)}
         embeddings = np.array(self._embeddings).reshape(-1, 128)
         return FaceTrack(
             found=np.array(found), **measured, embeddings=embeddings, embedded=np.array(self._embedded, int)

@@ -14,6 +14,8 @@ import numpy as np
 
 from emo_jax.evaluation.against import Distance, SetMeter, compare_sets
 from emo_jax.evaluation.face_track import FaceMeter, FaceTrack, frame_change
+from emo_jax.evaluation.html_report import number, write_html
+from emo_jax.evaluation.syncnet import SyncNet
 from emo_jax.evaluation.video_measures import MEASURES, curves, measure_track
 from emo_jax.files import write_text
 from emo_jax.media.audio import decode_audio
@@ -27,7 +29,7 @@ FPS = 25
 """Frames per second to which videos are resampled before they are measured."""
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 PORTRAITS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".heic")
-REPORT, TABLE = "videos.json", "videos.csv"
+REPORT, TABLE, PAGE = "videos.json", "videos.csv", "videos.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,9 @@ def evaluate_videos(
     against: str | None = None,
     inception: str | None = None,
     i3d: str | None = None,
+    syncnet: str | None = None,
 ) -> list[Result]:
-    """Measures all videos of a folder, writes videos.json and videos.csv to another, and prints a table.
+    """Measures all videos of a folder, writes videos.json, videos.csv and videos.html to another, and prints a table.
 
     Args:
         videos: folder, or one file.
@@ -67,6 +70,7 @@ def evaluate_videos(
         against: folder of videos, or one file, that the videos are compared with as a set; see `against`.
         inception: weights of pytorch-fid, for FID.
         i3d: weights of VideoGPT's I3D, for FVD.
+        syncnet: weights of SyncNet, for Sync-C and Sync-D.
 
     Raises:
         ValueError: there are no videos or portraits, no video can be measured, or a model file is missing.
@@ -77,6 +81,7 @@ def evaluate_videos(
     FaceMeter()  # raises before the work starts if a model is missing
     others = _files(against, VIDEOS, "--against") if against else []
     sets = SetMeter(inception, i3d) if others else None
+    scorer = SyncNet(syncnet) if syncnet else None
     pictures = _files(portraits, PORTRAITS, "--portraits") if portraits else []
     references = {path.stem: _portrait(path) for path in pictures}
     folder = pathlib.Path(output)
@@ -87,7 +92,7 @@ def evaluate_videos(
     with Progress(len(paths), "videos", "video") as progress:
         results = []
         for path in paths:
-            results.append(_measure(path, references, clip))
+            results.append(_measure(path, references, clip, scorer))
             progress.add()
     if not any(result.figures for result in results):
         raise ValueError(f"none of {len(results)} videos can be measured; {results[0].name}: {results[0].reason}")
@@ -95,8 +100,9 @@ def evaluate_videos(
     if sets:
         distances = compare_sets(sets.features(paths, "--videos"), sets.features(others, "--against"))
     settings = dict(
-        videos=videos, portraits=portraits, clip=clip, fps=FPS, against=against, inception=inception, i3d=i3d
-    )
+        videos=videos, portraits=portraits, clip=clip, fps=FPS, against=against, inception=inception, i3d=i3d,
+        syncnet=syncnet,
+    )  # fmt: skip
     rows = [dataclasses.asdict(result) for result in results]
     summary = {name: _median([result.figures.get(name) for result in results]) for name in MEASURES}
     content: dict[str, Any] = dict(settings=settings, measures=MEASURES, median=summary, videos=rows)
@@ -104,24 +110,35 @@ def evaluate_videos(
         content["against"] = {name: dataclasses.asdict(distance) for name, distance in distances.items()}
     write_text(folder / REPORT, json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_text(folder / TABLE, _csv(results))
+    shown = {path.name: _shown(path, pictures, others) for path in paths}
+    write_html(folder / PAGE, MEASURES, rows, summary, content.get("against", {}), shown)
     print(_table(results, summary))
     if distances:
         print(_distance_table(distances))
-    print(f"{folder / REPORT}, {folder / TABLE}")
+    print(f"{folder / REPORT}, {folder / TABLE}, {folder / PAGE}")
     return results
 
 
-def _measure(path: pathlib.Path, references: dict[str, FaceTrack], clip: int) -> Result:
+def _shown(path: pathlib.Path, *others: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns a video and the files of the same name among its portraits and those of --against, for the page."""
+    return [path, *(file for files in others for file in files if file.stem == path.stem and file != path)]
+
+
+def _measure(path: pathlib.Path, references: dict[str, FaceTrack], clip: int, scorer: SyncNet | None) -> Result:
     meter = FaceMeter()
     try:
         for image, _ in read_video(path, FPS):
             meter.add(image)
         track, sound, change = meter.track(), _sound(path), _changes(path)
+        frames = (image for image, _ in read_video(path, FPS))
+        synced = scorer(frames, track.box, sound) if scorer else None
     except ValueError as error:
         return Result(path.name, {}, {}, " ".join(str(error).split()))
     portraits = {name: reference.embeddings[0] for name, reference in references.items()}
     own = path.stem if path.stem in references else None
     figures = measure_track(track, sound, FPS, references.get(path.stem), portraits, own, clip, change)
+    if synced:
+        figures |= dict(sync_c=synced.confidence, sync_d=synced.distance, syncnet_offset=synced.offset)
     return Result(path.name, figures, curves(track, FPS))
 
 
@@ -179,7 +196,7 @@ def _table(results: list[Result], summary: dict[str, float | None]) -> str:
     measured = [result for result in results if result.figures]
     header = ("measure", *(result.name for result in measured), "median")
     rows = [
-        (name, *(_number(result.figures[name]) for result in measured), _number(summary[name])) for name in MEASURES
+        (name, *(number(result.figures[name]) for result in measured), number(summary[name])) for name in MEASURES
     ]
     failed = [f"{result.name}: {result.reason}" for result in results if not result.figures]
     meaning = [f"{name}: {MEASURES[name]}" for name in MEASURES]
@@ -189,11 +206,7 @@ def _table(results: list[Result], summary: dict[str, float | None]) -> str:
 
 def _distance_table(distances: dict[str, Distance]) -> str:
     rows = [
-        (name, _number(distance.value), "{} / {}".format(*distance.samples), distance.reason or distance.source)
+        (name, number(distance.value), "{} / {}".format(*distance.samples), distance.reason or distance.source)
         for name, distance in distances.items()
     ]
     return format_table(rows, ("distance", "value", "samples", "features"), align="<>>")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

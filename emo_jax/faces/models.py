@@ -1,7 +1,7 @@
-"""The model files of face analysis: what they are, where they come from, and where they are on this machine.
+"""Model files: what they are, where they come from, and where they are on this machine.
 
-None of them is part of the package. `emo models download` gets them; without them, faces are found by OpenCV's Haar
-cascades.
+None of them is part of the package. `emo models download` gets those of face analysis; without them, faces are found by
+OpenCV's Haar cascades. Those of metrics are downloaded by name.
 """
 
 from __future__ import annotations
@@ -79,6 +79,29 @@ MODELS = (
 )
 
 
+METRICS = (
+    Model(
+        name="inception",
+        file="pt_inception-2015-12-05-6726825d.pth",
+        address="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        size=95_628_359,
+        licence="Apache-2.0",
+        purpose="FID (emo evaluate --inception)",
+    ),
+    Model(
+        name="syncnet",
+        file="syncnet_v2.model",
+        address="https://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
+        size=54_573_114,
+        licence="not stated",
+        purpose="Sync-C, Sync-D (emo evaluate --syncnet; reading it needs the extra torch)",
+    ),
+)
+"""Models of metrics, which nothing else needs."""
+
+
 def default_folder() -> pathlib.Path:
     """Returns the folder of the model files: $EMO_FACE_MODELS, or `models` in the cache. It need not exist."""
     return pathlib.Path(os.environ.get(ENVIRONMENT) or cache.folder() / "models")
@@ -88,7 +111,7 @@ def find_model(name: str, folder: str | os.PathLike | None = None) -> pathlib.Pa
     """Returns the path of a model file if it is on this machine with the expected size, else None.
 
     Args:
-        name: name of one of MODELS.
+        name: name of one of MODELS or METRICS.
         folder: folder of the model files; None for `default_folder()`.
     """
     model = _model(name)
@@ -184,4 +207,4 @@ def _fetch(model: Model, path: pathlib.Path, tick: Callable[[int], None]) -> Non
 
 
 def _model(name: str) -> Model:
-    return next(model for model in MODELS if model.name == name)
+    return next(model for model in (*MODELS, *METRICS) if model.name == name)

@@ -100,8 +100,9 @@ class MetricsWriter:
             return
         self._scalars({f"validation/{name}": value for name, value in metrics.items()}, step)
         line = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        is_best = best is None or metrics["loss"] < best[1]
-        rank = "the best so far" if is_best else f"best so far {best[1]:.4g} at step {best[0]}"
+        rank = "the best so far"
+        if best is not None and not metrics["loss"] < best[1]:
+            rank = f"best so far {best[1]:.4g} at step {best[0]}"
         print(f"validation at step {step}/{self._total} {line} ({rank})", flush=True)
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -103,7 +103,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
             "constraints.txt -e '.[torch]', or give the .safetensors"
         ) from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)  # this format cannot be memory-mapped
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ...
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} is damaged, or holds more than weights ({reason}); it is not loaded") from error

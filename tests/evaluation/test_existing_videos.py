@@ -130,6 +130,8 @@ def test_videos_are_measured_and_faults_seen(face_models, folder, tmp_path, caps
     assert [row["video"] for row in rows] == ["ann.mp4", "broken.mp4", "faults.mp4", "wall.mp4"]
     assert float(rows[0]["identity"]) == pytest.approx(ann["identity"], rel=1e-4)
     assert "ann.mp4" in capsys.readouterr().out
+    page = (tmp_path / "videos.html").read_text()
+    assert page.count("<video") == 4 and page.count("<img") == 2 and "<svg" in page
 
 
 def test_invalid_calls_end_with_one_line(face_models, folder, tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""Random weights in the layouts of the published files, and inputs, for FID's Inception and VideoGPT's I3D."""
+"""Random weights in the layouts of the published files, and inputs: FID's Inception, VideoGPT's I3D, SyncNet."""
 
 import pathlib
 
@@ -89,6 +89,41 @@ def weights(network, narrow):
         state["logits.conv3d.weight"] = _normal(rng, (400, 1024 // narrow, 1, 1, 1))
         state["logits.conv3d.bias"] = rng.uniform(-0.3, 0.3, 400).astype(np.float32)
     return state
+
+
+def syncnet_weights(narrow):
+    """Returns a random state dict in the layout of syncnet_v2.model."""
+    rng = np.random.default_rng(6)
+    n = lambda width: width // narrow  # noqa: E731
+    lip = ((96, 3, 5, 7, 7), (256, 96, 1, 5, 5), *((256, 256, 1, 3, 3),) * 3, (512, 256, 1, 6, 6))
+    sound = ((64, 1, 3, 3), (192, 64, 3, 3), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3), (512, 256, 5, 4))
+    shapes = {}
+    for name, rows in (("netcnnlip", lip), ("netcnnaud", sound)):
+        for layer, (out, inside, *sides) in zip((0, 4, 8, 11, 14, 18), rows, strict=True):
+            shapes[f"{name}.{layer}"] = (n(out), inside if inside in (1, 3) else n(inside), *sides)
+    for name in ("netfclip", "netfcaud"):
+        shapes |= {f"{name}.0": (n(512), n(512)), f"{name}.3": (n(1024), n(512))}
+    state = {}
+    for name, shape in shapes.items():
+        state[f"{name}.weight"] = _normal(rng, shape)
+        state[f"{name}.bias"] = rng.uniform(-0.3, 0.3, shape[0]).astype(np.float32)
+        network, layer = name.split(".")
+        if not (network.startswith("netfc") and layer == "3"):
+            norm = f"{network}.{int(layer) + 1}"
+            for key, low, high in (("weight", 0.8, 1.4), ("bias", -0.3, 0.3), ("running_mean", -0.1, 0.1)):
+                state[f"{norm}.{key}"] = rng.uniform(low, high, shape[0]).astype(np.float32)
+            state[f"{norm}.running_var"] = rng.uniform(0.5, 1.5, shape[0]).astype(np.float32)
+    return state
+
+
+def syncnet_inputs():
+    """Returns faces (7, 224, 224, 3), windows of MFCC features (3, 13, 20), features (2, 40, 24), sound (9000,)."""
+    rng = np.random.default_rng(10)
+    faces = rng.uniform(0, 2, (7, 224, 224, 3)).astype(np.float32)  # small, so that no activation dominates
+    features = rng.standard_normal((2, 40, 24))
+    features[1, 4:] = features[0, :-4] + 0.5 * features[1, 4:]  # the sound is 4 frames late
+    sound = np.round(rng.standard_normal(9000) * 3000)
+    return faces, rng.standard_normal((3, 13, 20)).astype(np.float32), features, sound
 
 
 def inputs(network, full):

@@ -1,16 +1,17 @@
-"""Records outputs of FID's Inception and VideoGPT's I3D in torch, for tests without torch.
+"""Records outputs of FID's Inception, VideoGPT's I3D and SyncNet in torch, for tests without torch.
 
     python -m tests.parity.record_metrics                # writes tests/parity/metrics.npz, from narrow networks
     python -m tests.parity.record_metrics --check        # recomputes and compares
     python -m tests.parity.record_metrics --full out.npz # from networks of full width, for the slow test
 
-It needs torch. The networks are assembled here from torch's own layers. Weights and inputs are drawn by numpy from the
-names and shapes of the tensors (`metric_cases`), so that only outputs are stored.
+It needs torch, scipy and python_speech_features. The networks are assembled here from torch's own layers. Weights and
+inputs are drawn by numpy from the names and shapes of the tensors (`metric_cases`), so that only outputs are stored.
 """
 
 import sys
 
 import numpy as np
+import python_speech_features
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -125,9 +126,56 @@ class I3D(nn.Module):
         return x[:, :, :, 0, 0].mean(2)
 
 
+def chain(weights, name, layers):
+    """Builds an nn.Sequential of SyncNet in float64 and loads its weights."""
+    network = nn.Sequential(*layers)
+    state = {key.removeprefix(f"{name}."): torch.from_numpy(value) for key, value in weights.items()}
+    network.load_state_dict({key: state[key] for key in network.state_dict() if "num_batches" not in key}, strict=False)
+    return network.double().eval()
+
+
+def syncnet(narrow):
+    """Returns the outputs of SyncNet {name: array}."""
+    weights = metric_cases.syncnet_weights(narrow)
+    c = lambda width: width // narrow  # noqa: E731
+    relu, norm2, norm3 = nn.ReLU, nn.BatchNorm2d, nn.BatchNorm3d
+    pool = lambda padding: nn.MaxPool3d((1, 3, 3), (1, 2, 2), padding)  # noqa: E731
+    same = lambda: (nn.Conv3d(c(256), c(256), (1, 3, 3), padding=(0, 1, 1)), norm3(c(256)), relu())  # noqa: E731
+    lip = chain(weights, "netcnnlip", (
+        nn.Conv3d(3, c(96), (5, 7, 7), (1, 2, 2)), norm3(c(96)), relu(), pool(0),
+        nn.Conv3d(c(96), c(256), (1, 5, 5), (1, 2, 2), (0, 1, 1)), norm3(c(256)), relu(), pool((0, 1, 1)),
+        *same(), *same(), *same(), pool(0), nn.Conv3d(c(256), c(512), (1, 6, 6)), norm3(c(512)), relu(),
+    ))  # fmt: skip
+    aud = chain(weights, "netcnnaud", (
+        nn.Conv2d(1, c(64), 3, 1, 1), norm2(c(64)), relu(), nn.MaxPool2d(1, 1),
+        nn.Conv2d(c(64), c(192), 3, 1, 1), norm2(c(192)), relu(), nn.MaxPool2d(3, (1, 2)),
+        nn.Conv2d(c(192), c(384), 3, padding=1), norm2(c(384)), relu(),
+        nn.Conv2d(c(384), c(256), 3, padding=1), norm2(c(256)), relu(),
+        nn.Conv2d(c(256), c(256), 3, padding=1), norm2(c(256)), relu(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(c(256), c(512), (5, 4)), norm2(c(512)), relu(),
+    ))  # fmt: skip
+    ends = (nn.Linear(c(512), c(512)), nn.BatchNorm1d(c(512)), relu(), nn.Linear(c(512), c(1024)))
+    faces, windows, (lips, sound), wave = metric_cases.syncnet_inputs()
+    clips = np.stack([faces[k : k + 5].transpose(3, 0, 1, 2) for k in range(3)]).astype(np.float64)
+    found = {}
+    with torch.no_grad():
+        mid = lip(torch.from_numpy(clips)).flatten(1)
+        found["syncnet_lip"] = chain(weights, "netfclip", ends)(mid).numpy()
+        mid = aud(torch.from_numpy(windows.astype(np.float64))[:, None]).flatten(1)
+        found["syncnet_sound"] = chain(weights, "netfcaud", ends)(mid).numpy()
+    shift = 15
+    padded = F.pad(torch.from_numpy(sound), (0, 0, shift, shift))
+    rows = [F.pairwise_distance(torch.from_numpy(lips[[i]]), padded[i : i + 2 * shift + 1]) for i in range(len(lips))]
+    mean = torch.stack(rows, 1).mean(1)
+    smallest, place = mean.min(0)
+    found["syncnet_score"] = np.array([mean.median() - smallest, smallest, shift - place])
+    found["mfcc"] = python_speech_features.mfcc(wave.astype(np.int16), 16000)
+    return {name: np.asarray(array, np.float32) for name, array in found.items()}
+
+
 def record(full):
     """Returns the outputs {network: array}."""
-    found = {}
+    found = {} if full else syncnet(metric_cases.NARROW)
     for name, network in (("inception", Inception), ("i3d", I3D)):
         weights = metric_cases.weights(name, 1 if full else metric_cases.NARROW)
         inputs = metric_cases.inputs(name, full)
