@@ -106,6 +106,14 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
         "auto (landmarks if their models are available)",
     )
     videos.add_argument("--face-models", metavar="DIR", help="folder of the model files (default: that of emo models)")
+    videos.add_argument(
+        "--held-out", type=float, default=0.0, metavar="SHARE",
+        help="share of the people whose videos become the split validation (default: none)",
+    )  # fmt: skip
+    videos.add_argument(
+        "--identity-from", default="", metavar="REGEX",
+        help="finds the person in a video's name: its first group, such as '^(id\\d+)' (default: all videos differ)",
+    )  # fmt: skip
     videos.add_argument("--licence", default="unknown", help="licence of the videos, stored in each record")
     videos.add_argument(
         "--workers",
@@ -210,6 +218,8 @@ def _main_videos(args: argparse.Namespace) -> None:
     report = prepare_videos(
         args.input,
         args.output,
+        held_out=args.held_out,
+        identity_from=args.identity_from,
         runner=args.runner,
         runner_options=shlex.split(args.runner_options),
         **{name: getattr(args, name) for name in names},

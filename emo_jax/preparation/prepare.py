@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from emo_jax.data.record import Record
@@ -31,8 +32,10 @@ def prepare_videos(
     shards: int = 256,
     runner: str | None = None,
     runner_options: Sequence[str] = (),
+    held_out: float = 0.0,
+    identity_from: str = "",
 ) -> dict:
-    """Crops talking heads from videos and writes them as the split train of a dataset.
+    """Crops talking heads from videos and writes them as the splits train and validation of a dataset.
 
     Equal arguments give equal records, even if the run was interrupted and called again; `workers` and `runner` do not
     change them. A video that cannot be used is listed in `rejected.jsonl`.
@@ -48,9 +51,11 @@ def prepare_videos(
         face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
         licence: licence of the videos, which is stored in the records.
         workers: number of processes.
-        shards: maximum number of files.
+        shards: maximum number of files of a split.
         runner: Apache Beam runner that is used instead of local processes, see `beam.make_beam_runner`.
         runner_options: options of the runner.
+        held_out: share of the people whose videos are the split validation; 0: there is none.
+        identity_from: regular expression that finds the person in a video's name, see `splits.held_out_videos`.
 
     Returns:
         The report, see `report.make_report`.
@@ -63,6 +68,7 @@ def prepare_videos(
     from emo_jax.preparation import report
     from emo_jax.preparation.beam import make_beam_runner
     from emo_jax.preparation.shots import Rules
+    from emo_jax.preparation.splits import held_out_videos, same_people
     from emo_jax.preparation.video_records import FPS, Settings
     from emo_jax.preparation.video_shards import VideoBuild, publish_records
     from emo_jax.preparation.workers import make_shards
@@ -82,7 +88,9 @@ def prepare_videos(
     if runner_options and not runner:
         raise ValueError(f"--runner-options {' '.join(runner_options)} needs --runner")
     settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, models, licence)
-    build = VideoBuild(pathlib.Path(output).absolute(), find_inputs(inputs), settings, shards)
+    videos = find_inputs(inputs)
+    held_out_names = held_out_videos([name for _, name in videos], held_out, identity_from)
+    build = VideoBuild(pathlib.Path(output).absolute(), videos, settings, shards, frozenset(held_out_names))
     make: Callable[..., None] = functools.partial(make_shards, workers=workers)
     if runner:
         make = make_beam_runner(runner, runner_options)
@@ -90,6 +98,8 @@ def prepare_videos(
         with Progress(len(build.videos), "videos", "video") as progress:
             make(build, progress=progress)
         publish_records(build, lambda directory, summaries: report.write_report(directory, summaries, FPS))
+        for warning in same_people(build.target, models) if held_out_names else ():
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
     result = report.read_report(build.target)
     if not result["records"]:
         raise ValueError(

@@ -16,9 +16,8 @@ from emo_jax.data.records import INDEX_FILE, EmoRecords
 from emo_jax.faces.analyzers import make_analyzer
 from emo_jax.files import remove_temporary_files, write_text
 from emo_jax.preparation.shards import ShardedBuild, shard_names
+from emo_jax.preparation.splits import HELD_OUT, TRAIN
 from emo_jax.preparation.video_records import Outcome, Settings, video_records
-
-SPLIT = "train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +28,15 @@ class VideoBuild(ShardedBuild):
         target: absolute path of the dataset directory.
         videos: (path, name) of each video, in the order of the names.
         settings: settings of `video_records`.
-        max_shards: maximum number of shards.
+        max_shards: maximum number of shards of each split.
+        held_out: names of the videos of the split validation; the others are of the split train.
     """
 
     target: pathlib.Path
     videos: tuple[tuple[pathlib.Path, str], ...]
     settings: Settings
     max_shards: int
+    held_out: frozenset[str] = frozenset()
 
     differences: ClassVar[str] = "other options or videos"
     writer_options: ClassVar[str] = "group_size:1"
@@ -43,12 +44,25 @@ class VideoBuild(ShardedBuild):
     @property
     def shards(self) -> int:
         """The number of shards."""
-        return min(len(self.videos), self.max_shards)
+        return sum(self._shards(split) for split in (TRAIN, HELD_OUT))
+
+    def split(self, index: int) -> str:
+        """Returns the split of a shard."""
+        return TRAIN if index < self._shards(TRAIN) else HELD_OUT
 
     def shard_videos(self, index: int) -> tuple[tuple[pathlib.Path, str], ...]:
         """Returns the videos of one shard."""
-        bounds = self.bounds(index, len(self.videos))
-        return self.videos[bounds.start : bounds.stop]
+        split = self.split(index)
+        videos, shards = self._videos(split), self._shards(split)
+        place = index - (0 if split == TRAIN else self._shards(TRAIN))
+        return videos[place * len(videos) // shards : (place + 1) * len(videos) // shards]
+
+    def _videos(self, split: str) -> tuple[tuple[pathlib.Path, str], ...]:
+        return tuple(video for video in self.videos if (video[1] in self.held_out) == (split == HELD_OUT))
+
+    def _shards(self, split: str) -> int:
+        held_out = len(self.held_out)
+        return min(held_out if split == HELD_OUT else len(self.videos) - held_out, self.max_shards)
 
     def current(self, index: int) -> pathlib.Path:
         """Returns the file that names the video in progress, so that a video that crashes its process is known."""
@@ -60,12 +74,14 @@ class VideoBuild(ShardedBuild):
 
     def describe(self) -> str:
         """Returns everything that the records depend on, as JSON."""
-        description = dict(
+        description: dict[str, Any] = dict(
             version=str(EmoRecords.VERSION),
             settings=dataclasses.asdict(self.settings),
             videos=[(name, path.stat().st_size) for path, name in self.videos],
             shards=self.max_shards,
         )
+        if self.held_out:  # absent otherwise, so that earlier builds are continued
+            description["held_out"] = sorted(self.held_out)
         return json.dumps(description, indent=1)
 
     def begin(self) -> bool:
@@ -143,31 +159,41 @@ def publish_records(build: VideoBuild, write_report: Callable[[pathlib.Path, lis
         write_report: writes further files, given the directory and the summaries of the shards.
     """
     summaries = build.read_summaries()
-    filled = [index for index, summary in enumerate(summaries) if summary["records"]]
-    names = shard_names(f"{EmoRecords.name}-{SPLIT}", len(filled))
+    filled: dict[str, list[int]] = {}
+    for index, summary in enumerate(summaries):
+        if summary["records"]:
+            filled.setdefault(build.split(index), []).append(index)
+    files = {}
+    for split, shards in filled.items():
+        files |= dict(zip(shard_names(f"{EmoRecords.name}-{split}", len(shards)), shards, strict=True))
 
     def write_metadata(directory: pathlib.Path) -> None:
         if filled:
-            _write_tfds_metadata(directory, [summaries[index] for index in filled])
+            _write_tfds_metadata(directory, {s: [summaries[i] for i in shards] for s, shards in filled.items()})
         write_report(directory, summaries)
 
-    build.publish(dict(zip(names, filled, strict=True)), write_metadata)
+    build.publish(files, write_metadata)
 
 
-def _write_tfds_metadata(directory: pathlib.Path, summaries: list[dict]) -> None:
-    split = tfds.core.SplitInfo(
-        name=SPLIT,
-        shard_lengths=[len(summary["records"]) for summary in summaries],
-        num_bytes=sum(summary["bytes"] for summary in summaries),
-    )
+def _write_tfds_metadata(directory: pathlib.Path, splits: dict[str, list[dict]]) -> None:
+    infos = [
+        tfds.core.SplitInfo(
+            name=name,
+            shard_lengths=[len(summary["records"]) for summary in summaries],
+            num_bytes=sum(summary["bytes"] for summary in summaries),
+        )
+        for name, summaries in splits.items()
+    ]
     tfds.folder_dataset.write_metadata(
         data_dir=directory,
         features=record_features(),
-        split_infos=[split],
+        split_infos=infos,
         version=str(EmoRecords.VERSION),
         description="Talking heads for emo_jax.",
         check_data=False,
     )
-    rows = [row for summary in summaries for row in summary["records"]]
-    index = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound", "reliable_speed")}
-    write_text(directory / INDEX_FILE, json.dumps({SPLIT: index}))
+    index = {}
+    for name, summaries in splits.items():
+        rows = [row for summary in summaries for row in summary["records"]]
+        index[name] = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound", "reliable_speed")}
+    write_text(directory / INDEX_FILE, json.dumps(index))
