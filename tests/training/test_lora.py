@@ -2,17 +2,22 @@
 
 import functools
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from emo_jax.configs import base
 
+from emo_jax.cli import main as cli
 from emo_jax.models import lora
 from emo_jax.models.emo import build
 from emo_jax.models.parts import part_of
 from emo_jax.training.stages import stage_of
-from emo_jax.training.step import nested, new_state
+from emo_jax.training.step import TrainState, nested, new_state
+from emo_jax.weights.checkpoint import Checkpoints
+from emo_jax.weights.store import read_flat, save_weights
+from tests.small import small_config
 
 KERNEL = "backbone/mid_block/attentions_0/transformer_blocks_0/attn1/to_q/kernel"
 
@@ -115,3 +120,47 @@ def test_gradients_reach_the_adapters():
     assert float(jnp.abs(grads[f"{KERNEL}/lora_b"]).max()) > 0  # the gradient of A is zero as long as B is
     trained = {path: a - 0.1 * grads[path] for path, a in adapters.items()}
     assert loss(trained, {KERNEL: kernel}) < loss(adapters, {KERNEL: kernel})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with LoRA of a single kernel, and weights without it: (folder, folder, kernel, kernel with LoRA)."""
+    rng = np.random.default_rng(0)
+    kernel, b = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 6), (2, 6)))
+    adapters = lora.new_adapters({KERNEL: kernel}, 2, seed=0) | {f"{KERNEL}/lora_b": b}
+    adapters = {path: np.asarray(a) for path, a in adapters.items()}
+    config = small_config("video")
+    config.train.lora.rank = 2
+    frozen, ema = {KERNEL: kernel, "vae/scaling_factor": np.float32(0.5)}, adapters | {"face_locator/a/bias": b[0]}
+    state = TrainState(np.int32(1), ema, frozen, ema, {})
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, state, iter(grain.MapDataset.range(4).to_iter_dataset()), config)
+    checkpoints.close()
+    save_weights(tmp_path / "base", config, frozen | {"face_locator/a/bias": 0 * b[0]}, np.float32)
+    return tmp_path / "run", tmp_path / "base", kernel, kernel + adapters[f"{KERNEL}/lora_a"] @ b
+
+
+def test_exports_are_merged_or_separate_and_separate_ones_are_added(run, tmp_path, capsys):
+    folder, start, kernel, merged = run
+
+    def export(weights, name, *options):
+        arguments = ["export", "--workdir", str(weights), "-o", str(tmp_path / name), "--dtype", "float32", *options]
+        return cli.main(arguments)
+
+    assert export(folder, "merged") == export(folder, "apart", "--lora", "separate") == 0
+    assert export(start, "added", "--lora", str(tmp_path / "apart")) == 0
+    whole, apart, added = (read_flat(tmp_path / name)[1] for name in ("merged", "apart", "added"))
+    assert whole.keys() == added.keys() == {KERNEL, "vae/scaling_factor", "face_locator/a/bias"}
+    for path, array in whole.items():
+        np.testing.assert_allclose(added[path], array, rtol=1e-6, err_msg=path)
+    np.testing.assert_allclose(whole[KERNEL], merged, rtol=1e-5)
+    assert np.abs(merged - kernel).max() > 0.1
+    assert apart.keys() == {f"{KERNEL}/lora_a", f"{KERNEL}/lora_b", "face_locator/a/bias"}
+    capsys.readouterr()
+    for options, word in (
+        (["--lora", "separate", "--to", "diffusers"], "diffusers"),
+        (["--lora", str(tmp_path / "apart"), "--step", "1"], "--step"),
+        (["--lora", str(tmp_path / "nothing")], "nothing"),
+    ):
+        assert export(folder, "wrong", *options) == 2 and word in capsys.readouterr().err
+    assert export(start, "wrong", "--lora", "separate") == 2 and "base" in capsys.readouterr().err
