@@ -1,6 +1,6 @@
 """Frechet distance between two sets of features, each taken as a normal distribution (Heusel et al. 2017, FID).
 
-d = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2)), with unbiased covariances, as in pytorch-fid and TF-GAN.
+``d = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))``, with unbiased covariances, as in pytorch-fid and TF-GAN.
 """
 
 from __future__ import annotations
