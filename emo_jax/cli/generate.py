@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the verb `generate` to the command line."""
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--manifest", metavar="CSV|JSONL", help="list of portraits and recordings; -o is a folder")
+    parser.add_argument("--batch", type=int, metavar="N", help="videos of a manifest that a device makes together")
     parser.add_argument("--portrait", help="image file: PNG, JPEG, WebP, ...")
     parser.add_argument("--audio", help="file with a sound track: WAV, MP3, MP4, ...")
     parser.add_argument("--vocals", default="off", metavar="auto|off|FILE", help="voice to hear, without the music")
@@ -106,7 +107,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
         sampling=sampling_fields(rest, **{name: getattr(args, name) for name in names}),
     )
     if args.manifest is not None:
-        return generate_batch(args.manifest, args.output, weights(args), **options)
+        batch = 1 if args.batch is None else args.batch
+        return generate_batch(args.manifest, args.output, weights(args), batch=batch, **options)
     files = (args.portrait, args.audio, args.output)
     own = dict(face_box=face, soundtrack=args.soundtrack, face_embedding=args.face_embedding)
     generate_file(*files, weights(args), **own, **options)
@@ -125,6 +127,8 @@ def _check_combination(args: argparse.Namespace) -> None:
                 raise ValueError(f"--manifest and --{name} are given; write {name} into the manifest, for each video")
         if args.face_embedding is not None:
             raise ValueError("--manifest and --face-embedding are given; one embedding belongs to one portrait")
+    elif args.batch is not None:
+        raise ValueError("--batch is given without --manifest; it makes several videos of a list together")
     needed = ("output",) if args.manifest is not None else ("portrait", "audio", "output")
     for name in needed if args.preview is None else ("portrait",):
         if getattr(args, name) is None:

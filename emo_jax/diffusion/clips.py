@@ -37,13 +37,19 @@ def segments(frames: int, f: int, K: int, first: int | None = None) -> list[int]
     return [first, *[K] * full, *([rest] if rest else [])]
 
 
-def clip_keys(key: Key[Array, ""], first: int | Int[AnyArray, ""], count: int) -> Key[Array, " count"]:
+def clip_keys(key: Key[Array, "*samples"], first: int | Int[AnyArray, ""], count: int) -> Key[Array, " count *samples"]:
     """Returns the keys of the clips `first` to `first + count - 1`, counted from the start of the video.
 
     A key depends on the absolute index of its clip, so that the segment size does not change the video. `first` may be
-    traced.
+    traced. With (batch,) keys, one for each sample, the result has that axis as well.
     """
-    return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(count))
+
+    def fold(index: Any) -> Any:
+        if key.ndim == 0:
+            return jax.random.fold_in(key, index)
+        return jax.vmap(lambda one: jax.random.fold_in(one, index))(key)
+
+    return jax.vmap(fold)(first + jnp.arange(count))
 
 
 def first_carry(batch: int, n: int, latent_shape: tuple[int, ...], dtype: Any = jnp.float32) -> Carry:
@@ -99,3 +105,12 @@ def scan_clips(
     [clips] = {len(a) for a in jax.tree.leaves(per_clip)}
     latents = jax.eval_shape(lambda carry: body(carry, inputs_of(0))[1], carry)
     return jax.lax.fori_loop(0, count, step, (carry, jnp.zeros((clips, *latents.shape), latents.dtype)))
+
+
+def clip_windows(values: Any, clips: int, frames: int, margin: int) -> Any:
+    """Cuts (B, K * f + 2m, ...) into the clips' overlapping windows (K, B, f + 2m, ...).
+
+    With f = 0 the values are those of one frame, (B, 1 + 2m, ...), and all windows are equal.
+    """
+    length = (frames or 1) + 2 * margin
+    return jnp.stack([values[:, i * frames : i * frames + length] for i in range(clips)])

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from emo_jax.arrays import AnyArray
 from emo_jax.diffusion.guidance import Denoiser
+from emo_jax.diffusion.noise import split
 from emo_jax.diffusion.schedule import Schedule, coefficients, convert
 from emo_jax.diffusion.solvers import Solver
 
@@ -34,7 +35,7 @@ def sample(
     solver: Solver,
     x_T: Float[AnyArray, "batch ..."],
     ts: Int[AnyArray, " steps"],
-    key: Key[Array, ""],
+    key: Key[Array, "*samples"],
     hold: Hold | None = None,
     t_nexts: Int[AnyArray, " steps"] | None = None,
 ) -> Float[Array, "batch ..."]:
@@ -46,7 +47,7 @@ def sample(
         solver: its `step` moves x from one timestep to the next.
         x_T: noise at the first timestep.
         ts: descending timesteps.
-        key: used by stochastic solvers, one key per step.
+        key: used by stochastic solvers: one key, or (batch,) keys with which the samples do not depend on the batch.
         hold: places whose x0 is replaced in each step. The noise there stays that of x_T, so that the network sees the
             known values at the right noise level (as in blended latent diffusion, Avrahami et al. 2023).
         t_nexts: the timestep to which each step goes, -1 for clean data; None: the one that follows in ts.
@@ -54,7 +55,7 @@ def sample(
     x_T = jnp.asarray(x_T, jnp.float32)
     ts = jnp.asarray(ts, jnp.int32)
     t_nexts = jnp.append(ts[1:], -1) if t_nexts is None else jnp.asarray(t_nexts, jnp.int32)
-    keys = jax.random.split(key, ts.shape[0])
+    keys = split(key, ts.shape[0])
 
     def body(carry, inputs):
         x, state = carry
@@ -74,7 +75,7 @@ def advance(
     prediction: Float[AnyArray, "batch ..."],
     t: Int[AnyArray, ""],
     t_next: Int[AnyArray, ""],
-    key: Key[Array, ""],
+    key: Key[Array, "*samples"],
     hold: Hold | None = None,
 ) -> tuple[Float[Array, "batch ..."], Any]:
     """Moves samples from one timestep to the next.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emo_jax.diffusion.noise import normal
 from emo_jax.diffusion.schedule import Schedule, coefficients
 
 SOLVERS = ("ddim", "dpm++2m")
@@ -46,7 +47,7 @@ def ddim(schedule: Schedule, eta: float = 0.0, alpha_to_one: bool = True) -> Sol
         # Without alpha_to_one, t_next may equal t at the end, where rounding could give a negative radicand.
         std = eta * sigma_next / sigma * jnp.sqrt(jnp.maximum(1 - (alpha / alpha_next) ** 2, 0))
         drift = jnp.sqrt(jnp.maximum(sigma_next**2 - std**2, 0)) * eps
-        return alpha_next * x0 + drift + std * jax.random.normal(key, x.shape, x.dtype), state
+        return alpha_next * x0 + drift + std * normal(key, x.shape, x.dtype), state
 
     return Solver(lambda x: (), step)
 

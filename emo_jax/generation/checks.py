@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
@@ -13,14 +11,13 @@ MAX_LATENT = 1000.0
 """Largest magnitude of a usable latent. Latents have unit variance; extreme guidance scales reach more than this."""
 
 
-def checked_frames(frames: Any, usable: Any, segment: int) -> np.ndarray:
-    """Returns the frames of a segment if its latents are usable, and raises FloatingPointError otherwise."""
+def check_usable(usable: bool, segment: int) -> None:
+    """Raises FloatingPointError if the latents of a segment are not usable."""
     if not usable:
         raise FloatingPointError(
             f"latents of segment {segment} are NaN, infinite or above {MAX_LATENT:g}; use smaller guidance scales, or "
             "weights without NaN and infinite values"
         )
-    return np.asarray(frames)
 
 
 def check_frames(frames: np.ndarray, segment: int) -> np.ndarray:

@@ -121,6 +121,7 @@ def generate_batch(
     size: tuple[int, int] | None = None,
     seed: int = 0,
     vocals: str = "off",
+    batch: int = 1,
     sampling: dict[str, Any] | None = None,
     **options: Any,
 ) -> int:
@@ -136,6 +137,7 @@ def generate_batch(
         size: (height, width) of the generated square in pixels; None: the model's.
         seed: the seed of videos without one.
         vocals: what to hear of recordings without `vocals`.
+        batch: number of videos that a device makes together in one program.
         sampling: fields of the config's `sampling` to override.
         **options: fps, codec, notice, framing and max_size, as `generate_file` takes them.
 
@@ -148,6 +150,8 @@ def generate_batch(
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields, options.get("fps"))
     check_framing(options.get("framing", "portrait"), options.get("max_size", MAX_SIZE))
+    if batch < 1:
+        raise ValueError(f"--batch is {batch}; expected 1 or more")
     items, folder = read_manifest(manifest), Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -169,13 +173,13 @@ def generate_batch(
     devices = jax.local_devices()
     pipes = [pipe] if len(devices) == 1 else [pipe.on([device]) for device in devices]
     options = {name: value for name, value in options.items() if value is not None} | stream_fields
-    batch = Batch(missing, folder, pipes, options, dict(seed=seed, vocals=vocals))
-    batch.run()
-    text = f"{folder}: {batch.made} made, {len(items) - len(missing)} were there, {len(batch.failures)} failed"
-    print(f"{text}, {batch.elsewhere} made by other processes" if batch.elsewhere else text)
-    for name, reason in batch.failures.items():
+    work = Batch(missing, folder, pipes, options, dict(seed=seed, vocals=vocals), batch)
+    work.run()
+    text = f"{folder}: {work.made} made, {len(items) - len(missing)} were there, {len(work.failures)} failed"
+    print(f"{text}, {work.elsewhere} made by other processes" if work.elsewhere else text)
+    for name, reason in work.failures.items():
         print(f"generate: {name}: {reason}", file=sys.stderr)
-    return 1 if batch.failures else 0
+    return 1 if work.failures else 0
 
 
 def generate_demo(

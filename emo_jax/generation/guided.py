@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion.guidance import PASSES, guide
+from emo_jax.distributed.mesh import make_mesh
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.models.conditions import Conditions, mask_conditions
 from emo_jax.models.emo import EMO
@@ -84,3 +86,23 @@ def _given_conditions(emo: EMO, conditions: Conditions, mode: str) -> dict[str, 
         given["reference"] = _tile(conditions.reference, reference_passes)
         given["reference_on"] = _tile(conditions.reference_on, reference_passes)
     return given
+
+
+def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None, batch: int = 1) -> Mesh | None:
+    """Returns the mesh on which a batch of videos is generated, or None for a single device.
+
+    The videos of a batch, or the guidance passes of one video, are split over the data axis and the frames of a clip
+    over the frame axis, on as many devices as divide both evenly. Further devices stay idle.
+
+    Args:
+        mode: the guidance mode, a key of `PASSES`.
+        frames: frames per clip.
+        devices: devices to use; None for the local ones.
+        batch: number of videos.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    rows = len(PASSES[mode]) if batch == 1 else batch
+    shapes = [(d, f) for d in range(1, rows + 1) for f in range(1, frames + 1) if not rows % d and not frames % f]
+    data, frame = max((math.prod(s), *s) for s in shapes if math.prod(s) <= len(devices))[1:]
+    used = devices[: data * frame]
+    return make_mesh(data=data, frame=frame, devices=used) if len(used) > 1 else None

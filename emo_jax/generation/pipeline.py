@@ -17,26 +17,16 @@ from emo_jax import tpu
 from emo_jax.cache import keep_programs
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
-from emo_jax.generation.checks import check_frames, check_params
-from emo_jax.generation.face_inputs import face_masks, variant_inputs
-from emo_jax.generation.framing import MAX_SIZE, Canvas, check_framing
-from emo_jax.generation.guided import Params
-from emo_jax.generation.inputs import (
-    AudioLike,
-    PortraitLike,
-    check_options,
-    check_size,
-    load_portrait,
-    load_voice,
-    place_portrait,
-)
+from emo_jax.generation.checks import check_params
+from emo_jax.generation.framing import MAX_SIZE
+from emo_jax.generation.guided import Params, mesh_for
+from emo_jax.generation.inputs import AudioLike, PortraitLike, check_size, load_voice
+from emo_jax.generation.many import in_turn, sample_many, sample_one
 from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
-from emo_jax.generation.sampler import VideoSampler, mesh_for
-from emo_jax.generation.speed import speeds_of_frames
+from emo_jax.generation.prepared import prepare
+from emo_jax.generation.sampler import VideoSampler
 from emo_jax.generation.video import Video, provenance
 from emo_jax.generation.window_sampler import make_sampler
-from emo_jax.media.loudness import normalise
-from emo_jax.media.timing import require_frames
 from emo_jax.models.emo import EMO
 from emo_jax.weights.store import load_model, save_weights
 
@@ -91,7 +81,7 @@ class EmoPipeline:
         self.params = params
         self.name = name
         self._emo = emo
-        self._samplers: dict[tuple[str, int, str], VideoSampler] = {}
+        self._samplers: dict[tuple[str, int, str, int], VideoSampler] = {}
         self._progress_bar: dict[str, Any] = {}
         self._devices: tuple[Any, ...] | None = None  # None: all of this process
 
@@ -181,6 +171,7 @@ class EmoPipeline:
         audio: AudioLike | list[AudioLike],
         *,
         callback_on_segment_end: Callback | None = None,
+        batch_size: int = 1,
         **options: Any,
     ) -> Video | list[Video]: ...
 
@@ -190,6 +181,7 @@ class EmoPipeline:
         audio: AudioLike | list[AudioLike],
         *,
         callback_on_segment_end: Callback | None = None,
+        batch_size: int = 1,
         **options: Any,
     ) -> Video | list[Video]:
         """Generates a video, or a list of videos, and returns it in memory.
@@ -200,46 +192,59 @@ class EmoPipeline:
             portrait: as in `stream`, or a list.
             audio: as in `stream`, or a list. The sound track keeps its channels, and its rate if mp4 files carry it.
             callback_on_segment_end: called as callback(pipeline, number of the segment, its frames).
+            batch_size: number of videos of a list that one program makes together, over all devices; memory grows with
+                it. Another size is another program.
             **options: keyword arguments of `stream`. With lists of portraits or audio, each may be a list, too.
 
         Returns:
-            The video. With a list of n portraits or n audio, a list of n videos, generated one after the other by one
-            program and equal to those of n calls. An argument that is not a list applies to all of them.
+            The video. With a list of n portraits or n audio, a list of n videos, equal to those of n calls (up to
+            rounding, if `batch_size` is above 1). An argument that is not a list applies to all of them.
 
         Raises:
             ValueError: an input cannot be used, or lists have different lengths.
         """
         if not isinstance(portrait, list) and not isinstance(audio, list):
-            return self._generate(portrait, audio, callback_on_segment_end, options)
+            return self._generate([dict(portrait=portrait, audio=audio, **options)], callback_on_segment_end)[0]
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; expected an integer of at least 1")
         arguments = dict(portrait=portrait, audio=audio, **options)
         lengths = {name: len(value) for name, value in arguments.items() if isinstance(value, list)}
         if len(set(lengths.values())) > 1:
             counts = " and ".join(f"{name} has {length}" for name, length in lengths.items())
             raise ValueError(f"{counts} items; expected lists of equal length")
+        calls = [
+            {name: value[index] if isinstance(value, list) else value for name, value in arguments.items()}
+            for index in range(max(lengths.values()))
+        ]
         videos = []
-        for index in range(max(lengths.values())):
-            one = {name: value[index] if isinstance(value, list) else value for name, value in arguments.items()}
-            videos.append(self._generate(one.pop("portrait"), one.pop("audio"), callback_on_segment_end, one))
+        for first in range(0, len(calls), batch_size):
+            videos += self._generate(calls[first : first + batch_size], callback_on_segment_end, batch_size)
         return videos
 
-    def _generate(
-        self, portrait: PortraitLike, audio: AudioLike, callback: Callback | None, options: dict[str, Any]
-    ) -> Video:
+    def _generate(self, calls: list[dict[str, Any]], callback: Callback | None, batch_size: int = 1) -> list[Video]:
+        """Generates the videos of the arguments of calls, together if `batch_size` is above 1."""
         _check_process()
-        voice = load_voice(audio)
-        segments = []
-        stream = self.stream(portrait, voice, **options)
+        voices = [load_voice(call["audio"]) for call in calls]
+        streams = self.streams([call | dict(audio=v) for call, v in zip(calls, voices, strict=True)], batch_size)
+        segments: list[list[np.ndarray]] = [[] for _ in calls]
         # disable=None: no bar in files and pipes.
-        with tqdm(
-            **{"total": stream.total, "desc": "generate", "unit": "frame", "disable": None} | self._progress_bar
-        ) as bar:
-            for index, frames in enumerate(stream):
-                segments.append(frames)
+        shown = {"total": sum(stream.total for stream in streams), "desc": "generate", "unit": "frame", "disable": None}
+        with tqdm(**shown | self._progress_bar) as bar:
+            for index, frames in in_turn(streams):
+                segments[index].append(frames)
                 bar.update(len(frames))
                 if callback is not None:
-                    callback(self, index, frames)
-        comment = provenance(self.name, options.get("seed", 0))
-        return Video(np.concatenate(segments), self.fps, voice.track.read(), voice.track.rate, comment)
+                    callback(self, len(segments[index]) - 1, frames)
+        return [
+            Video(
+                np.concatenate(frames),
+                self.fps,
+                voice.track.read(),
+                voice.track.rate,
+                provenance(self.name, call.get("seed", 0)),
+            )
+            for call, voice, frames in zip(calls, voices, segments, strict=True)
+        ]
 
     def set_progress_bar_config(self, **config: Any) -> None:
         """Sets arguments of the progress bar (tqdm) of later calls, such as disable=True."""
@@ -315,36 +320,47 @@ class EmoPipeline:
             ValueError: an input cannot be used.
             RuntimeError: this process was forked from one that used a pipeline.
         """
+        options = dict(seed=seed, steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
+        options |= dict(speed=speed, face_box=face_box, framing=framing, max_size=max_size)
+        call = dict(portrait=portrait, audio=audio, face_embedding=face_embedding, on_window=on_window)
+        call |= options | weights
+        return self.streams([call])[0]
+
+    def streams(self, calls: Sequence[dict[str, Any]], batch_size: int = 1) -> list[FrameStream]:
+        """Starts several videos, of which one program makes up to `batch_size` together.
+
+        Iterate over the results in turn (`in_turn`): frames of a batch are kept until they are taken.
+
+        Args:
+            calls: the arguments of `stream` for each video.
+            batch_size: videos that a program makes together. They need equal framing, solver, steps and scales; others
+                are divided into several batches.
+
+        Raises:
+            ValueError: an input cannot be used.
+        """
         _check_process()
-        image = load_portrait(portrait)
-        samples = load_voice(audio).samples
-        total = require_frames(samples, self.fps)
-        check_framing(framing, max_size)
-        check_options(seed=seed, steps=steps, speed=speed, reference_scale=reference_scale, audio_scale=audio_scale)
-        if speed is not None and self._emo.speed_encoder is None:
-            raise ValueError("speed is given, but these weights have no speed layers; leave it out")
-        extra = variant_inputs(self._emo, self.config.sampling, face_embedding, weights)
-        name = portrait if isinstance(portrait, str | os.PathLike) else "the portrait"
-        placement = place_portrait(image, self.config.clip, face_box, name)
-        masks, extra["regions"] = face_masks(self._emo, placement)
-        latent_size = self._emo.latent_shape[:2]
-        canvas = Canvas(image, placement, latent_size, max_size) if framing == "portrait" else None
-        sampler, scales = self._sampler(steps, solver, reference_scale, audio_scale)
-        segments = sampler.stream(
-            placement.crop[None],
-            masks,
-            normalise(samples)[None],
-            speed=None if speed is None else _per_video(speeds_of_frames(speed, total, self.fps)),
-            scales=scales,
-            key=jax.random.key(seed),
-            hold=None if canvas is None else canvas.hold[None],
-            on_window=on_window,
-            **extra,
-        )
-        checked = (check_frames(frames[0], index) for index, frames in enumerate(segments))
-        if canvas is None:
-            return FrameStream(checked, self.size, total)
-        return FrameStream(map(canvas.paste, checked), canvas.size, total)
+        videos = [prepare(self._emo, **call) for call in calls]
+        frames: dict[int, Iterator[np.ndarray]] = {}
+        groups: dict[Any, list[int]] = {}
+        for index, video in enumerate(videos):
+            groups.setdefault(video.group(), []).append(index)
+        sampling = self.config.sampling
+        for indices in groups.values():
+            # hallo's tiling of the bank repeats rows, so that a row would get another video's portrait; overlapping
+            # windows go around the end of a video, so that rows must be equally long.
+            together = sampling.get("strategy", "clips") == "clips" and not sampling.get("bank_tiling", False)
+            size = batch_size if together else 1
+            for part in (indices[first : first + size] for first in range(0, len(indices), size)):
+                sampler = self._sampler(videos[part[0]].sampling, size)
+                if size == 1:
+                    frames[part[0]] = sample_one(sampler, videos[part[0]])
+                else:
+                    frames |= zip(part, sample_many(sampler, [videos[index] for index in part], size), strict=True)
+        for index, video in enumerate(videos):
+            if video.canvas is not None:
+                frames[index] = map(video.canvas.paste, frames[index])
+        return [FrameStream(frames[index], video.size, video.total) for index, video in enumerate(videos)]
 
     def on(self, devices: Sequence[Any]) -> "EmoPipeline":
         """Returns a pipeline with the same weights that uses these devices alone; others may run beside it."""
@@ -353,25 +369,18 @@ class EmoPipeline:
         return pipe
 
     def compilations(self) -> int:
-        """Returns how many programs have been compiled: one per solver, steps, guidance mode and framing used."""
+        """Returns how many programs have been compiled: one per solver, steps, guidance, framing and batch size."""
         return sum(sampler.compilations() for sampler in self._samplers.values())
 
-    def _sampler(
-        self, steps: int | None, solver: str | None, reference_scale: float | None, audio_scale: float | None
-    ) -> tuple[VideoSampler, tuple[float, float]]:
-        """Returns the sampler for these options, and the guidance scales."""
-        options = dict(steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
-        changes = {name: value for name, value in options.items() if value is not None}
-        sampling = ConfigDict({**self.config.sampling, **changes})
-        check_sampling(sampling, self.config.diffusion.train_steps)
-        scales = float(sampling.reference_scale), float(sampling.audio_scale)
-        mode = guidance_mode(*scales)
-        key = sampling.solver, sampling.steps, mode
+    def _sampler(self, sampling: ConfigDict, batch: int = 1) -> VideoSampler:
+        """Returns the sampler of a solver, steps and guidance mode, for batches of this size."""
+        mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
+        key = sampling.solver, sampling.steps, mode, batch
         if key not in self._samplers:
-            mesh = mesh_for(mode, self.config.clip.frames, self._devices)
+            mesh = mesh_for(mode, self.config.clip.frames, self._devices, batch)
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
             self._samplers[key] = make_sampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
-        return self._samplers[key], scales
+        return self._samplers[key]
 
 
 _process: int | None = None
@@ -387,8 +396,3 @@ def _check_process() -> None:
             f"process {os.getpid()} was forked from {_process}, which has used an EmoPipeline, and JAX does not work "
             "after a fork; start processes by multiprocessing.get_context('spawn')"
         )
-
-
-def _per_video(speed: float | np.ndarray) -> float | np.ndarray:
-    """Adds the axis of the batch to speeds of frames."""
-    return speed if np.ndim(speed) == 0 else np.asarray(speed)[None]

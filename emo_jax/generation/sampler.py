@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh
-from jaxtyping import Float, Key, UInt8
+from jaxtyping import Bool, Float, Key, UInt8
 from ml_collections import ConfigDict
 
-from emo_jax.diffusion.clips import clip_keys, first_carry, scan_clips, segments
-from emo_jax.diffusion.guidance import PASSES, guidance_mode
+from emo_jax.diffusion.clips import clip_keys, clip_windows, first_carry, scan_clips, segments
+from emo_jax.diffusion.guidance import guidance_mode
+from emo_jax.diffusion.noise import normal, split
 from emo_jax.diffusion.sampler import Hold, sample
 from emo_jax.diffusion.schedule import make_schedule, strided, timesteps
 from emo_jax.diffusion.solvers import make_solver
-from emo_jax.distributed.mesh import make_mesh, replicated, traced_for_mesh
-from emo_jax.generation.checks import MAX_LATENT, checked_frames
+from emo_jax.distributed.mesh import replicated, traced_for_mesh
+from emo_jax.generation.checks import MAX_LATENT, check_usable
 from emo_jax.generation.colors import channel_statistics, match_colors
 from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
@@ -110,7 +111,7 @@ class VideoSampler:
         self._hold_colors = bool(sampling.get("hold_colors", False))
         self._statistics, self._match = self._jit(channel_statistics), self._jit(self._match_fn)
         # Not the maximum: XLA's reduction ignores NaN on CPUs. A comparison with NaN is False.
-        self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT))
+        self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT, axis=(0, 2, 3, 4, 5)))
         # Of equal speeds without positions, one is enough.
         self._one_speed = not emo.backbone.config.speed_positions
         self._hidden_states = jax.jit(emo.hidden_states)
@@ -142,16 +143,8 @@ class VideoSampler:
         self,
         references: UInt8[Array, "batch height width 3"],
         masks: UInt8[Array, "batch height width 1"],
-        audio: Float[Array, "batch samples"],
-        *,
-        speed: Any = None,
-        scales: Scales | None = None,
-        key: Key[Array, ""],
-        hold: Float[Array, "batch latent_height latent_width 1"] | None = None,
-        face: Float[Array, "batch embedding"] | None = None,
-        regions: Sequence[Float[Array, "batch _ _ branches"]] | None = None,
-        branch_weights: Float[Array, " branches"] | None = None,
-        on_window: Callable[[int, int], None] | None = None,
+        audio: Float[Array, "batch samples"] | Sequence[Float[np.ndarray, " _"]],
+        **options: Any,
     ) -> Iterator[UInt8[np.ndarray, "batch frames height width 3"]]:
         """Yields the frames of one segment at a time, while the next segment is computed.
 
@@ -160,11 +153,46 @@ class VideoSampler:
         Args:
             references: the portraits.
             masks: regions in which the faces may move (1), as the Face Locator takes them.
-            audio: sound at 16 kHz, levelled as in training.
+            audio: sound at 16 kHz, levelled as in training; a list may have sounds of different lengths.
+            **options: as `sample` takes them; the key is required.
+
+        Yields:
+            Frames; the segments have the ceil(seconds * fps) frames of the longest sound together.
+
+        Raises:
+            ValueError: `scales` belong to another guidance mode, which needs another program.
+            FloatingPointError: the latents of a segment are not finite or exceed MAX_LATENT.
+        """
+        for index, (frames, usable) in enumerate(self.sample(references, masks, audio, **options)):
+            check_usable(bool(usable.all()), index)
+            yield frames
+
+    def sample(
+        self,
+        references: UInt8[Array, "batch height width 3"],
+        masks: UInt8[Array, "batch height width 1"],
+        audio: Float[Array, "batch samples"] | Sequence[Float[np.ndarray, " _"]],
+        *,
+        key: Key[Array, "*videos"],
+        speed: Any = None,
+        scales: Scales | None = None,
+        hold: Float[Array, "batch latent_height latent_width 1"] | None = None,
+        face: Float[Array, "batch embedding"] | None = None,
+        regions: Sequence[Float[Array, "batch _ _ branches"]] | None = None,
+        branch_weights: Float[Array, " branches"] | None = None,
+        on_window: Callable[[int, int], None] | None = None,
+    ) -> Iterator[tuple[UInt8[np.ndarray, "batch frames height width 3"], Bool[np.ndarray, " batch"]]]:
+        """Yields the frames of one segment at a time, and which videos have usable latents there.
+
+        Args:
+            references: the portraits.
+            masks: see `stream`.
+            audio: see `stream`.
+            key: the random key, or (batch,) keys, with which a video does not depend on the others; equal keys and
+                inputs give equal frames.
             speed: head rotation speed in degrees per frame, a number, (batch,) or (batch, frames); None for
                 the config's.
             scales: guidance scales of the same guidance mode as the config's; None for the config's.
-            key: the random key; equal keys and inputs give equal frames.
             hold: 1 at the latents that stay those of the portrait in every frame, else 0; None holds none, in a program
                 without this step.
             face: identity embeddings of the faces, for networks with face tokens; see `EMO.conditions`.
@@ -172,14 +200,10 @@ class VideoSampler:
             branch_weights: weights of these branches; None for the config's.
             on_window: called with (windows done, all windows) before there are frames, by sampling in windows.
 
-        Yields:
-            Frames; the segments have ceil(seconds * fps) frames together.
-
         Raises:
             ValueError: `scales` belong to another guidance mode, which needs another program.
-            FloatingPointError: the latents of a segment are not finite or exceed MAX_LATENT.
         """
-        count = frame_count(audio.shape[1], self.emo.config.clip.fps)
+        count = max(frame_count(len(samples), self.emo.config.clip.fps) for samples in audio)
         speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
         scales = self._check_scales(scales)
         weights = self._branch_weights if branch_weights is None else np.asarray(branch_weights, np.float32)
@@ -187,14 +211,14 @@ class VideoSampler:
         audio_windows = self._audio_windows(audio)
         inputs = Inputs(constants, held, carry, audio_windows, speed, len(references), key, scales, count)
         pending, first = None, 0
-        for index, (latents, clips) in enumerate(self._latents(inputs, on_window)):
+        for latents, clips in self._latents(inputs, on_window):
             wanted = min(clips * self.emo.config.clip.frames, count - first)
             frames = self._decode(self.params, latents, np.int32(clips))[:, :wanted]
             if pending is not None:
-                yield checked_frames(*pending)
-            pending, first = (frames, self._usable(latents), index), first + wanted
+                yield np.asarray(pending[0]), np.asarray(pending[1])
+            pending, first = (frames, self._usable(latents)), first + wanted
         assert pending is not None
-        yield checked_frames(*pending)
+        yield np.asarray(pending[0]), np.asarray(pending[1])
 
     def _latents(self, inputs: Inputs, on_window: Callable[[int, int], None] | None) -> Iterator[tuple[Any, int]]:
         """Yields the latents of each segment (K, B, f, h, w, c), and how many of its K clips belong to the video."""
@@ -233,7 +257,7 @@ class VideoSampler:
         places = np.arange(self.frames_per_segment + 2 * margin) + first - margin
         return np.broadcast_to(speed, (batch, count))[:, np.clip(places, 0, count - 1)]
 
-    def _audio_windows(self, audio: Array) -> Callable[[int, int], Any]:
+    def _audio_windows(self, audio: Array | Sequence[np.ndarray]) -> Callable[[int, int], Any]:
         """Returns a function (first frame, frames) -> input of `EMO.audio_features`.
 
         That input is a waveform for log-mel spectra, and precomputed features of an encoder. The features of the most
@@ -242,6 +266,9 @@ class VideoSampler:
         clip, encoder = self.emo.config.clip, self.emo.audio_encoder
         if encoder is None:
             return lambda first, frames: np.stack([cut(a, *window_bounds(first, frames, clip.fps)) for a in audio])
+        if not isinstance(audio, np.ndarray | jax.Array):  # of different lengths: each has its own statistics
+            readers = [self._audio_windows(np.asarray(samples)[None]) for samples in audio]
+            return lambda first, frames: np.concatenate([read(first, frames) for read in readers])
         assert self.params is not None
         weights, recent = self.params["audio_encoder"], self._recording
         if recent is None or recent[0] is not weights or not np.array_equal(recent[1].audio, audio):
@@ -301,8 +328,8 @@ class VideoSampler:
         audio_features = self.emo.audio_features(params, window, clips * clip.frames + 2 * clip.audio_window)
         is_constant = speed.shape[1] == 1 + 2 * clip.audio_window
         per_clip = (
-            _clip_windows(audio_features, clips, clip.frames, clip.audio_window),
-            _clip_windows(speed, clips, 0 if is_constant else clip.frames, clip.audio_window),
+            clip_windows(audio_features, clips, clip.frames, clip.audio_window),
+            clip_windows(speed, clips, 0 if is_constant else clip.frames, clip.audio_window),
             clip_keys(key, first_clip, clips),
         )
         make_clip = functools.partial(self._clip, params, constants, scales, held)
@@ -324,7 +351,7 @@ class VideoSampler:
         if "motion" in self.off:
             has_motion = jnp.zeros_like(has_motion)
         conditions = self._conditions(params, constants, audio_features, speed, motion=motion, has_motion=has_motion)
-        noise_key, solver_key = jax.random.split(key)
+        noise_key, solver_key = split(key, 2)
         noise = self._noise(noise_key, len(motion))
         guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, **self._guidance)
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
@@ -337,8 +364,8 @@ class VideoSampler:
         # Where the reference is off, networks with a null condition leave out the location as well; here it stays.
         return dataclasses.replace(mask_conditions(conditions, *present), location=conditions.location)
 
-    def _noise(self, key: Key[Array, ""], batch: int) -> Array:
-        return jax.random.normal(key, (batch, self.emo.config.clip.frames, *self.emo.latent_shape))
+    def _noise(self, key: Key[Array, "*videos"], batch: int) -> Array:
+        return normal(key, (batch, self.emo.config.clip.frames, *self.emo.latent_shape))
 
     def _match_fn(
         self, params: Params, carry: Any, latents: Array, statistics: tuple[Array, Array], held: Hold | None
@@ -368,33 +395,3 @@ class VideoSampler:
         images = jnp.zeros((len(latents), *one.shape), one.dtype)
         images = jax.lax.fori_loop(0, count * (frames // group), step, images)
         return rearrange(images, "groups batch group h w c -> batch (groups group) h w c")
-
-
-
-
-def mesh_for(mode: str, frames: int, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """Returns the mesh on which one video is generated, or None for a single device.
-
-    The guidance passes are split over the data axis and the frames of a clip over the frame axis, on as many devices as
-    divide both evenly. Further devices stay idle.
-
-    Args:
-        mode: the guidance mode, a key of `PASSES`.
-        frames: frames per clip.
-        devices: devices to use; None for the local ones.
-    """
-    devices = jax.local_devices() if devices is None else devices
-    passes = len(PASSES[mode])
-    shapes = [(d, f) for d in range(1, passes + 1) for f in range(1, frames + 1) if not passes % d and not frames % f]
-    data, frame = max((math.prod(s), *s) for s in shapes if math.prod(s) <= len(devices))[1:]
-    used = devices[: data * frame]
-    return make_mesh(data=data, frame=frame, devices=used) if len(used) > 1 else None
-
-
-def _clip_windows(values: Any, clips: int, frames: int, margin: int) -> Any:
-    """Cuts (B, K * f + 2m, ...) into the clips' overlapping windows (K, B, f + 2m, ...).
-
-    With f = 0 the values are those of one frame, (B, 1 + 2m, ...), and all windows are equal.
-    """
-    length = (frames or 1) + 2 * margin
-    return jnp.stack([values[:, i * frames : i * frames + length] for i in range(clips)])

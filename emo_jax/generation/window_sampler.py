@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from emo_jax.diffusion.clips import clip_keys
+from emo_jax.diffusion.noise import split
 from emo_jax.diffusion.sampler import Hold, advance
 from emo_jax.diffusion.windows import windows
 from emo_jax.generation.guided import Params, Scales, guided_denoiser
@@ -38,7 +39,7 @@ class WindowSampler(VideoSampler):
         """Yields the latents of each segment (K, B, f, h, w, c) and K, after the last step."""
         f, per_segment, steps = self.emo.config.clip.frames, self.frames_per_segment, len(self._steps[0])
         groups = -(-inputs.count // per_segment) * self.config.clips
-        keys = [jax.random.split(key) for key in clip_keys(inputs.key, 0, groups)]
+        keys = [split(key, 2) for key in clip_keys(inputs.key, 0, groups)]
         noise = [np.asarray(self._noise(noise_key, inputs.batch)) for noise_key, _ in keys]
         latents: Any = np.concatenate(noise, axis=1)
         states: list[Any] = [jax.tree.map(np.asarray, self._solver.init(jnp.asarray(x))) for x in noise]
@@ -92,7 +93,7 @@ class WindowSampler(VideoSampler):
     ) -> tuple[Any, Any]:
         """Moves f frames from a timestep to the next."""
         t, t_next = (jnp.asarray(times)[step] for times in self._steps)
-        step_key = jax.random.split(key, len(self._steps[0]))[step]
+        step_key = split(key, len(self._steps[0]))[step]
         return advance(self._schedule, self._solver, x, state, prediction, t, t_next, step_key, held)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from emo_jax.cache import watch_compilation
 from emo_jax.generation.inputs import PortraitLike, Voice
-from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.pipeline import EmoPipeline, FrameStream
 from emo_jax.generation.video import provenance
 from emo_jax.media.notice import Notice
 from emo_jax.media.timing import exact_fps, require_frames
@@ -64,7 +64,6 @@ def write_video(
     fps: float | None = None,
     codec: str | None = None,
     notice: str | None = None,
-    quiet: bool = False,
     on_frames: Callable[[np.ndarray], None] | None = None,
     on_window: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -83,7 +82,6 @@ def write_video(
         fps: frame rate of the file; None for the pipeline's.
         codec: the video codec; None for the default of the file's format.
         notice: a text to draw into the frames; None for none.
-        quiet: show no progress and print no result.
         on_frames: called with each group of frames (n, height, width, 3) after it is written.
         on_window: see `EmoPipeline.stream`.
         **options: keyword arguments of `EmoPipeline.stream`.
@@ -91,46 +89,71 @@ def write_video(
     Raises:
         ValueError: an input cannot be used, or the file cannot be written.
     """
-    fps = pipe.fps if fps is None else fps
-    total = require_frames(voice.samples, fps)
-    denoising = _Denoising(label, None if quiet else Progress, on_window)
+    total = require_frames(voice.samples, pipe.fps if fps is None else fps)
+    denoising = _Denoising(label, on_window)
     stream = pipe.stream(portrait, voice.samples, on_window=denoising.count, **options)
-    segments = convert_frame_rate(stream, pipe.fps, fps, total)
-    overlay = None if notice is None else Notice(notice, stream.size)
-    metadata = {"comment": provenance(pipe.name, options.get("seed", 0))}
-    writer = open_writer(path, stream.size, fps, voice.track, codec=codec, metadata=metadata)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(writer)
-        progress = None
-        if not quiet:
-            print(f"{label}: generating {total} frames", file=sys.stderr)
-            stack.enter_context(denoising)
-            progress = shown = stack.enter_context(Progress(total, label, "frame"))
-            stack.enter_context(watch_compilation(lambda: shown.say(f"{label}: compiling")))
-        for frames in segments:
-            frames = frames if overlay is None else overlay.draw(frames)
-            writer.write(frames)
-            if progress is not None:
-                progress.add(len(frames))
+    comment = provenance(pipe.name, options.get("seed", 0))
+    written = write_stream(path, stream, pipe.fps, voice, comment, fps=fps, codec=codec, notice=notice)
+    with contextlib.closing(written), contextlib.ExitStack() as stack:
+        print(f"{label}: generating {total} frames", file=sys.stderr)
+        stack.enter_context(denoising)
+        progress = stack.enter_context(Progress(total, label, "frame"))
+        stack.enter_context(watch_compilation(lambda: progress.say(f"{label}: compiling")))
+        for frames in written:
+            progress.add(len(frames))
             if on_frames is not None:
                 on_frames(frames)
-    if not quiet:
-        print_result(f"{os.fspath(path)}: {total} frames, {total / float(exact_fps(fps)):.2f} s")
+    print_result(f"{os.fspath(path)}: {total} frames, {total / float(exact_fps(fps or pipe.fps)):.2f} s")
+
+
+def write_stream(
+    path: str | os.PathLike,
+    stream: FrameStream,
+    stream_fps: float,
+    voice: Voice,
+    comment: str,
+    *,
+    fps: float | None = None,
+    codec: str | None = None,
+    notice: str | None = None,
+) -> Generator[np.ndarray]:
+    """Writes frames while they are generated. If it is closed before its end, no file stays.
+
+    Args:
+        path: the file or folder, as `open_writer` takes it.
+        stream: the frames.
+        stream_fps: their frame rate.
+        voice: the recording.
+        comment: a text that is stored in the file.
+        fps: frame rate of the file; None for that of the stream.
+        codec: the video codec; None for the default of the file's format.
+        notice: a text to draw into the frames; None for none.
+
+    Yields:
+        Each group of frames (n, height, width, 3) after it is written.
+    """
+    fps = stream_fps if fps is None else fps
+    total = require_frames(voice.samples, fps)
+    overlay = None if notice is None else Notice(notice, stream.size)
+    with open_writer(path, stream.size, fps, voice.track, codec=codec, metadata={"comment": comment}) as writer:
+        for frames in convert_frame_rate(stream, stream_fps, fps, total):
+            frames = frames if overlay is None else overlay.draw(frames)
+            writer.write(frames)
+            yield frames
 
 
 class _Denoising:
     """Shows the windows that are denoised before the first frames, with weights that are sampled in windows."""
 
-    def __init__(self, label: str, show: type[Progress] | None, then: Callable[[int, int], None] | None):
-        self._label, self._show, self._then = label, show, then
+    def __init__(self, label: str, then: Callable[[int, int], None] | None):
+        self._label, self._then = label, then
         self._progress: Progress | None = None
 
     def count(self, done: int, total: int) -> None:
         """Counts a window."""
-        if self._progress is None and self._show is not None:
-            self._progress = self._show(total, f"{self._label}: denoising", "window")
-        if self._progress is not None:
-            self._progress.add(1)
+        if self._progress is None:
+            self._progress = Progress(total, f"{self._label}: denoising", "window")
+        self._progress.add(1)
         if self._then is not None:
             self._then(done, total)
 

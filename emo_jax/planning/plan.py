@@ -22,8 +22,7 @@ from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed.devices import chip_of
 from emo_jax.distributed.mesh import batch_sharding, check_mesh, make_mesh, replicated, traced_for_mesh
 from emo_jax.files import write_text
-from emo_jax.generation.guided import guidance_options, guided_denoiser, tiles_bank
-from emo_jax.generation.sampler import mesh_for
+from emo_jax.generation.guided import guidance_options, guided_denoiser, mesh_for, tiles_bank
 from emo_jax.models.conditions import Conditions
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding

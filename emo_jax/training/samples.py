@@ -22,7 +22,8 @@ from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import replicated
 from emo_jax.files import atomic_write
-from emo_jax.generation.sampler import VideoSampler, mesh_for
+from emo_jax.generation.guided import mesh_for
+from emo_jax.generation.sampler import VideoSampler
 from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.media import mp4
 from emo_jax.media.video_writer import VideoWriter

@@ -182,7 +182,8 @@ def sampling(relative=False):
     Args:
         relative: whether to use the parts and settings of hallo.
     """
-    from emo_jax.generation.sampler import VideoSampler, mesh_for
+    from emo_jax.generation.guided import mesh_for
+    from emo_jax.generation.sampler import VideoSampler
     from emo_jax.models.emo import build
     from tests.small import WAV2VEC2, as_hallo
     from tests.steps import random_params

@@ -18,7 +18,7 @@ from emo_jax.distributed import mesh as mesh_lib
 from emo_jax.distributed.activations import constrain
 from emo_jax.distributed.mesh import AXES, _device_grid, check_mesh, local_rows, make_mesh, place_batch
 from emo_jax.generation import sampler as sampler_lib
-from emo_jax.generation.sampler import mesh_for
+from emo_jax.generation.guided import mesh_for
 from emo_jax.models.emo import build
 from emo_jax.models.parts import LAYERS, layer_of
 from emo_jax.models.placement import parameter_spec, state_sharding
