@@ -19,6 +19,7 @@ from emo_jax.distributed.activations import constrain
 from emo_jax.distributed.mesh import AXES, _device_grid, check_mesh, local_rows, make_mesh, place_batch
 from emo_jax.generation import sampler as sampler_lib
 from emo_jax.generation.guided import mesh_for
+from emo_jax.models import lora
 from emo_jax.models.emo import build
 from emo_jax.models.parts import LAYERS, layer_of
 from emo_jax.models.placement import parameter_spec, state_sharding
@@ -151,7 +152,9 @@ def test_a_module_splits_its_parameters_by_their_paths_inside_it():
 
 def test_every_row_of_layers_is_used():
     config = small_config("speed", audio=WAV2VEC2)
-    assert {layer_of(path) for path in flat_shapes(config)} == set(LAYERS)
+    paths = flat_shapes(config)
+    adapters = lora.new_adapters({path: kernel for path, kernel in paths.items() if lora.has_adapter(path)}, 4, seed=0)
+    assert {layer_of(path) for path in [*paths, *adapters]} == set(LAYERS)
 
 
 class _Mesh:
