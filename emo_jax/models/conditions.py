@@ -41,7 +41,7 @@ class Conditions:
     """Inputs of the Backbone besides the noisy latents; it skips a part that is None.
 
     The first samples may be missing from `reference` and `audio`: they have the null condition, which then costs next
-    to nothing (`generation.sampler.guided_denoiser`).
+    to nothing (`generation.guided.guided_denoiser`).
 
     Attributes:
         reference: features of the reference image {layer: (batch, 1, height, width, channels)}. In mode 'shared' there

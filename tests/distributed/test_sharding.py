@@ -17,7 +17,7 @@ from emo_jax.diffusion.guidance import PASSES
 from emo_jax.distributed import mesh as mesh_lib
 from emo_jax.distributed.activations import constrain
 from emo_jax.distributed.mesh import AXES, _device_grid, check_mesh, local_rows, make_mesh, place_batch
-from emo_jax.generation import sampler as sampler_lib
+from emo_jax.generation import guided
 from emo_jax.generation.guided import mesh_for
 from emo_jax.models import lora
 from emo_jax.models.emo import build
@@ -309,7 +309,7 @@ def test_constrain_splits_the_first_axis_that_divides(place, frames, spec):
 ])  # fmt: skip
 def test_mesh_for_uses_the_devices_that_divide_passes_and_frames(monkeypatch, mode, frames, count, shape):
     calls = []
-    monkeypatch.setattr(sampler_lib, "make_mesh", lambda **options: calls.append(options))
+    monkeypatch.setattr(guided, "make_mesh", lambda **options: calls.append(options))
     mesh_for(mode, frames, list(range(count)))
     (options,) = calls
     assert (options["data"], options["frame"]) == shape and len(options["devices"]) == shape[0] * shape[1]
