@@ -5,6 +5,7 @@ Fields of the model's `sampling` config are set by --sampling.field=value, for e
 
 Example:
   emo generate --portrait me.png --audio song.wav -o me.mp4
+  arecord -f S16_LE -r 16000 | emo generate --live --portrait me.png --audio - -o - | ffplay -
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 from emo_jax.cli.arguments import add_output, add_verb, add_weights, sampling_fields, weights
 
 _LEGEND = "yellow: where the face may move, cyan: numbered faces, dark: stays as it is"
+
+_LIVE = "--audio -, a named pipe or microphone; -o - (mp4), .mp4, .m3u8 (HLS) or rtmp://..."
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -57,6 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--max-size", type=int, default=1080, help="limit of the video's shorter side (default: 1080)")
     parser.add_argument("--fps", type=float, help="frame rate of the file (default: the model's)")
+    parser.add_argument("--live", action="store_true", help=f"write while sound comes: {_LIVE}")
     parser.add_argument("--codec", help="h264, hevc, av1 or vp9 (default: the format's)")
     parser.add_argument("--label", metavar="TEXT", help="notice to draw into the frames, such as AI-generated")
     parser.set_defaults(main=main, takes_more=True)
@@ -79,7 +83,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main(args: argparse.Namespace, rest: list[str]) -> int | None:
     """Runs `emo generate`."""
-    from emo_jax.generation.commands import generate_batch, generate_file
+    from emo_jax.generation.commands import generate_batch, generate_file, generate_live
     from emo_jax.generation.inputs import parse_face
     from emo_jax.generation.preview import write_preview
     from emo_jax.generation.speed import read_speed
@@ -106,6 +110,10 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
         notice=args.label,
         sampling=sampling_fields(rest, **{name: getattr(args, name) for name in names}),
     )
+    if args.live:
+        given = {name: value for name, value in options.items() if name not in ("fps", "vocals", "codec")}
+        generate_live(args.portrait, args.audio, args.output, weights(args), face_box=face, **given)
+        return None
     if args.manifest is not None:
         batch = 1 if args.batch is None else args.batch
         return generate_batch(args.manifest, args.output, weights(args), batch=batch, **options)
@@ -129,6 +137,12 @@ def _check_combination(args: argparse.Namespace) -> None:
             raise ValueError("--manifest and --face-embedding are given; one embedding belongs to one portrait")
     elif args.batch is not None:
         raise ValueError("--batch is given without --manifest; it makes several videos of a list together")
+    if args.live:
+        for name in ("manifest", "soundtrack", "codec", "fps", "preview", "face_embedding"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--live and --{name.replace('_', '-')} are given; live video does not take it")
+        if args.vocals != "off":
+            raise ValueError("--live and --vocals are given; a voice is not separated from music while it comes")
     needed = ("output",) if args.manifest is not None else ("portrait", "audio", "output")
     for name in needed if args.preview is None else ("portrait",):
         if getattr(args, name) is None:

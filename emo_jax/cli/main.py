@@ -153,7 +153,7 @@ def _run(argv: list[str]) -> int:
 
 def _check_output(args: argparse.Namespace) -> None:
     path = getattr(args, "output", None) or ""
-    if "://" in path:
+    if "://" in path and not getattr(args, "live", False):
         raise ValueError(f"--output is {path}; expected a path of this machine (only emo train writes to buckets)")
 
 

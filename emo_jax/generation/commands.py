@@ -182,6 +182,65 @@ def generate_batch(
     return 1 if work.failures else 0
 
 
+def generate_live(
+    portrait: str,
+    audio: str,
+    output: str,
+    weights: str = DEFAULT,
+    *,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    face_box: tuple[float, float, float, float] | int | None = None,
+    framing: str = "portrait",
+    max_size: int = MAX_SIZE,
+    notice: str | None = None,
+    sampling: dict[str, Any] | None = None,
+) -> None:
+    """Generates a video while its sound comes; see `live.write_live`.
+
+    Args:
+        portrait: an image file.
+        audio: "-" for standard input, "microphone", or a named pipe or file.
+        output: where to write, as `LiveWriter` takes it. Missing folders are created.
+        weights: a preset, a folder of weights, or the folder of a training run.
+        size: (height, width) of the generated square in pixels; None: the model's.
+        seed: the seed of the noise.
+        face_box: the face in the portrait, as `generate_file` takes it.
+        framing: "portrait" or "crop".
+        max_size: limit of the shorter side of the video in pixels.
+        notice: a text to draw into the frames.
+        sampling: fields of the config's `sampling` to override; `clips` is 1 by default, for a short latency.
+
+    Raises:
+        ValueError: an input that cannot be used.
+    """
+    from emo_jax.media.live_writer import find_target
+
+    stream_fields, fields = _split(sampling)
+    _check(seed, stream_fields, fields)
+    check_framing(framing, max_size)
+    find_target(output)
+    image = load_portrait(portrait)
+    if audio not in ("-", "microphone") and not os.path.exists(audio):
+        raise ValueError(f"--audio {audio} does not exist; give -, microphone, or a named pipe")
+    if output != "-" and "://" not in output:
+        if os.path.exists(output) and any(
+            os.path.exists(name) and os.path.samefile(output, name) for name in (portrait, audio)
+        ):
+            raise ValueError(f"--output {output} would replace an input; choose another name")
+        create_folder_of(output)
+    _announce("generate", weights)
+    from emo_jax.generation.live import write_live  # imports JAX
+    from emo_jax.media.live_sound import open_source
+
+    clips = fields.pop("clips", 1)
+    pipe = load_pipeline(weights, size, fields)
+    place: Any = dict(face_box=face_box, framing=framing, max_size=max_size)
+    write_live(
+        pipe, image, lambda: open_source(audio), output, notice=notice, clips=clips, seed=seed, **place, **stream_fields
+    )
+
+
 def generate_demo(
     output: str, weights: str = DEFAULT, *, seed: int = 0, sampling: dict[str, Any] | None = None
 ) -> None:

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Key, UInt8
 from ml_collections import ConfigDict
 
-from emo_jax.diffusion.clips import clip_keys, clip_windows, first_carry, scan_clips, segments
+from emo_jax.diffusion.clips import clip_keys, clip_windows, first_carry, scan_clips
 from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.diffusion.noise import normal, split
 from emo_jax.diffusion.sampler import Hold, sample
@@ -25,12 +26,10 @@ from emo_jax.generation.checks import MAX_LATENT, check_usable
 from emo_jax.generation.colors import channel_statistics, match_colors
 from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
-from emo_jax.media.timing import cut, frame_count, window_bounds
+from emo_jax.generation.time_inputs import Array, TimeInputs, Window
+from emo_jax.media.timing import frame_count
 from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
 from emo_jax.models.emo import EMO
-from emo_jax.models.hearing import AnyRecording, make_recording
-
-Array: TypeAlias = jax.Array | np.ndarray
 
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """Conditions that `VideoSampler(off=...)` can replace by their null condition, for the controls of an evaluation."""
@@ -47,6 +46,7 @@ class Inputs(NamedTuple):
         constants: conditions that are the same in all frames.
         held: latents that stay those of the portrait.
         carry: motion frames of the first clip.
+        windows: what the clips of each segment get.
         audio: (first frame, frames) -> input of `EMO.audio_features`.
         speed: head rotation speed, a number, (batch,) or (batch, frames).
         batch: number of videos.
@@ -58,6 +58,7 @@ class Inputs(NamedTuple):
     constants: Conditions
     held: Hold | None
     carry: Any
+    windows: Iterable[Window]
     audio: Callable[[int, int], Any]
     speed: np.ndarray
     batch: int
@@ -112,10 +113,7 @@ class VideoSampler:
         self._statistics, self._match = self._jit(channel_statistics), self._jit(self._match_fn)
         # Not the maximum: XLA's reduction ignores NaN on CPUs. A comparison with NaN is False.
         self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT, axis=(0, 2, 3, 4, 5)))
-        # Of equal speeds without positions, one is enough.
-        self._one_speed = not emo.backbone.config.speed_positions
-        self._hidden_states = jax.jit(emo.hidden_states)
-        self._recording: tuple[Any, AnyRecording] | None = None
+        self.time = TimeInputs(emo, sampling.clips)
 
     def _jit(self, function: Callable) -> Any:
         options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
@@ -181,6 +179,7 @@ class VideoSampler:
         regions: Sequence[Float[Array, "batch _ _ branches"]] | None = None,
         branch_weights: Float[Array, " branches"] | None = None,
         on_window: Callable[[int, int], None] | None = None,
+        windows: Iterator[Window] | None = None,
     ) -> Iterator[tuple[UInt8[np.ndarray, "batch frames height width 3"], Bool[np.ndarray, " batch"]]]:
         """Yields the frames of one segment at a time, and which videos have usable latents there.
 
@@ -199,17 +198,23 @@ class VideoSampler:
             regions: of the branches of audio modules; see `EMO.conditions`.
             branch_weights: weights of these branches; None for the config's.
             on_window: called with (windows done, all windows) before there are frames, by sampling in windows.
+            windows: of live sound, in place of `audio` and `speed`. A segment's frames are then yielded before the next
+                window is taken, and all frames of its clips.
 
         Raises:
             ValueError: `scales` belong to another guidance mode, which needs another program.
         """
-        count = max(frame_count(len(samples), self.emo.config.clip.fps) for samples in audio)
+        is_live, fps = windows is not None, self.emo.config.clip.fps
+        count = sys.maxsize if is_live else max(frame_count(len(samples), fps) for samples in audio)
         speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
         scales = self._check_scales(scales)
         weights = self._branch_weights if branch_weights is None else np.asarray(branch_weights, np.float32)
         constants, held, carry = self._prepare(self.params, references, masks, hold, face, regions, weights)
-        audio_windows = self._audio_windows(audio)
-        inputs = Inputs(constants, held, carry, audio_windows, speed, len(references), key, scales, count)
+        hearing, batch = self.time.hearing(self.params, audio), len(references)
+        if windows is None:
+            # The colours of a long first segment are a better measure than those of one clip.
+            windows = self.time.windows(hearing, speed, batch, count, None if self._hold_colors else 1)
+        inputs = Inputs(constants, held, carry, windows, hearing, speed, batch, key, scales, count)
         pending, first = None, 0
         for latents, clips in self._latents(inputs, on_window):
             wanted = min(clips * self.emo.config.clip.frames, count - first)
@@ -217,17 +222,16 @@ class VideoSampler:
             if pending is not None:
                 yield np.asarray(pending[0]), np.asarray(pending[1])
             pending, first = (frames, self._usable(latents)), first + wanted
-        assert pending is not None
-        yield np.asarray(pending[0]), np.asarray(pending[1])
+            if is_live:
+                yield np.asarray(pending[0]), np.asarray(pending[1])
+                pending = None
+        if pending is not None:
+            yield np.asarray(pending[0]), np.asarray(pending[1])
 
     def _latents(self, inputs: Inputs, on_window: Callable[[int, int], None] | None) -> Iterator[tuple[Any, int]]:
         """Yields the latents of each segment (K, B, f, h, w, c), and how many of its K clips belong to the video."""
-        clip, carry, statistics, first_clip = self.emo.config.clip, inputs.carry, None, 0
-        # The colours of a long first segment are a better measure than those of one clip.
-        for clips in segments(inputs.count, clip.frames, self.config.clips, None if self._hold_colors else 1):
-            first = first_clip * clip.frames
-            window = self._padded_window(inputs.audio, first, clips)
-            speeds = self._speed_window(inputs.speed, inputs.batch, first, inputs.count)
+        carry, statistics, first_clip = inputs.carry, None, 0
+        for window, speeds, clips in inputs.windows:
             own = (window, speeds, inputs.key, np.int32(first_clip), np.int32(clips))
             carry, latents = self._segment(self.params, inputs.constants, carry, own, inputs.scales, inputs.held)
             if self._hold_colors and statistics is None:
@@ -237,45 +241,6 @@ class VideoSampler:
                 latents = latents.at[:clips].set(matched)
             yield latents, clips
             first_clip += clips
-
-    def _padded_window(self, audio_window: Callable[[int, int], Any], first: int, clips: int) -> np.ndarray:
-        """Returns the audio of a segment, with zeros in place of the clips that a full segment would have more."""
-        clip, margin = self.emo.config.clip, self.emo.config.clip.audio_window
-        window, frames = audio_window(first - margin, clips * clip.frames + 2 * margin), self.frames_per_segment
-        if self.emo.audio_encoder is None:
-            length = window_bounds(first - margin, frames + 2 * margin, clip.fps)[1]
-        else:
-            length = frames + 2 * margin
-        return np.pad(window, [(0, 0), (0, length - window.shape[1])] + [(0, 0)] * (window.ndim - 2))
-
-    def _speed_window(self, speed: np.ndarray, batch: int, first: int, count: int) -> np.ndarray:
-        """Returns the speeds of a full segment's window, or of one frame's window if one is enough."""
-        margin = self.emo.config.clip.audio_window
-        if speed.ndim != 2:
-            length = 1 if self._one_speed else self.frames_per_segment
-            return np.broadcast_to(speed.reshape(-1, 1), (batch, length + 2 * margin))
-        places = np.arange(self.frames_per_segment + 2 * margin) + first - margin
-        return np.broadcast_to(speed, (batch, count))[:, np.clip(places, 0, count - 1)]
-
-    def _audio_windows(self, audio: Array | Sequence[np.ndarray]) -> Callable[[int, int], Any]:
-        """Returns a function (first frame, frames) -> input of `EMO.audio_features`.
-
-        That input is a waveform for log-mel spectra, and precomputed features of an encoder. The features of the most
-        recent recordings are kept.
-        """
-        clip, encoder = self.emo.config.clip, self.emo.audio_encoder
-        if encoder is None:
-            return lambda first, frames: np.stack([cut(a, *window_bounds(first, frames, clip.fps)) for a in audio])
-        if not isinstance(audio, np.ndarray | jax.Array):  # of different lengths: each has its own statistics
-            readers = [self._audio_windows(np.asarray(samples)[None]) for samples in audio]
-            return lambda first, frames: np.concatenate([read(first, frames) for read in readers])
-        assert self.params is not None
-        weights, recent = self.params["audio_encoder"], self._recording
-        if recent is None or recent[0] is not weights or not np.array_equal(recent[1].audio, audio):
-            hidden_states = functools.partial(self._hidden_states, {"audio_encoder": weights})
-            recent = weights, make_recording(self.emo, hidden_states, np.asarray(audio), clip.fps, clip.frames)
-            self._recording = recent
-        return recent[1]
 
     def _check_scales(self, scales: Scales | None) -> tuple[np.float32, np.float32]:
         reference, audio = (self.config.reference_scale, self.config.audio_scale) if scales is None else scales

@@ -63,6 +63,40 @@ def open_media(path: str | os.PathLike) -> InputContainer:
         ) from error
 
 
+def open_pipe(descriptor: int, name: object) -> InputContainer:
+    """Opens sound or video that comes through a pipe, of one of FORMATS; reads no more than it needs.
+
+    Args:
+        descriptor: the open file descriptor.
+        name: name of the pipe in error messages.
+
+    Raises:
+        ValueError: if the pipe is empty, of another format, or not media.
+    """
+    import av
+    from av.error import FFmpegError
+
+    # Little is read to detect the format; wav packets are kept short, because each is waited for.
+    options = {"protocol_whitelist": "none", "format_whitelist": FORMATS, "probesize": "4096", "analyzeduration": "0"}
+    try:
+        return av.open(_Pipe(descriptor), "r", options=options, metadata_errors="replace", buffer_size=4096)
+    except (FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(
+            f"{name} cannot be read as sound ({reason}); send WAV, MP3, Ogg or another format with its header"
+        ) from error
+
+
+class _Pipe:
+    """A pipe as PyAV reads it: what has come is returned at once."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    def read(self, size: int) -> bytes:
+        return os.read(self._descriptor, size)
+
+
 def open_mp4(data: bytes, **options: str) -> InputContainer:
     """Opens an mp4 file in memory.
 

@@ -76,7 +76,7 @@ def array_track(audio: np.ndarray, rate: int) -> SoundTrack:
         audio = np.clip(audio, -1.0, 1.0)
     audio = audio.reshape(len(audio), channels).astype(np.float32, copy=False)  # no needless copy of an hour of sound
     out_rate = _rate(rate)
-    return SoundTrack(out_rate, channels, lambda: _convert([(rate, audio)], out_rate))
+    return SoundTrack(out_rate, channels, lambda: clip_blocks([(rate, audio)], out_rate))
 
 
 def file_track(path: str | os.PathLike, index: int = 0) -> SoundTrack:
@@ -110,7 +110,7 @@ def file_track(path: str | os.PathLike, index: int = 0) -> SoundTrack:
     def blocks() -> Iterator[np.ndarray]:
         with open_media(path) as container:
             frames = decode_blocks(container, container.streams.audio[index], path, mix)
-            yield from _convert(join_blocks(frames, [], path), rate)
+            yield from clip_blocks(join_blocks(frames, [], path), rate)
 
     return SoundTrack(rate, channels, blocks)
 
@@ -119,7 +119,7 @@ def convert_track(track: SoundTrack, rate: int) -> SoundTrack:
     """Returns a track at another sample rate in Hz, resampled while it is read."""
     if track.rate == rate:
         return track
-    return track._replace(rate=rate, blocks=lambda: _convert(((track.rate, b) for b in track.blocks()), rate))
+    return track._replace(rate=rate, blocks=lambda: clip_blocks(((track.rate, b) for b in track.blocks()), rate))
 
 
 def mix_track(track: SoundTrack) -> SoundTrack:
@@ -158,7 +158,8 @@ class TrackReader:
         return samples[:count]
 
 
-def _convert(blocks: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
+def clip_blocks(blocks: Iterable[tuple[int, np.ndarray]], rate: int) -> Iterator[np.ndarray]:
+    """Yields blocks (rate, samples) resampled to another rate in Hz and clipped to [-1, 1]."""
     for block in resample_blocks(blocks, rate):
         yield np.clip(block, -1.0, 1.0)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -136,22 +136,36 @@ class VideoWriter:
         self._target = Path(os.path.realpath(self.path))
         self.partial_path = create_partial(self.path)
         self._container: OutputContainer | None = None
-        options = {"flush_packets": "1"}
-        if self._format.container != "webm":
-            options["movflags"] = "frag_keyframe+delay_moov+default_base_moof"
+        movflags = {"movflags": "frag_keyframe+delay_moov+default_base_moof"}
+        options = {} if self._format.container == "webm" else movflags
+        self._open(str(self.partial_path.absolute()), options, track, crf, preset, keyframe_seconds, {})
+
+    def _open(
+        self,
+        place: Any,
+        options: dict[str, str],
+        track: SoundTrack | None,
+        crf: int,
+        preset: str,
+        keyframe_seconds: float,
+        encoder_options: dict[str, str],
+    ) -> None:
+        """Opens the container at a place, with its streams."""
+        height, width = self._size
         try:
-            path_text, container_name = str(self.partial_path.absolute()), self._format.container
-            container = self._container = av.open(path_text, "w", format=container_name, options=options)
+            options = {"flush_packets": "1", **options}
+            container = self._container = av.open(place, "w", format=self._format.container, options=options)
             container.metadata.update(self._metadata)
             even = (height + height % 2, width + width % 2)
-            self._video = self._add_video(container, even, crf, preset, keyframe_seconds)
+            encoder_options = self._codec.encoder_options(crf, preset) | encoder_options
+            self._video = self._add_video(container, even, encoder_options, keyframe_seconds)
             self._audio_stream = None if track is None else _add_audio(container, track, self._format.audio)
         except (FFmpegError, OSError) as error:
             self._discard()
-            raise ValueError(f"{path} cannot be written ({error}); change size, rate, preset or place") from error
+            raise ValueError(f"{self.path} cannot be written ({error}); change size, rate, preset or place") from error
 
     def _add_video(
-        self, container: OutputContainer, size: tuple[int, int], crf: int, preset: str, keyframe_seconds: float
+        self, container: OutputContainer, size: tuple[int, int], options: dict[str, str], keyframe_seconds: float
     ) -> VideoStream:
         os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise
         stream = cast(VideoStream, container.add_stream(self._codec.encoder, rate=self.fps))
@@ -163,7 +177,7 @@ class VideoWriter:
         context.color_range = LIMITED
         if self._codec.tag and self._format.container != "webm":
             context.codec_tag = self._codec.tag
-        stream.options = dict[str, object](self._codec.encoder_options(crf, preset))
+        stream.options = dict[str, object](options)
         context.open()
         return stream
 

@@ -38,7 +38,7 @@ def features(first, frames):
 
 def make(config):
     sampler = make_sampler(echo(config, rule), {}, config.sampling)
-    sampler._audio_windows = lambda audio: features
+    sampler.time.hearing = lambda params, audio: features
     return sampler
 
 

@@ -295,7 +295,7 @@ def test_sampling_conditions_every_clip_on_its_part_of_the_recording():
         parts = list(sampler.stream(portrait, mask, audio, key=jax.random.key(0)))
         jax.effects_barrier()
         count = np.concatenate(parts, axis=1).shape[1]
-        return np.concatenate([call["audio"] for call in rule.calls], axis=1)[:, :count], sampler._recording[1]
+        return np.concatenate([call["audio"] for call in rule.calls], axis=1)[:, :count], sampler.time._recording[1]
 
     voice = sound(0.8)
     found, recording = generate(voice)
@@ -308,7 +308,7 @@ def test_sampling_conditions_every_clip_on_its_part_of_the_recording():
     other, new = generate(0.5 * voice[:, ::-1])
     assert new is not recording and np.abs(other - found).max() > 0.1
     assert generate(sound(0.1))[0].shape[1] == 3
-    assert sampler.compilations() == sampler._hidden_states._cache_size() == 1
+    assert sampler.compilations() == sampler.time._hidden_states._cache_size() == 1
 
 
 def test_generation_with_wav2vec2():
