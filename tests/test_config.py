@@ -33,7 +33,7 @@ def test_config_is_found_by_name_and_a_file_takes_precedence(tmp_path, monkeypat
     (tmp_path / "base").write_text(lines)
     assert config_lib.parse(["--config=mine.py:image"]).mine == "image"
     assert config_lib.locate("base").resolve() == tmp_path / "base"
-    with pytest.raises(ValueError, match="'bass'.*base, hallo, relatives, small, tiny"):
+    with pytest.raises(ValueError, match="'bass'.*base, echomimic, echomimic_acc, hallo, relatives, small, tiny"):
         config_lib.parse(["--config=bass:video"])
 
 
