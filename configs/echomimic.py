@@ -11,7 +11,7 @@ Expected result: equal to EchoMimic's own code for small random weights (tests/p
 has not run the released weights, which its machines cannot download.
 """
 
-from emo_jax.configs import base
+from emo_jax.configs import base, hallo
 from ml_collections import ConfigDict
 
 
@@ -30,14 +30,7 @@ def get_config(stage: str = "video") -> ConfigDict:
     # EchoMimic crops the portrait to a face box with half its size on each side, and adds a tenth of it to the mask.
     config.clip.face.update(height=0.5, centre=(0.5, 0.5), growth=(0.1, 0.1, 0.1, 0.1))
     config.clip.update(frames=12, motion_frames=0, audio_window=0, fps=24.0)
-    config.diffusion.update(
-        beta_schedule="linear",
-        zero_terminal_snr=True,
-        prediction="v",
-        spacing="trailing",
-        min_snr_gamma=5.0,
-        noise_offset=0.05,
-    )
+    config.diffusion.update(hallo.DIFFUSION)
     config.sampling.update(
         strategy="windows", solver="ddim", steps=30, reference_scale=2.5, audio_scale=2.5, stride=True, clips=1
     )

@@ -16,6 +16,16 @@ run the released weights, which its machines cannot download.
 from emo_jax.configs import base
 from ml_collections import ConfigDict
 
+DIFFUSION = dict(
+    beta_schedule="linear",
+    zero_terminal_snr=True,
+    prediction="v",
+    spacing="trailing",
+    min_snr_gamma=5.0,
+    noise_offset=0.05,
+)
+"""The noise schedule and the loss of hallo and of EchoMimic."""
+
 
 def get_config(stage: str = "video") -> ConfigDict:
     """Returns the config of a stage: vae | image | video | speed."""
@@ -33,14 +43,7 @@ def get_config(stage: str = "video") -> ConfigDict:
     config.model.face_embedding.tokens = 4
     config.clip.face.update(height=0.5, centre=(0.5, 0.5))  # hallo asks for faces of 50 to 70 % of a square picture
     config.clip.update(frames=16, motion_frames=2, first_motion="portrait")
-    config.diffusion.update(
-        beta_schedule="linear",
-        zero_terminal_snr=True,
-        prediction="v",
-        spacing="trailing",
-        min_snr_gamma=5.0,
-        noise_offset=0.05,
-    )
+    config.diffusion.update(DIFFUSION)
     config.sampling.update(
         solver="ddim", steps=40, reference_scale=3.5, audio_scale=3.5, stride=True, bank_tiling=True,
         reencode_motion=True, clips=1,

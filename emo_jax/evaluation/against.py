@@ -12,10 +12,11 @@ import numpy as np
 
 from emo_jax.evaluation import i3d, inception
 from emo_jax.evaluation.frechet import frechet_distance
+from emo_jax.evaluation.layers import fill_batch
 from emo_jax.faces.landmarks import LandmarkTracker, load_networks
 from emo_jax.media.video import read_video
 from emo_jax.progress import Progress
-from emo_jax.weights.files import read_tensors
+from emo_jax.weights.files import name_file, read_tensors
 
 FPS = 25
 EVERY = 5
@@ -128,16 +129,12 @@ def compare_sets(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) ->
 def _network(file: str | None, convert: Callable, forward: Callable) -> Callable | None:
     if file is None:
         return None
-    try:
+    with name_file(file):
         params = convert(read_tensors(file))
-    except ValueError as error:
-        raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
     return functools.partial(jax.jit(forward), jax.device_put(params))
 
 
 def _run(network: Callable | None, images: list[np.ndarray]) -> list[np.ndarray]:
-    """Runs a network on at most BATCH images; a smaller batch is filled up, so that one program serves all."""
+    """Runs a network on at most BATCH images."""
     assert network is not None
-    batch = np.zeros((BATCH, *images[0].shape), np.float32)
-    batch[: len(images)] = images
-    return list(np.asarray(network(batch))[: len(images)])
+    return list(np.asarray(network(fill_batch(np.stack(images), BATCH)))[: len(images)])

@@ -68,3 +68,8 @@ def avg_pool(x: jax.Array, window: Sequence[int], padding: Padding = "VALID") ->
         return lax.reduce_window(values, 0.0, lax.add, (1, *window, 1), (1,) * values.ndim, padding)
 
     return total(x) / total(jnp.ones_like(x[:1, ..., :1]))
+
+
+def fill_batch(batch: np.ndarray, count: int) -> np.ndarray:
+    """Appends rows of zeros to a batch until it has `count` rows, so that one compiled program serves all batches."""
+    return np.concatenate([batch, np.zeros((count - len(batch), *batch.shape[1:]), batch.dtype)])

@@ -19,8 +19,8 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 
-from emo_jax.evaluation.layers import Params, conv, fold, max_pool
-from emo_jax.weights.files import read_tensors
+from emo_jax.evaluation.layers import Params, conv, fill_batch, fold, max_pool
+from emo_jax.weights.files import name_file, read_tensors
 
 FPS, SAMPLE_RATE = 25, 16_000
 SIDE, FRAMES = 224, 5
@@ -34,9 +34,8 @@ SMOOTH = 13
 """Frames of the median filter of boxes."""
 EPS = 1e-5
 _COEFFICIENTS, _BANDS, _FFT, _LENGTH, _STEP, _LIFTER, _EMPHASIS = 13, 26, 512, 400, 160, 22, 0.97
-_LIP = ("0", "4", "8", "11", "14", "18")
-_SOUND = ("0", "4", "8", "11", "14", "18")
-_NETWORKS = {"netcnnlip": _LIP, "netcnnaud": _SOUND, "netfclip": ("0", "3"), "netfcaud": ("0", "3")}
+_CONVOLUTIONS = ("0", "4", "8", "11", "14", "18")
+_NETWORKS = {"netcnnlip": _CONVOLUTIONS, "netcnnaud": _CONVOLUTIONS, "netfclip": ("0", "3"), "netfcaud": ("0", "3")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +192,8 @@ class SyncNet:
     """Frames whose features are computed together."""
 
     def __init__(self, file: str | os.PathLike):
-        try:
+        with name_file(file):
             params = jax.device_put(convert(read_tensors(file)))
-        except ValueError as error:
-            raise ValueError(str(error) if str(file) in str(error) else f"{file}: {error}") from error
         self._lips = functools.partial(jax.jit(lip_features), params)
         self._sound = functools.partial(jax.jit(sound_features), params)
 
@@ -219,7 +216,7 @@ class SyncNet:
         features = mfcc(np.round(np.clip(sound, -1, 1) * 32767))
         places = np.arange(count)[:, None] * MFCC_PER_FRAME + np.arange(MFCC_WINDOW)
         windows = features[places].swapaxes(1, 2).astype(np.float32)
-        heard = [self._sound(_filled(windows[i : i + self.CHUNK], self.CHUNK)) for i in range(0, count, self.CHUNK)]
+        heard = [self._sound(fill_batch(windows[i : i + self.CHUNK], self.CHUNK)) for i in range(0, count, self.CHUNK)]
         return score(lips, np.concatenate([np.asarray(part) for part in heard])[:count])
 
     def _lip_features(self, faces: Iterable[np.ndarray], count: int) -> np.ndarray:
@@ -230,13 +227,8 @@ class SyncNet:
                 found.append(np.asarray(self._lips(np.stack(pending))))
                 pending = pending[self.CHUNK :]
         if len(pending) >= FRAMES:
-            found.append(np.asarray(self._lips(_filled(np.stack(pending), self.CHUNK + FRAMES - 1))))
+            found.append(np.asarray(self._lips(fill_batch(np.stack(pending), self.CHUNK + FRAMES - 1))))
         return np.concatenate(found)[:count]
-
-
-def _filled(batch: np.ndarray, count: int) -> np.ndarray:
-    """Returns a batch filled up with zeros to `count` rows, so that one program serves all."""
-    return np.concatenate([batch, np.zeros((count - len(batch), *batch.shape[1:]), batch.dtype)])
 
 
 def _connected(params: Params, network: str, x: jax.Array) -> jax.Array:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,15 @@ SUFFIXES = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
 SCALE = schema.number(1e-6, 1e6)
 """Schema of an autoencoder's scaling factor."""
 _CHECKSUM = "crc32"
+
+
+@contextlib.contextmanager
+def name_file(path: str | os.PathLike) -> Iterator[None]:
+    """Adds the path of a file to the message of a ValueError that does not name it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray]) -> None:
@@ -107,9 +118,7 @@ def _read_pickle(path: pathlib.Path) -> dict[str, np.ndarray]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, ...
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} is damaged, or holds more than weights ({reason}); it is not loaded") from error
-    state = loaded
-    for entry in pickles.STATES if isinstance(loaded, dict) else ():
-        state = loaded.get(entry, state)
+    state = pickles.state_of(loaded)
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds no state dict; give a file of weights")
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}

@@ -23,7 +23,7 @@ _TYPES = {
     "BoolStorage": "?",
 }  # fmt: skip
 """NumPy type of each of torch's storage classes."""
-STATES = ("state_dict", "model_state_dict")
+_STATES = ("state_dict", "model_state_dict")
 """Entries of a file that hold its tensors, if it has such an entry: those of Lightning and of Whisper."""
 _LOCAL_HEADER = 30
 """Bytes of a zip entry's local header before its name and extra field."""
@@ -51,13 +51,19 @@ def is_zip(path: pathlib.Path) -> bool:
     return zipfile.is_zipfile(path)
 
 
+def state_of(loaded: Any) -> Any:
+    """Returns the entry of a file's content that holds its tensors, or the content itself."""
+    entries = [loaded[name] for name in _STATES if name in loaded] if isinstance(loaded, dict) else []
+    return entries[-1] if entries else loaded
+
+
 def load(path: pathlib.Path) -> dict[str, Any]:
     """Reads a state dict of `torch.save`.
 
     Arrays are views of the file, which is mapped into memory: reading them needs no memory of the process.
 
     Returns:
-        {name: array}; bfloat16 becomes float32, which represents it exactly. A file with an entry of STATES gives the
+        {name: array}; bfloat16 becomes float32, which represents it exactly. A file with an entry of _STATES gives the
         tensors of this entry. Values that are not tensors are left out.
 
     Raises:
@@ -68,9 +74,7 @@ def load(path: pathlib.Path) -> dict[str, Any]:
             pickled = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(pickled) as file:
                 loaded = _Unpickler(file).load()
-        state = loaded
-        for entry in STATES if isinstance(loaded, dict) else ():
-            state = loaded.get(entry, state)
+        state = state_of(loaded)
         if not isinstance(state, dict):
             raise ValueError(f"{path} holds no state dict; give a file of weights")
         tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}

@@ -7,15 +7,13 @@ import re
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from emo_jax import schema
 from emo_jax.models.config_schema import wav2vec2_schema
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from emo_jax.weights import state_dicts
 from emo_jax.weights.files import find_weights, read_tensors, save_tensors
 
 UNUSED = (
@@ -112,24 +110,13 @@ def from_transformers(
     Raises:
         ValueError: an unknown tensor, a missing one, or one of another shape.
     """
-    shapes, flat, unused = _shapes(config), {}, {}
-    for name, array in tensors.items():
-        reason = next((why for start, why in UNUSED if re.match(rf"(wav2vec2\.)?{start}", name)), None)
-        if reason is not None:
-            unused[name] = reason
-            continue
-        path, value = _to_path(name, np.asarray(array))
-        if path not in shapes:
-            raise ValueError(f"tensor {name} has no place in this wav2vec 2.0 (another architecture or size?)")
-        if value.shape != shapes[path]:
-            raise ValueError(f"tensor {name} has shape {np.shape(array)}, but {path} has shape {shapes[path]}")
-        if path in flat:
-            raise ValueError(f"tensor {name} exists twice, under two names")
-        flat[path] = value
-    missing = sorted(set(shapes) - set(flat))
-    if missing:
-        raise ValueError(f"no tensor for {missing[0]} (and {len(missing) - 1} more)")
-    return flat, unused
+    return state_dicts.convert(
+        Wav2Vec2(config),
+        tensors,
+        lambda name: next((why for start, why in UNUSED if re.match(rf"(wav2vec2\.)?{start}", name)), None),
+        _to_path,
+        "this wav2vec 2.0",
+    )
 
 
 def to_transformers(flat: dict[str, Any], prefix: str = "", parametrized: bool = True) -> dict[str, np.ndarray]:
@@ -147,10 +134,7 @@ def _to_path(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     name = name.removeprefix("wav2vec2.")
     for newer, older in _WEIGHT_NORM.items():
         name = name.replace(newer, older)
-    *module, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
-    if leaf == "weight":
-        leaf = "scale" if array.ndim == 1 else "kernel"
-    return "/".join([*module, leaf]), array.T  # (out, in, k) -> (k, in, out), (out, in) -> (in, out)
+    return state_dicts.from_torch(name, array)
 
 
 def _to_name(path: str, array: Any, parametrized: bool) -> tuple[str, np.ndarray]:
@@ -158,13 +142,6 @@ def _to_name(path: str, array: Any, parametrized: bool) -> tuple[str, np.ndarray
     weight_norm = {older: newer for newer, older in _WEIGHT_NORM.items()} if parametrized else {}
     leaf = {"scale": "weight", "kernel": "weight", **weight_norm}.get(leaf, leaf)
     return ".".join([*module, leaf]), np.ascontiguousarray(np.asarray(array).T)
-
-
-def _shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
-    audio = jax.ShapeDtypeStruct((1, config.field), jnp.float32)
-    abstract = jax.eval_shape(Wav2Vec2(config).init, jax.random.key(0), audio)["params"]
-    flat_leaves: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
-    return {path: leaf.shape for path, leaf in flat_leaves.items()}
 
 
 def _read_json(path: pathlib.Path, fields: dict[str, schema.Schema] | None = None) -> dict[str, Any]:

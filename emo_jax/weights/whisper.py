@@ -7,15 +7,13 @@ import pathlib
 import re
 from typing import Any
 
-import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from emo_jax import schema
-from emo_jax.models.hearing import smallest_input
 from emo_jax.models.whisper import WhisperConfig, WhisperEncoder
-from emo_jax.weights.files import find_weights, read_tensors, save_tensors
+from emo_jax.weights import state_dicts
+from emo_jax.weights.files import find_weights, name_file, read_tensors, save_tensors
 from emo_jax.weights.wav2vec2 import import_transformers
 
 UNUSED = {r"decoder\.": "the decoder, which writes text", r"proj_out\.": "the decoder's output"}
@@ -47,10 +45,8 @@ def load_whisper(path: pathlib.Path, config: WhisperConfig) -> tuple[dict[str, n
     file = find_weights(path) if path.is_dir() else path
     if path.is_dir():
         _check_sizes(path / "config.json", config)
-    try:
+    with name_file(file):
         return from_transformers(config, {to_transformers_name(n): a for n, a in read_tensors(file).items()})
-    except ValueError as error:
-        raise ValueError(str(error) if str(path) in str(error) else f"{file}: {error}") from error
 
 
 def save_whisper(folder: pathlib.Path, fields: ConfigDict, params: dict[str, Any], dtype: type) -> None:
@@ -84,23 +80,13 @@ def from_transformers(
     Raises:
         ValueError: an unknown tensor, a missing one, or one of another shape.
     """
-    shapes, flat, unused = _shapes(config), {}, {}
-    for name, array in tensors.items():
-        short = name.removeprefix("model.")
-        reason = next((why for start, why in UNUSED.items() if re.match(start, short)), None)
-        if reason is not None:
-            unused[name] = reason
-            continue
-        path, value = _to_path(short.removeprefix("encoder."), array)
-        if not short.startswith("encoder.") or path not in shapes:
-            raise ValueError(f"tensor {name} has no place in Whisper's encoder (another network or size?)")
-        if value.shape != shapes[path]:
-            raise ValueError(f"tensor {name} has shape {array.shape}, but {path} has shape {shapes[path]}")
-        flat[path] = value
-    missing = sorted(set(shapes) - set(flat))
-    if missing:
-        raise ValueError(f"no tensor for {missing[0]} (and {len(missing) - 1} more)")
-    return flat, unused
+    return state_dicts.convert(
+        WhisperEncoder(config),
+        tensors,
+        lambda name: next((why for start, why in UNUSED.items() if re.match(rf"(model\.)?{start}", name)), None),
+        _to_path,
+        "Whisper's encoder",
+    )
 
 
 def to_transformers(flat: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -119,12 +105,12 @@ def to_transformers_name(name: str) -> str:
 
 
 def _to_path(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    if name == "embed_positions.weight":
+    name = name.removeprefix("model.")
+    if not name.startswith("encoder."):
+        return "", array
+    if name == "encoder.embed_positions.weight":
         return "embed_positions", array
-    *module, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
-    if leaf == "weight":
-        leaf = "scale" if array.ndim == 1 else "kernel"
-    return "/".join([*module, leaf]), array.T  # (out, in, k) -> (k, in, out), (out, in) -> (in, out)
+    return state_dicts.from_torch(name.removeprefix("encoder."), array)
 
 
 def _to_name(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
@@ -148,10 +134,3 @@ def _check_sizes(file: pathlib.Path, config: WhisperConfig) -> None:
             raise ValueError(
                 f"{file} has {field.name} {fields[field.name]!r}; set model.audio.whisper.{field.name}, now {expected}"
             )
-
-
-def _shapes(config: WhisperConfig) -> dict[str, tuple[int, ...]]:
-    module: Any = WhisperEncoder(config)
-    abstract = jax.eval_shape(module.init, jax.random.key(0), smallest_input(module))["params"]
-    flat_leaves: dict[str, Any] = dict(flatten_dict(abstract, sep="/"))
-    return {path: leaf.shape for path, leaf in flat_leaves.items()}

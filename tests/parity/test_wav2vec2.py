@@ -11,6 +11,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
+from emo_jax.weights import state_dicts
 from emo_jax.weights import wav2vec2 as weights
 from tests.parity import cases
 from tests.parity.test_parity import close, compiled, recorded  # noqa: F401, the fixture
@@ -49,7 +50,7 @@ def test_the_defaults_are_wav2vec2_base():
     config = Wav2Vec2Config()
     assert (config.stride, config.field) == (320, 400)
     assert [config.length(samples) for samples in (400, 719, 720, 16000)] == [1, 1, 2, 49]
-    shapes = weights._shapes(config)
+    shapes = state_dicts.shapes_of(Wav2Vec2(config))
     assert sum(math.prod(shape) for shape in shapes.values()) == 94_371_712 - config.hidden_size  # masked_spec_embed
 
 
