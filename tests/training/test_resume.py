@@ -30,14 +30,7 @@ from emo_jax.weights.checkpoint import Checkpoints
 from tests.steps import step_of, training_config
 from tests.training.test_metrics_writer import events
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_start():
-    """Shares the compiled step between runs; skips the count of FLOPs (see test_flops.py)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_step", lambda *args: step_of("vae")[2])
-        patch.setattr(loop, "step_flops", lambda *args: 10**9)
-        yield
+pytestmark = pytest.mark.usefixtures("cheap_vae_start")
 
 
 @pytest.fixture

@@ -17,16 +17,9 @@ from emo_jax.training.loop import train
 from emo_jax.training.validation import Validation, spread_timesteps
 from emo_jax.weights.runs import best_step
 from tests.small import draw_people
-from tests.steps import step_of, training_config
+from tests.steps import training_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_start():
-    """Shares the compiled step between runs; skips the count of FLOPs (see test_flops.py)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_step", lambda *args: step_of("vae")[2])
-        patch.setattr(loop, "step_flops", lambda *args: 10**9)
-        yield
+pytestmark = pytest.mark.usefixtures("cheap_vae_start")
 
 
 @pytest.fixture
