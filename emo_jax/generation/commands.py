@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,7 @@ def generate_file(
     if face_box is not None:
         check_box(face_box, *image.shape[:2])
     voice = load_song(audio, vocals=vocals, soundtrack=soundtrack)
-    for name in filter(os.path.exists, (portrait, audio, vocals, soundtrack or "")):
-        if os.path.exists(output) and os.path.samefile(output, name):
-            raise ValueError(f"--output {output} would replace the input {name}; choose another name")
+    _check_keeps(output, (portrait, audio, vocals, soundtrack or ""))
     _announce("generate", weights)
     from emo_jax.generation.writing import write_video  # imports JAX
 
@@ -101,6 +100,13 @@ def generate_file(
         max_size=max_size,
         **stream_fields,
     )
+
+
+def _check_keeps(output: str, inputs: Iterable[str]) -> None:
+    """Raises ValueError if the output would replace one of the inputs; names that are no files are skipped."""
+    for name in filter(os.path.exists, inputs):
+        if os.path.exists(output) and os.path.samefile(output, name):
+            raise ValueError(f"--output {output} would replace the input {name}; choose another name")
 
 
 def _load_embedding(pipe: Any, path: str, image: Any, face_box: Any) -> Any:
@@ -224,10 +230,7 @@ def generate_live(
     if audio not in ("-", "microphone") and not os.path.exists(audio):
         raise ValueError(f"--audio {audio} does not exist; give -, microphone, or a named pipe")
     if output != "-" and "://" not in output:
-        if os.path.exists(output) and any(
-            os.path.exists(name) and os.path.samefile(output, name) for name in (portrait, audio)
-        ):
-            raise ValueError(f"--output {output} would replace an input; choose another name")
+        _check_keeps(output, (portrait, audio))
         create_folder_of(output)
     _announce("generate", weights)
     from emo_jax.generation.live import write_live  # imports JAX

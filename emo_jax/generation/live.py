@@ -1,4 +1,4 @@
-"""Live generation: sound comes from a pipe or a microphone, and the video is written while it comes."""
+"""Live generation: the sound comes from a pipe or a microphone, and the video is written at the same time."""
 
 import collections
 import contextlib
@@ -13,14 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.generation.checks import check_frames, check_usable
-from emo_jax.generation.guided import mesh_for
 from emo_jax.generation.inputs import PortraitLike
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.prepared import Prepared, prepare
-from emo_jax.generation.sampler import VideoSampler
-from emo_jax.generation.time_inputs import Window
+from emo_jax.generation.time_inputs import Segment
 from emo_jax.generation.video import provenance
 from emo_jax.media.live_sound import LiveSound, Source
 from emo_jax.media.live_writer import LiveWriter
@@ -45,7 +42,7 @@ class LiveVideo:
 
     Attributes:
         size: (height, width) of the frames.
-        delay: seconds of sound that a segment waits for: its own, and what the networks hear after it.
+        delay: seconds of sound that a segment needs: its own, and the part after it that the networks hear.
     """
 
     def __init__(self, pipe: EmoPipeline, portrait: PortraitLike, clips: int = 1, **options: Any):
@@ -54,15 +51,16 @@ class LiveVideo:
         second = np.zeros(SAMPLE_RATE, np.float32)  # `prepare` checks a recording; it is not used
         self._video: Prepared = prepare(pipe._emo, portrait, second, **options)
         sampling = ConfigDict({**self._video.sampling, "clips": clips})
+        if sampling.get("strategy", "clips") != "clips":
+            raise ValueError("weights with sampling.strategy windows need the complete sound; choose others for live video")
         clip = self._clip = pipe.config.clip
-        mesh = mesh_for(guidance_mode(*self._video.scales), clip.frames, pipe._devices)
-        self._sampler = VideoSampler(pipe._emo, pipe.params, sampling, mesh=mesh)
+        self._sampler = pipe.sampler(sampling)
         self.size, self.fps = self._video.size, pipe.fps
         speed = self._video.sampling.speed if self._video.speed is None else np.ravel(self._video.speed)[0]
         self._speeds = self._sampler.time.speeds(np.asarray(speed, np.float32), 1, 0, self._sampler.frames_per_segment)
         self._due = collections.deque[int]()  # frames of each segment that belong to the video
         self.delay = float((self._sampler.frames_per_segment + clip.audio_window) / exact_fps(self.fps))
-        silence = self._window(np.zeros(0, np.float32), 0, -clip.audio_window, self._sampler.frames_per_segment)
+        silence = self._segment(np.zeros(0, np.float32), 0, -clip.audio_window, self._sampler.frames_per_segment)
         list(self._frames(iter([silence])))
 
     def frames(self, sound: LiveSound) -> Iterator[UInt8[np.ndarray, "n height width 3"]]:
@@ -72,26 +70,26 @@ class LiveVideo:
             ValueError: the sound cannot be read.
             FloatingPointError: the latents of a segment are not usable.
         """
-        return self._frames(self._windows(sound))
+        return self._frames(self._segments(sound))
 
-    def _frames(self, windows: Iterator[Window]) -> Iterator[np.ndarray]:
+    def _frames(self, segments: Iterator[Segment]) -> Iterator[np.ndarray]:
         video, canvas = self._video, self._video.canvas
-        segments = self._sampler.sample(
+        sampled = self._sampler.sample(
             video.crop[None],
             video.masks,
             (),
-            windows=windows,
+            segments=segments,
             scales=video.scales,
             key=jax.random.key(video.seed),
             hold=None if canvas is None else canvas.hold[None],
             **video.extra,
         )
-        for index, (frames, usable) in enumerate(segments):
+        for index, (frames, usable) in enumerate(sampled):
             check_usable(bool(usable.all()), index)
             checked = check_frames(frames[0], index)[: self._due.popleft()]
             yield checked if canvas is None else canvas.paste(checked)
 
-    def _windows(self, sound: LiveSound) -> Iterator[Window]:
+    def _segments(self, sound: LiveSound) -> Iterator[Segment]:
         margin, count = self._clip.audio_window, self._sampler.frames_per_segment
         for index in itertools.count():
             first = index * count - margin
@@ -102,16 +100,16 @@ class LiveVideo:
                 return
             base = max(0, first - round(CONTEXT * self.fps))
             heard = sound.heard(round(base * SAMPLE_RATE / exact_fps(self.fps)), start + length)
-            yield self._window(heard, base, first, frames)
+            yield self._segment(heard, base, first, frames)
 
-    def _window(self, heard: np.ndarray, base: int, first: int, frames: int) -> Window:
-        """Returns the window from frame `first` on, of sound that begins at frame `base`."""
+    def _segment(self, heard: np.ndarray, base: int, first: int, frames: int) -> Segment:
+        """Returns the inputs from frame `first` on. The sound `heard` begins at frame `base`."""
         if not len(heard):
             heard = np.zeros(SAMPLE_RATE, np.float32)
         self._due.append(frames)
         hearing = self._sampler.time.hearing(self._sampler.params, normalise(heard)[None])
         length = self._sampler.frames_per_segment + 2 * self._clip.audio_window
-        return Window(hearing(first - base, length), self._speeds, self._sampler.config.clips)
+        return Segment(hearing(first - base, length), self._speeds, self._sampler.config.clips)
 
 
 def write_live(
@@ -124,9 +122,9 @@ def write_live(
     clips: int = 1,
     **options: Any,
 ) -> None:
-    """Generates a video from sound as it comes, writes it as it grows, and says the latency on stderr.
+    """Generates a video from sound as it comes, writes it as it grows, and prints the latency to stderr.
 
-    Ends with the sound. The latency of a frame is the time from the moment its sound was there until it was written.
+    Ends with the sound. The latency of a frame is the time from the arrival of its sound until it is written.
 
     Args:
         pipe: the pipeline.

@@ -81,7 +81,7 @@ class EmoPipeline:
         self.params = params
         self.name = name
         self._emo = emo
-        self._samplers: dict[tuple[str, int, str, int], VideoSampler] = {}
+        self._samplers: dict[tuple[str, int, int, str, int], VideoSampler] = {}
         self._progress_bar: dict[str, Any] = {}
         self._devices: tuple[Any, ...] | None = None  # None: all of this process
 
@@ -352,7 +352,7 @@ class EmoPipeline:
             together = sampling.get("strategy", "clips") == "clips" and not sampling.get("bank_tiling", False)
             size = batch_size if together else 1
             for part in (indices[first : first + size] for first in range(0, len(indices), size)):
-                sampler = self._sampler(videos[part[0]].sampling, size)
+                sampler = self.sampler(videos[part[0]].sampling, size)
                 if size == 1:
                     frames[part[0]] = sample_one(sampler, videos[part[0]])
                 else:
@@ -372,10 +372,10 @@ class EmoPipeline:
         """Returns how many programs have been compiled: one per solver, steps, guidance, framing and batch size."""
         return sum(sampler.compilations() for sampler in self._samplers.values())
 
-    def _sampler(self, sampling: ConfigDict, batch: int = 1) -> VideoSampler:
-        """Returns the sampler of a solver, steps and guidance mode, for batches of this size."""
+    def sampler(self, sampling: ConfigDict, batch: int = 1) -> VideoSampler:
+        """Returns the sampler of a solver, steps, clips and guidance mode, for batches of this size."""
         mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
-        key = sampling.solver, sampling.steps, mode, batch
+        key = sampling.solver, sampling.steps, sampling.clips, mode, batch
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames, self._devices, batch)
             placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)

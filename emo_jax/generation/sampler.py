@@ -26,7 +26,7 @@ from emo_jax.generation.checks import MAX_LATENT, check_usable
 from emo_jax.generation.colors import channel_statistics, match_colors
 from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
-from emo_jax.generation.time_inputs import Array, TimeInputs, Window
+from emo_jax.generation.time_inputs import Array, Segment, TimeInputs
 from emo_jax.media.timing import frame_count
 from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
 from emo_jax.models.emo import EMO
@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
         constants: conditions that are the same in all frames.
         held: latents that stay those of the portrait.
         carry: motion frames of the first clip.
-        windows: what the clips of each segment get.
+        segments: the inputs of each segment.
         audio: (first frame, frames) -> input of `EMO.audio_features`.
         speed: head rotation speed, a number, (batch,) or (batch, frames).
         batch: number of videos.
@@ -58,7 +58,7 @@ class Inputs(NamedTuple):
     constants: Conditions
     held: Hold | None
     carry: Any
-    windows: Iterable[Window]
+    segments: Iterable[Segment]
     audio: Callable[[int, int], Any]
     speed: np.ndarray
     batch: int
@@ -179,7 +179,7 @@ class VideoSampler:
         regions: Sequence[Float[Array, "batch _ _ branches"]] | None = None,
         branch_weights: Float[Array, " branches"] | None = None,
         on_window: Callable[[int, int], None] | None = None,
-        windows: Iterator[Window] | None = None,
+        segments: Iterator[Segment] | None = None,
     ) -> Iterator[tuple[UInt8[np.ndarray, "batch frames height width 3"], Bool[np.ndarray, " batch"]]]:
         """Yields the frames of one segment at a time, and which videos have usable latents there.
 
@@ -198,23 +198,23 @@ class VideoSampler:
             regions: of the branches of audio modules; see `EMO.conditions`.
             branch_weights: weights of these branches; None for the config's.
             on_window: called with (windows done, all windows) before there are frames, by sampling in windows.
-            windows: of live sound, in place of `audio` and `speed`. A segment's frames are then yielded before the next
-                window is taken, and all frames of its clips.
+            segments: the segments of live sound, which replace `audio` and `speed`. The frames of a segment, all frames
+                of its clips, are yielded before the next segment is requested.
 
         Raises:
             ValueError: `scales` belong to another guidance mode, which needs another program.
         """
-        is_live, fps = windows is not None, self.emo.config.clip.fps
+        is_live, fps = segments is not None, self.emo.config.clip.fps
         count = sys.maxsize if is_live else max(frame_count(len(samples), fps) for samples in audio)
         speed = np.asarray(self.config.speed if speed is None else speed, np.float32)
         scales = self._check_scales(scales)
         weights = self._branch_weights if branch_weights is None else np.asarray(branch_weights, np.float32)
         constants, held, carry = self._prepare(self.params, references, masks, hold, face, regions, weights)
         hearing, batch = self.time.hearing(self.params, audio), len(references)
-        if windows is None:
+        if segments is None:
             # The colours of a long first segment are a better measure than those of one clip.
-            windows = self.time.windows(hearing, speed, batch, count, None if self._hold_colors else 1)
-        inputs = Inputs(constants, held, carry, windows, hearing, speed, batch, key, scales, count)
+            segments = self.time.segments(hearing, speed, batch, count, None if self._hold_colors else 1)
+        inputs = Inputs(constants, held, carry, segments, hearing, speed, batch, key, scales, count)
         pending, first = None, 0
         for latents, clips in self._latents(inputs, on_window):
             wanted = min(clips * self.emo.config.clip.frames, count - first)
@@ -231,7 +231,7 @@ class VideoSampler:
     def _latents(self, inputs: Inputs, on_window: Callable[[int, int], None] | None) -> Iterator[tuple[Any, int]]:
         """Yields the latents of each segment (K, B, f, h, w, c), and how many of its K clips belong to the video."""
         carry, statistics, first_clip = inputs.carry, None, 0
-        for window, speeds, clips in inputs.windows:
+        for window, speeds, clips in inputs.segments:
             own = (window, speeds, inputs.key, np.int32(first_clip), np.int32(clips))
             carry, latents = self._segment(self.params, inputs.constants, carry, own, inputs.scales, inputs.held)
             if self._hold_colors and statistics is None:
@@ -322,7 +322,7 @@ class VideoSampler:
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
 
     def _conditions(self, params: Params, constants: Any, features: Array, speed: Array, **motion: Any) -> Conditions:
-        """Returns the conditions of f frames from those of the video, without what is switched off."""
+        """Adds the inputs of f frames to the conditions of the video, and removes those that are switched off."""
         motion |= dict(audio=features, speed=None if "speed" in self.off else speed)
         conditions = self.emo.conditions(params, base=constants, tiled=self._tiled, **motion)
         present = [jnp.full(len(features), name not in self.off) for name in ("reference", "audio")]

@@ -1,4 +1,4 @@
-"""What the networks get at each time: sound and head rotation speeds, cut into the windows of segments."""
+"""What the networks get at each time: sound and head rotation speeds, cut into segments."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ from emo_jax.models.hearing import AnyRecording, make_recording
 Array: TypeAlias = jax.Array | np.ndarray
 
 
-class Window(NamedTuple):
-    """The inputs of a segment that change with time.
+class Segment(NamedTuple):
+    """The inputs of one segment that change with time.
 
     Attributes:
         audio: what `EMO.audio_features` takes, with `clip.audio_window` more frames on either side.
@@ -31,7 +31,7 @@ class Window(NamedTuple):
 
 
 class TimeInputs:
-    """Cuts sound and speeds into the windows of segments.
+    """Cuts sound and speeds into segments.
 
     Args:
         emo: the networks.
@@ -45,10 +45,10 @@ class TimeInputs:
         self._hidden_states = jax.jit(emo.hidden_states)
         self._recording: tuple[Any, AnyRecording] | None = None
 
-    def windows(
+    def segments(
         self, audio: Callable[[int, int], Any], speed: np.ndarray, batch: int, count: int, first: int | None
-    ) -> Iterator[Window]:
-        """Yields the window of each segment.
+    ) -> Iterator[Segment]:
+        """Yields the inputs of each segment.
 
         Args:
             audio: see `hearing`.
@@ -60,11 +60,11 @@ class TimeInputs:
         f, done = self.emo.config.clip.frames, 0
         for clips in segments(count, f, self._clips, first):
             window = self._padded_window(audio, done * f, clips)
-            yield Window(window, self.speeds(speed, batch, done * f, count), clips)
+            yield Segment(window, self.speeds(speed, batch, done * f, count), clips)
             done += clips
 
     def _padded_window(self, audio_window: Callable[[int, int], Any], first: int, clips: int) -> np.ndarray:
-        """Returns the audio of a segment, with zeros in place of the clips that a full segment would have more."""
+        """Returns the audio of a segment, padded with zeros to the length of a full segment."""
         clip, margin = self.emo.config.clip, self.emo.config.clip.audio_window
         window, frames = audio_window(first - margin, clips * clip.frames + 2 * margin), self._frames
         if self.emo.audio_encoder is None:
@@ -74,7 +74,7 @@ class TimeInputs:
         return np.pad(window, [(0, 0), (0, length - window.shape[1])] + [(0, 0)] * (window.ndim - 2))
 
     def speeds(self, speed: np.ndarray, batch: int, first: int, count: int) -> np.ndarray:
-        """Returns the speeds of the window of a full segment from a frame on, or of one frame if one is enough."""
+        """Returns the speeds of a full segment that starts at frame `first`, or a single speed if one is enough."""
         margin = self.emo.config.clip.audio_window
         if speed.ndim != 2:
             length = 1 if self._one_speed else self._frames

@@ -96,7 +96,7 @@ def write_video(
     written = write_stream(path, stream, pipe.fps, voice, comment, fps=fps, codec=codec, notice=notice)
     with contextlib.closing(written), contextlib.ExitStack() as stack:
         print(f"{label}: generating {total} frames", file=sys.stderr)
-        stack.enter_context(denoising)
+        stack.enter_context(contextlib.closing(denoising))
         progress = stack.enter_context(Progress(total, label, "frame"))
         stack.enter_context(watch_compilation(lambda: progress.say(f"{label}: compiling")))
         for frames in written:
@@ -157,10 +157,7 @@ class _Denoising:
         if self._then is not None:
             self._then(done, total)
 
-    def __enter__(self) -> None:
-        """Does nothing."""
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
         """Ends the bar."""
         if self._progress is not None:
             self._progress.close()

@@ -19,7 +19,7 @@ def scaled(params, part, factor):
 @pytest.fixture
 def stream(pipeline, monkeypatch):
     """A function of params, which streams with them and the pipeline's compiled programs."""
-    sampler = pipeline._sampler(pipeline.config.sampling)
+    sampler = pipeline.sampler(pipeline.config.sampling)
 
     def with_params(params):
         monkeypatch.setattr(sampler, "params", params)
@@ -49,7 +49,7 @@ def test_frames_of_one_colour_raise(pipeline, stream):
 
 @pytest.mark.parametrize("latents", [np.full((2, 1, 4, 16, 16, 4), np.nan), np.full((1, 1, 4, 8, 8, 4), -np.inf)])
 def test_latents_of_any_size_are_checked_in_full(pipeline, latents):
-    sampler = pipeline._sampler(pipeline.config.sampling)
+    sampler = pipeline.sampler(pipeline.config.sampling)
     latents = latents.astype(np.float32)
     assert not sampler._usable(latents)
     usable = np.zeros_like(latents)

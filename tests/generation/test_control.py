@@ -33,7 +33,7 @@ def test_files_that_are_no_curve_are_refused(tmp_path, text):
 
 
 def test_speed_of_each_frame_reaches_the_sampler(pipeline, monkeypatch):
-    sampler = pipeline._sampler(pipeline.config.sampling)
+    sampler = pipeline.sampler(pipeline.config.sampling)
     seen, segment = [], sampler._segment
 
     def watched(params, constants, carry, inputs, *rest):

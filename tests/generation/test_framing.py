@@ -101,7 +101,7 @@ def test_held_latents_are_the_portraits_in_every_frame(pipeline, monkeypatch):
     placement = place(image, BOX, pipeline.config.clip)
     canvas = Canvas(image, placement, pipeline._emo.latent_shape[:2])
     assert canvas.hold.any()
-    sampler = pipeline._sampler(pipeline.config.sampling)
+    sampler = pipeline.sampler(pipeline.config.sampling)
     seen, decode = [], sampler._decode
     monkeypatch.setattr(sampler, "_decode", lambda *a: seen.append(a[1]) or decode(*a))
     list(pipeline.stream(image, random_voice(9000), face_box=BOX))

@@ -1,5 +1,6 @@
 """Live generation: sound from a pipe, a video that is written while it comes."""
 
+import dataclasses
 import os
 import re
 import struct
@@ -12,9 +13,11 @@ import types
 import av
 import numpy as np
 import pytest
+from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
 from emo_jax.generation import live
+from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.media.live_sound import LiveSound, Source, open_source
 from emo_jax.media.live_writer import LiveWriter, find_target
 from emo_jax.media.soundtrack import array_track
@@ -66,6 +69,14 @@ def test_frames_come_while_the_sound_is_still_coming(pipeline):
     assert len(shown) == video._sampler.frames_per_segment
     more.set()
     assert len(shown) + sum(map(len, frames)) == 38  # ceil of 1.5 s
+
+
+def test_weights_that_need_the_complete_sound_are_refused(pipeline):
+    config = ConfigDict(pipeline.config)
+    config.sampling.update(strategy="windows", overlap=1, shift=1)
+    emo = dataclasses.replace(pipeline._emo, config=FrozenConfigDict(config))
+    with pytest.raises(ValueError, match="choose others for live video"):
+        live.LiveVideo(EmoPipeline(emo, pipeline.params, "windows"), random_portrait(), face_box=BOX)
 
 
 def test_sound_that_fails_is_an_error(pipeline):
@@ -161,7 +172,6 @@ def test_pipe_through_the_command_line(weights_dir, tmp_path):
 
 def test_bad_inputs_are_one_line(tmp_path, monkeypatch, capsys, pipeline):
     from emo_jax.cli import main as cli
-    from emo_jax.generation.pipeline import EmoPipeline
 
     monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     Image.fromarray(random_portrait()).save(tmp_path / "p.png")
