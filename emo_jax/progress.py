@@ -87,11 +87,11 @@ class Progress:
 def report_waiting(
     what: str, say: Callable[[str], None] | None = None, after: float = 2.0, every: float = 30.0
 ) -> contextlib.AbstractContextManager[None]:
-    """Says what a call without progress is doing, and for how long: once it takes a while, and periodically from then.
+    """Reports what a block without a progress bar is doing and for how long, after a delay and then periodically.
 
     Args:
-        what: what is being done.
-        say: takes the lines; None: they are printed to stderr.
+        what: description of the work, for example "plan: tracing".
+        say: function that gets the lines; None to print them to stderr.
         after: seconds until the first line.
         every: seconds between lines.
     """

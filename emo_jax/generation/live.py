@@ -52,7 +52,7 @@ class LiveVideo:
         self._video: Prepared = prepare(pipe._emo, portrait, second, **options)
         sampling = ConfigDict({**self._video.sampling, "clips": clips})
         if sampling.get("strategy", "clips") != "clips":
-            raise ValueError("weights with sampling.strategy windows need the complete sound; choose others for live video")
+            raise ValueError("sampling.strategy windows needs the complete sound; choose others for live video")
         clip = self._clip = pipe.config.clip
         self._sampler = pipe.sampler(sampling)
         self.size, self.fps = self._video.size, pipe.fps

@@ -68,7 +68,7 @@ def _scales(factor: int, channels: int) -> np.ndarray:
     colour, u, v = np.array(_waves(factor, channels)).T
     # Measured on rendered people and photographs at factor 16: a power law in the frequency, smaller for chroma.
     deviation = np.where(u + v == 0, 12.0, 2.5 / np.maximum(np.hypot(u, v), 1)) * np.array([1, 0.28, 0.13])[colour]
-    return 4 / np.sqrt(deviation)
+    return np.sqrt(factor / deviation)  # the factor undoes the norm of `cosine_basis`
 
 
 def smooth_decoder(factor: int, channels: int) -> Float[np.ndarray, "3 3 {channels} 3*{factor}*{factor}"]:

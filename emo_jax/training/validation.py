@@ -1,4 +1,4 @@
-"""The validation loss: the loss of the averaged weights on held-out records, with nothing left to chance.
+"""The validation loss: the loss of the averaged weights on held-out records, without random draws.
 
 The clips, their timesteps and their noise are the same at every call and in every run with the same `data`, `clip` and
 `train.validation`, so that two losses differ by the weights alone. No condition is dropped and no noise is added to

@@ -1,4 +1,4 @@
-"""LoRA and `train.only`: what is trained, the memory of the optimizer, and merging."""
+"""Tests of LoRA and `train.only`: the trained parameters, the memory of the optimizer, and merging."""
 
 import functools
 
@@ -61,8 +61,8 @@ def test_lora_of_some_parts_trains_the_others_as_before():
     full = state_of(config)
     config.train.lora.update(rank=4, parts=("backbone", "reference_net", "face_locator"))
     mixed = state_of(config)
-    whole = {path for path in full.trained if part_of(path) in ("temporal_modules", "audio_layers")}
-    assert whole == {path for path in mixed.trained if not lora.is_adapter(path)}
+    unadapted = {path for path in full.trained if part_of(path) in ("temporal_modules", "audio_layers")}
+    assert unadapted == {path for path in mixed.trained if not lora.is_adapter(path)}
     assert {part_of(p) for p in mixed.trained if lora.is_adapter(p)} == {"backbone", "reference_net", "face_locator"}
 
 
@@ -149,11 +149,11 @@ def test_exports_are_merged_or_separate_and_separate_ones_are_added(run, tmp_pat
 
     assert export(folder, "merged") == export(folder, "apart", "--lora", "separate") == 0
     assert export(start, "added", "--lora", str(tmp_path / "apart")) == 0
-    whole, apart, added = (read_flat(tmp_path / name)[1] for name in ("merged", "apart", "added"))
-    assert whole.keys() == added.keys() == {KERNEL, "vae/scaling_factor", "face_locator/a/bias"}
-    for path, array in whole.items():
+    together, apart, added = (read_flat(tmp_path / name)[1] for name in ("merged", "apart", "added"))
+    assert together.keys() == added.keys() == {KERNEL, "vae/scaling_factor", "face_locator/a/bias"}
+    for path, array in together.items():
         np.testing.assert_allclose(added[path], array, rtol=1e-6, err_msg=path)
-    np.testing.assert_allclose(whole[KERNEL], merged, rtol=1e-5)
+    np.testing.assert_allclose(together[KERNEL], merged, rtol=1e-5)
     assert np.abs(merged - kernel).max() > 0.1
     assert apart.keys() == {f"{KERNEL}/lora_a", f"{KERNEL}/lora_b", "face_locator/a/bias"}
     capsys.readouterr()
