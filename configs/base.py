@@ -263,7 +263,16 @@ def train(stage: str) -> dict:
             directory="",  # "": the directories that train, where they have the split
             split="validation",
             clips=32,  # number of clips, rounded up to complete batches
-            keep_best=True,  # keep the checkpoint with the lowest loss as well
+            keep_best=True,  # keep the checkpoint that is best by `best_by` as well
+            best_by="loss",  # the validation loss, or a property among `evaluators`
+        ),
+        # Measures of generated videos of held-out people, as `emo evaluate` makes them: (property, every N steps).
+        evaluators=(),
+        evaluation=dict(
+            data="",  # records whose split validation is used; "": rendered people
+            identities=4,
+            seconds=2.0,
+            long=60.0,  # of the property length
         ),
         sample_every=5000,
     )

@@ -56,10 +56,14 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
     processes.start(args.coordinator, args.processes, args.process)
     processes.check_devices()
     cache.keep_programs()
-    termination = Termination()
+    termination, measure = Termination(), None
+    if config.train.evaluators:
+        from emo_jax.evaluation.in_training import Measures
+
+        measure = Measures(config)
     try:
         with termination.listening():
-            state = train(config, args.workdir, args.profile, termination)
+            state = train(config, args.workdir, args.profile, termination, measure)
     except ValueError:
         processes.exit_at_end(2)
         raise

@@ -126,6 +126,12 @@ def max_over_processes(number: int) -> int:
     return number if jax.process_count() == 1 else int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
+def from_main(values: Any) -> list[Any]:
+    """Returns process 0's nested list of numbers, as floats, on all processes; all must call it with equal shapes."""
+    array = np.asarray(values, np.float64)
+    return (array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))).tolist()
+
+
 def barrier(name: str) -> None:
     """Blocks until all processes have reached the barrier of this name, for up to a day."""
     if jax.process_count() > 1:

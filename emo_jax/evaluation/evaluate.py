@@ -101,18 +101,9 @@ def evaluate(
     scale = sum(config.data.crop_scale) / 2
     people = choose_people(identities, STRANGERS, seconds, config.clip, scale, data)
     evaluation = Evaluation(config, params, people, probe, seed=seed, long=long, wanted=properties)
-    rows = []
-    if evaluation.wanted & TALKING:
-        rows, frames = talk_rows(evaluation)
+    rows, frames = measured_rows(evaluation)
+    if frames is not None:
         save_picture(folder / "frames.png", side_by_side(people, frames, config.clip.fps))
-        if evaluation.wanted & set(FACE_PROPERTIES):
-            from emo_jax.evaluation.face_rows import face_rows
-
-            rows += face_rows(evaluation, frames)
-    for name, measure in (("speed", speed_row), ("place", place_row), ("length", length_row)):
-        if name in evaluation.wanted:
-            rows.append(measure(evaluation))
-    evaluation.progress.close()
     if "memory" in evaluation.wanted:
         rows.append(memory_row(checkpoint, people.references[0], long or 60.0, sampling.get("steps")))
     settings = dict(
@@ -134,6 +125,22 @@ def evaluate(
     return rows
 
 
+def measured_rows(evaluation: Evaluation) -> tuple[list[Row], np.ndarray | None]:
+    """Returns the rows of an evaluation's wanted properties, without "memory", and the frames of the talking people."""
+    rows, frames = [], None
+    if evaluation.wanted & TALKING:
+        rows, frames = talk_rows(evaluation)
+        if evaluation.wanted & set(FACE_PROPERTIES):
+            from emo_jax.evaluation.face_rows import face_rows
+
+            rows += face_rows(evaluation, frames)
+    for name, measure in (("speed", speed_row), ("place", place_row), ("length", length_row)):
+        if name in evaluation.wanted:
+            rows.append(measure(evaluation))
+    evaluation.progress.close()
+    return rows, frames
+
+
 def select_properties(only: list[str] | None = None, memory: bool = False, long: float = 60.0) -> list[str]:
     """Returns the properties to measure.
 
@@ -150,7 +157,7 @@ def select_properties(only: list[str] | None = None, memory: bool = False, long:
     known = (*PROPERTIES, *FACE_PROPERTIES)
     unknown = sorted(set(only or ()) - set(known))
     if unknown:
-        raise ValueError(f"--only names {unknown[0]!r}; expected some of {', '.join(known)}")
+        raise ValueError(f"unknown property {unknown[0]!r}; expected some of {', '.join(known)}")
     faces = FACE_PROPERTIES if has_models(*(model.name for model in MODELS)) else ()
     names = only or [*(name for name in PROPERTIES if name != "memory" or memory), *faces]
     return [name for name in names if name != "length" or long]
@@ -172,10 +179,17 @@ class Evaluation:
     def __init__(self, config, params, people, probe, *, seed: int = 0, long: float = 60, wanted=PROPERTIES):
         from emo_jax.models.emo import build
 
-        self.config, self.params, self.people, self.probe = config, params, people, probe
-        self.seed, self.long, self.wanted = seed, long, set(wanted)
+        self.config, self.people, self.probe = config, people, probe
+        self.seed, self.long = seed, long
         self.emo, self.samplers = build(config), {}
         self.clip = config.clip
+        self.use(params, wanted)
+
+    def use(self, params, wanted) -> None:
+        """Sets the weights and the wanted properties of the next rows; compiled programs are kept."""
+        self.params, self.wanted = params, set(wanted)
+        for sampler in self.samplers.values():
+            sampler.params = params
         self.progress = Progress(self._segments(), "evaluate", "segment", every=10)
 
     def _segments(self) -> int:

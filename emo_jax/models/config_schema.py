@@ -52,6 +52,7 @@ _LENGTHS = {
     "sampling.guidance_interval": (2, 2),
     "train.also": (0, 64),
     "train.only": (0, 64),
+    "train.evaluators": (0, 64),
     "train.lora.parts": (0, 64),
     "model": (1, 512),
     "model.unet": _LEVELS,
@@ -63,6 +64,7 @@ _LENGTHS = {
 _ITEMS = {
     "train.also": schema.text(),
     "train.only": schema.text(),
+    "train.evaluators": schema.array(schema.either(schema.number(0, 1e9), schema.text()), 2),
     "train.lora.parts": schema.text(),
     "data.sources": schema.array(schema.either(schema.number(0, 1e9), schema.text()), 3),
 }

@@ -1,7 +1,8 @@
 """The training loop of `emo train`.
 
-The order of side effects in a step is law: next batch, step, log, validate, save (the state and the position in the
-data together), sample. A run resumes from its newest checkpoint, so the same command continues a run that was ended.
+The order of side effects in a step is law: next batch, step, log, validate and evaluate, save (the state and the
+position in the data together), sample. A run resumes from its newest checkpoint, so the same command continues a run
+that was ended.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from emo_jax.models import emo as emo_lib
 from emo_jax.models.placement import state_sharding
 from emo_jax.progress import report_waiting
 from emo_jax.training.encoders import check_encoders
+from emo_jax.training.evaluators import Judge, Measure, check_evaluators
 from emo_jax.training.flops import step_flops
 from emo_jax.training.initial_weights import initial_params
 from emo_jax.training.metrics import MetricsWriter, SkipLimit
@@ -44,7 +46,11 @@ from emo_jax.weights.runs import check_workdir
 
 
 def train(
-    config: ConfigDict, workdir: str | os.PathLike, profile: int = 0, termination: Termination | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    profile: int = 0,
+    termination: Termination | None = None,
+    measure: Measure | None = None,
 ) -> TrainState:
     """Trains the config's stage for `train.steps` steps, or until termination is requested.
 
@@ -56,6 +62,7 @@ def train(
         workdir: the run's folder, which gets checkpoints, metrics and samples; may be a bucket.
         profile: the number of steps to trace for XProf.
         termination: ends the run early, after saving; None: nothing does.
+        measure: measures generated videos for `train.evaluators`, as `evaluation.in_training.Measures` does.
 
     Returns:
         The last state, which has been saved.
@@ -87,7 +94,8 @@ def train(
     validation = Validation(config, emo, mesh)
     check_workdir(workdir)
     changes = write_run_config(workdir, ConfigDict(config)) if processes.is_main() else []
-    checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every, config.train.validation.keep_best)
+    kept, judged = (config.train.keep, config.train.keep_every), config.train.validation
+    checkpoints = Checkpoints(workdir, *kept, judged.keep_best, judged.best_by)
     with report_waiting("initializing", _print):
         state = _restore_or_init(config, emo, mesh, checkpoints, iterator)
     check_encoders([source for source, _ in [*sources, *validation.sources]], emo, mesh, state.frozen)
@@ -97,6 +105,7 @@ def train(
         flops = _step_flops(config, emo, state, getattr(sources[0][0], "layout", None))  # equal for all sources
     fields = json.loads(config.to_json_best_effort())
     writer = MetricsWriter(workdir, first, steps, flops, config.train.log, fields)
+    judge = Judge(config, validation, writer, measure)
     samples, skips = SampleWriter(config, emo, workdir, writer, validation.sources), SkipLimit(config.train.max_skipped)
     step_fn = ProfiledStep(
         processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
@@ -134,15 +143,10 @@ def train(
             last = step == steps or ends
             if step % config.train.log_every == 0 or last:
                 writer.write(step)
-            loss, best = None, False
-            if validation.due(step) and not ends:
-                with writer.paused(), report_waiting("validating", _print, after=10):
-                    measured = validation(state)
-                    writer.validation(measured, step, checkpoints.best)
-                loss, best = measured["loss"], checkpoints.improves(measured["loss"])
-            if step % config.train.save_every == 0 or last or best:
+            score = None if ends else judge(step, state, checkpoints.best)
+            if step % config.train.save_every == 0 or last or checkpoints.improves(score):
                 state = rescale(state, batch)
-                checkpoints.save(step, state, iterator, config, loss)
+                checkpoints.save(step, state, iterator, config, score)
                 _print(f"checkpoint of step {step}: {checkpoints.path(step)}")
             if ends:
                 break
@@ -174,6 +178,7 @@ def _check(config: ConfigDict) -> None:
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
     check_writers(config.train.log)
+    check_evaluators(config.train)
 
 
 def _step_flops(config: ConfigDict, emo: emo_lib.EMO, state: TrainState, layout: Layout | None) -> int | None:

@@ -105,6 +105,14 @@ class MetricsWriter:
             rank = f"best so far {best[1]:.4g} at step {best[0]}"
         print(f"validation at step {step}/{self._total} {line} ({rank})", flush=True)
 
+    def evaluation(self, values: Mapping[str, float], step: int) -> None:
+        """Writes measures of generated videos {property: value}: scalars evaluation/NAME, and a line."""
+        if jax.process_index():
+            return
+        self._scalars({f"evaluation/{name}": value for name, value in values.items()}, step)
+        line = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        print(f"evaluation at step {step}/{self._total} {line}", flush=True)
+
     def _scalars(self, values: Mapping[str, float], step: int) -> None:
         for writer in self._writers:
             writer.scalars(values, step)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
 from emo_jax.weights.integrity import Damaged, check_files, write_manifest
-from emo_jax.weights.runs import READ_ERRORS, VALIDATION, folder_of, read_losses
+from emo_jax.weights.runs import READ_ERRORS, VALIDATION, folder_of, read_scores
 
 
 class Checkpoints:
@@ -32,13 +32,21 @@ class Checkpoints:
         workdir: the folder of the run.
         keep: number of newest checkpoints to keep.
         keep_every: keep the checkpoints of all multiples of this step as well; 0 for none.
-        keep_best: keep the checkpoint with the lowest validation loss as well.
+        keep_best: keep the checkpoint with the lowest score as well.
+        measure: what the score measures, such as "loss"; scores of other measures in the folder are ignored.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 3, keep_every: int = 0, keep_best: bool = False):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        keep: int = 3,
+        keep_every: int = 0,
+        keep_best: bool = False,
+        measure: str = "loss",
+    ) -> None:
         policies = ocp.checkpoint_managers
         kept: list[Any] = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-        self._keeps_best = keep_best
+        self._keeps_best, self._measure = keep_best, measure
         kept += [_BestKept(self)] if keep_best else []
         self._manager = ocp.CheckpointManager(
             folder_of(workdir) / "checkpoints",
@@ -50,7 +58,8 @@ class Checkpoints:
         )
 
         steps = self._manager.all_steps()
-        self._losses = read_losses(self._manager.directory, steps)
+        scores = read_scores(self._manager.directory, steps)
+        self._scores = {step: score for step, (name, score) in scores.items() if name == measure}
 
     @property
     def latest(self) -> int | None:
@@ -59,19 +68,21 @@ class Checkpoints:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """(step, validation loss) of the checkpoint with the lowest one; None if no checkpoint has one."""
-        saved = {step: loss for step, loss in self._losses.items() if step in self._manager.all_steps()}
+        """(step, score) of the checkpoint with the lowest score; None if no checkpoint has one."""
+        saved = {step: score for step, score in self._scores.items() if step in self._manager.all_steps()}
         return min(saved.items(), key=lambda item: item[1]) if saved else None
 
-    def improves(self, loss: float) -> bool:
-        """Returns whether the best checkpoint is kept, and a validation loss is below that of all checkpoints."""
-        return self._keeps_best and math.isfinite(loss) and (self.best is None or loss < self.best[1])
+    def improves(self, score: float | None) -> bool:
+        """Returns whether the best checkpoint is kept, and a score is below that of all checkpoints."""
+        if score is None or not self._keeps_best or not math.isfinite(score):
+            return False
+        return self.best is None or score < self.best[1]
 
     def path(self, step: int) -> epath.Path:
         """Returns the folder of a checkpoint."""
         return self._manager.directory / str(step)
 
-    def save(self, step: int, state: Any, iterator: Any, config: ConfigDict, loss: float | None = None) -> None:
+    def save(self, step: int, state: Any, iterator: Any, config: ConfigDict, score: float | None = None) -> None:
         """Starts to save a checkpoint.
 
         Args:
@@ -79,16 +90,16 @@ class Checkpoints:
             state: the training state.
             iterator: the data iterator, whose place is saved.
             config: the config.
-            loss: its validation loss; None: it was not measured.
+            score: its value of the measure, of which lower ones are better; None: it was not measured.
 
         Raises:
             OSError: this or the previous checkpoint could not be written; earlier ones are kept.
             JaxRuntimeError: the step failed, or another process is gone.
         """
         items: dict[str, Any] = {}
-        if loss is not None and math.isfinite(loss):
-            items[VALIDATION] = ocp.args.JsonSave({"loss": loss})
-            self._losses[step] = loss
+        if score is not None and math.isfinite(score):
+            items[VALIDATION] = ocp.args.JsonSave({self._measure: score})
+            self._scores[step] = score
         arguments = ocp.args.Composite(
             **items,
             state=ocp.args.StandardSave(state._asdict() if hasattr(state, "_asdict") else vars(state)),
@@ -193,7 +204,7 @@ class Checkpoints:
 
 
 class _BestKept(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the checkpoint with the lowest validation loss."""
+    """Keeps the checkpoint with the lowest score."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints

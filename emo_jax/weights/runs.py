@@ -34,7 +34,7 @@ T = TypeVar("T")
 READ_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError, AssertionError, IndexError)
 """What orbax and tensorstore raise for damaged files."""
 VALIDATION = "validation"
-"""The item of a checkpoint that holds its validation loss."""
+"""The item of a checkpoint that holds its score: {name of the measure: value}, of which lower values are better."""
 _GROUP = 2**28
 """Bytes of arrays that are read at a time."""
 
@@ -141,27 +141,29 @@ def _only_errors() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def read_losses(directory: epath.Path, steps: Iterable[int]) -> dict[int, float]:
-    """Returns {step: validation loss} of the checkpoints workdir/checkpoints/STEP that have one."""
-    losses = {}
+def read_scores(directory: epath.Path, steps: Iterable[int]) -> dict[int, tuple[str, float]]:
+    """Returns {step: (measure, value)} of the checkpoints workdir/checkpoints/STEP that have a score."""
+    scores = {}
     for step in steps:
         with contextlib.suppress(*READ_ERRORS):  # most have none
-            losses[step] = float(json.loads((directory / str(step) / VALIDATION / "metadata").read_text())["loss"])
-    return losses
+            [item] = json.loads((directory / str(step) / VALIDATION / "metadata").read_text()).items()
+            scores[step] = str(item[0]), float(item[1])
+    return scores
 
 
 def best_step(workdir: str | os.PathLike) -> int:
-    """Returns the step of the checkpoint with the lowest validation loss.
+    """Returns the step of the best checkpoint, by the measure (`train.validation.best_by`) of the newest with a score.
 
     Raises:
-        ValueError: no checkpoint has a validation loss.
+        ValueError: no checkpoint has a score.
     """
     directory = folder_of(workdir) / "checkpoints"
     steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
-    losses = read_losses(directory, steps)
-    if not losses:
+    scores = read_scores(directory, steps)
+    if not scores:
         raise ValueError(f"{directory} has no checkpoint with a validation loss; give a step, or train.validation")
-    return min(losses, key=lambda step: losses[step])
+    measure = scores[max(scores)][0]
+    return min((step for step in scores if scores[step][0] == measure), key=lambda step: scores[step][1])
 
 
 def load_run(
