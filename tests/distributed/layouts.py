@@ -176,22 +176,26 @@ def _compare(loss, params, inputs, names):
     return results
 
 
-def sampling(relative=False):
+def sampling(relative=""):
     """Compares a guided video of two segments, generated on all devices, with that of one device.
 
     Args:
-        relative: whether to use the parts and settings of hallo.
+        relative: whose parts and settings to use: "hallo", "echomimic" (three windows), or "" for EMO's.
     """
     from emo_jax.generation.guided import mesh_for
-    from emo_jax.generation.sampler import VideoSampler
+    from emo_jax.generation.window_sampler import make_sampler
     from emo_jax.models.emo import build
-    from tests.small import WAV2VEC2, as_hallo
+    from tests.small import WAV2VEC2, WHISPER, as_echomimic, as_hallo
     from tests.steps import random_params
 
     config = smallest_config("speed")
-    if relative:
+    if relative == "hallo":
         config = as_hallo(config)
         config.model.audio.update(WAV2VEC2 | dict(timing="frames"))
+    if relative == "echomimic":
+        config.model.audio.update(WHISPER)
+        config = as_echomimic(config)
+        config.sampling.overlap = 1
     config.sampling.update(clips=1, reference_scale=2.0, audio_scale=2.0)
     emo, rng = build(config), np.random.default_rng(0)
     portrait = rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
@@ -199,7 +203,7 @@ def sampling(relative=False):
     mask[:, 6:28, 9:25] = 1
     videos, mesh = [], mesh_for("joint", config.clip.frames)
     for devices in (None, mesh):
-        sampler = VideoSampler(emo, random_params(emo), config.sampling, mesh=devices)
+        sampler = make_sampler(emo, random_params(emo), config.sampling, mesh=devices)
         frames = sampler.stream(portrait, mask, sound, key=jax.random.key(0))
         videos.append(np.concatenate(list(frames), axis=1).astype(int))
     return dict(

@@ -24,7 +24,7 @@ from emo_jax.models.emo import build
 from emo_jax.models.parts import LAYERS, layer_of
 from emo_jax.models.placement import parameter_spec, state_sharding
 from tests.distributed.layouts import LAYOUTS, report
-from tests.small import WAV2VEC2, as_hallo, small_config
+from tests.small import WAV2VEC2, WHISPER, as_echomimic, as_hallo, small_config
 from tests.steps import training_config
 
 STEP_LAYOUTS = ["data 8", "fsdp 8", "data 2 fsdp 4", "data 2 fsdp 2 frame 2", "data 4 tensor 2"]
@@ -87,9 +87,9 @@ def test_eight_devices_equal_one_device(stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("relative", ["", "hallo", "echomimic"])
 def test_a_video_from_eight_devices_equals_that_of_one(relative):
-    result = report(f"sampling({relative})")
+    result = report(f"sampling({relative!r})")
     assert result["mesh"] == dict(data=2, fsdp=1, frame=4, tensor=1) and result["programs"] == 1
     assert result["steps"] <= 1 and result["spread"] > 20  # uint8 values
 
@@ -101,9 +101,11 @@ def flat_shapes(config):
     return flatten_dict(build(config).abstract_params(), sep="/")
 
 
-@pytest.mark.parametrize("change", [lambda config: config, as_hallo])
-def test_every_parameter_has_a_partition_spec(change):
-    paths, split = flat_shapes(change(small_config())), 0
+@pytest.mark.parametrize("config", [
+    small_config(), as_hallo(small_config()), as_echomimic(small_config(audio=WHISPER))
+])  # fmt: skip
+def test_every_parameter_has_a_partition_spec(config):
+    paths, split = flat_shapes(config), 0
     for path, leaf in paths.items():
         spec = parameter_spec(path, leaf.shape, 8)
         if spec != PartitionSpec():

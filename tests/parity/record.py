@@ -133,21 +133,13 @@ def record_video(rng):
     unchanged = unet(latents, timesteps, text).sample
     for module in unet.modules():
         if isinstance(module, AnimateDiffTransformer3D):
-            module.norm.forward = _frame_by_frame(module.norm.forward)
+            module.norm.forward = record_hallo.frame_by_frame(module.norm.forward)
     out = unet(latents, timesteps, text).sample
     change = (unchanged - out).abs().max() / out.abs().max()
     print(f"video: norms over all frames at once change the UNet's output by {change:.1%}")
     return _named(
         "video", weights, latents=channels_last(latents.transpose(1, 2)), prediction=channels_last(out.transpose(1, 2))
     )
-
-
-def _frame_by_frame(norm):
-    def forward(x):  # (B, C, f, h, w)
-        frames = x.transpose(1, 2)
-        return norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
-
-    return forward
 
 
 def record_vae(rng):
@@ -254,7 +246,7 @@ def record_hallo_parts(rng):
     gains = {"to_q": 1.2, "to_k": 1.2, "proj_in": 0.3, "conv2": 0.3, "net.2": 0.5}
     gains |= {f"blocks.{i}": 1.7 for i in range(6)}  # of the Face Locator
     strong = functools.partial(randomise, gains=gains, keep_text=True)
-    weights, arrays = record_hallo.record(rng, strong, normal, _frame_by_frame)
+    weights, arrays = record_hallo.record(rng, strong, normal)
     voice_weights, voice = record_hallo.record_voice(rng, randomise, normal)
     arrays |= record_hallo.record_steps()
     return _named("hallo", weights, **arrays) | _named("hallo_voice", voice_weights, **voice)

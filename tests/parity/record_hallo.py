@@ -58,26 +58,63 @@ class AudioModule(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
-class Hallo(nn.Module):
-    """The denoising network: SD's UNet with an audio module and a temporal module behind each transformer."""
+def unet_sizes(channels, attention, **more):
+    """Returns the arguments of a UNet2DConditionModel with attention on some levels, finest first."""
+    names = [f"{'CrossAttn' if on else ''}DownBlock2D" for on in attention]
+    return dict(
+        block_out_channels=channels, down_block_types=names,
+        up_block_types=[name.replace("Down", "Up") for name in reversed(names)], **more,
+    )  # fmt: skip
 
-    def __init__(self, sizes):
+
+def layers_of(unet):
+    """Yields (name, spatial transformer, inner width of hallo's audio module behind it) of a UNet's layers."""
+    widths = unet.config.block_out_channels
+    for i, block in enumerate(unet.down_blocks):
+        for j, attention in enumerate(getattr(block, "attentions", ())):
+            yield f"down_blocks.{i}.{j}", attention, widths[i if j else max(i - 1, 0)]
+    yield "mid_block.0", unet.mid_block.attentions[0], widths[-1]
+    for i, block in enumerate(unet.up_blocks):
+        for j, attention in enumerate(getattr(block, "attentions", ())):
+            yield f"up_blocks.{i}.{j}", attention, widths[max(len(widths) - 2 - i, 0)]
+
+
+def frame_by_frame(norm):
+    """Wraps the forward function of a temporal module's norm, so that each frame has its own statistics.
+
+    That is AnimateDiff's computation; diffusers takes them over all frames.
+    """
+
+    def forward(x):  # (B, C, f, h, w)
+        frames = x.transpose(1, 2)
+        return norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+    return forward
+
+
+class Hallo(nn.Module):
+    """The denoising network: SD's UNet with an audio module and a temporal module behind each transformer.
+
+    Args:
+        sizes: of `unet_sizes`.
+        features: size of an audio token.
+    """
+
+    def __init__(self, sizes, features):
         super().__init__()
         self.unet = UNet2DConditionModel(**sizes)
         self.layers, added = {}, {}
-        for level in ("down_blocks.0", "mid_block", "up_blocks.1"):
-            block = self.unet.get_submodule(level)
-            for j, attention in enumerate(block.attentions):
-                channels = attention.in_channels
-                # Going up and first going down: the next finer level's width; here there is none but for the mid block.
-                width = cases.CHANNELS[-1] if level == "mid_block" else cases.CHANNELS[0]
-                audio = AudioModule(channels, width, cases.HEADS, cases.GROUPS, cases.VOICE)
-                motion = AnimateDiffTransformer3D(
-                    cases.HEADS, channels // cases.HEADS, in_channels=channels, norm_num_groups=cases.GROUPS,
-                    positional_embeddings="sinusoidal", num_positional_embeddings=32,
-                )  # fmt: skip
-                added |= {f"{level}.audio_modules.{j}": audio, f"{level}.motion_modules.{j}": motion}
-                self.layers[f"{level}.{j}"] = attention, audio, motion
+        heads, groups = sizes["attention_head_dim"], sizes["norm_num_groups"]
+        for name, attention, width in layers_of(self.unet):
+            channels, (level, j) = attention.in_channels, name.rsplit(".", 1)
+            audio = AudioModule(channels, width, heads, groups, features)
+            motion = AnimateDiffTransformer3D(
+                heads, channels // heads, in_channels=channels, norm_num_groups=groups,
+                positional_embeddings="sinusoidal", num_positional_embeddings=32,
+            )  # fmt: skip
+            motion.norm.forward = frame_by_frame(motion.norm.forward)
+            added |= {f"{level}.audio_modules.{j}": audio, f"{level}.motion_modules.{j}": motion}
+            self.layers[name] = attention, audio, motion
         self.added = nn.ModuleDict({name.replace(".", "/"): module for name, module in added.items()})
 
     def forward(self, latents, timesteps, given):
@@ -126,39 +163,33 @@ def _behind(given, name, audio, motion, rows, frames):
 def features_of(unet, latents, face):
     """Returns {layer: norm1's output} of a ReferenceNet for images at timestep 0."""
     found, handles = {}, []
-    for level in ("down_blocks.0", "mid_block", "up_blocks.1"):
-        for j, attention in enumerate(unet.get_submodule(level).attentions):
-            norm1, name = attention.transformer_blocks[0].norm1, f"{level}.{j}"
-            handles.append(norm1.register_forward_hook(lambda _, __, y, name=name: found.update({name: y})))
+    for name, attention, _ in layers_of(unet):
+        norm1 = attention.transformer_blocks[0].norm1
+        handles.append(norm1.register_forward_hook(lambda _, __, y, name=name: found.update({name: y})))
     unet(latents, torch.zeros(len(latents), dtype=torch.long), face)
     for handle in handles:
         handle.remove()
     return found
 
 
-def record(rng, randomise, normal, frame_by_frame):
+def record(rng, randomise, normal):
     """Records the networks without guidance and with both halves of guidance.
 
     Args:
         rng: random numbers.
         randomise: sets a module's parameters and returns them.
         normal: draws a tensor.
-        frame_by_frame: wraps the forward function of a temporal module's norm.
     """
-    sizes = dict(
-        block_out_channels=cases.CHANNELS, layers_per_block=cases.LAYERS, norm_num_groups=cases.GROUPS,
+    sizes = unet_sizes(
+        cases.CHANNELS, cases.ATTENTION, layers_per_block=cases.LAYERS, norm_num_groups=cases.GROUPS,
         in_channels=cases.LATENT_CHANNELS, out_channels=cases.LATENT_CHANNELS, cross_attention_dim=cases.TEXT,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         attention_head_dim=cases.HEADS,
     )  # fmt: skip
-    net, reference = Hallo(sizes), UNet2DConditionModel(**sizes)
+    net, reference = Hallo(sizes, cases.VOICE), UNet2DConditionModel(**sizes)
     face = ImageProjection(cases.FACE, cases.TEXT, cases.FACE_TOKENS)
     locator = ControlNetConditioningEmbedding(cases.CHANNELS[0], 3, cases.LOCATOR)
     parts = dict(backbone=net, reference_net=reference, face_projector=face, face_locator=locator)
     weights = {f"{part}.{name}": a for part, module in parts.items() for name, a in randomise(module, rng).items()}
-    for module in net.modules():
-        if isinstance(module, AnimateDiffTransformer3D):
-            module.norm.forward = frame_by_frame(module.norm.forward)
 
     f, n, (h, w) = 3, 2, cases.LATENT_SIZE
     latents, images = normal(rng, 1, cases.LATENT_CHANNELS, f, h, w), normal(rng, 1 + n, cases.LATENT_CHANNELS, h, w)

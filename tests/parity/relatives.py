@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from emo_jax.weights.assemble import assemble
+from emo_jax.weights.names import to_path
 
 FOLDER = next(
     (p / "shared/reference" for p in pathlib.Path(__file__).parents if (p / "shared/reference").is_dir()), None
@@ -87,6 +88,21 @@ def layer_of(path):
     """Returns our name of their `down_blocks.0.attentions.1`: down_blocks_0.1."""
     level, layer = path.split(".attentions.")
     return f"{re.sub(r'_blocks.', '_blocks_', level)}.{layer}"
+
+
+def layer_of_name(name):
+    """Returns our name of the layer `down_blocks.0.1` of `record_hallo`'s modules: down_blocks_0.1."""
+    return re.sub(r"_blocks\.", "_blocks_", name)
+
+
+def path_of_module(name, array):
+    """Returns our path of a tensor of `record_hallo`'s modules, and the array in our layout."""
+    part, rest = name.split(".", 1)
+    if rest.startswith("added."):  # ModuleDict names hold slashes
+        rest = rest.removeprefix("added.").replace("/", ".")
+    rest = rest.removeprefix("unet.").replace("image_embeds.", "proj.")
+    path, value = to_path(rest, array)
+    return f"{part}/{path}", value
 
 
 def banks(truth, prefix):

@@ -16,9 +16,10 @@ from emo_jax.models.audio_encoder import FrameRecording
 from emo_jax.models.conditions import mask_conditions
 from emo_jax.models.emo import build
 from emo_jax.models.wav2vec2 import Wav2Vec2, Wav2Vec2Config
-from emo_jax.weights.names import POSITIONS, to_path
+from emo_jax.weights.names import POSITIONS
 from emo_jax.weights.wav2vec2 import from_transformers
 from tests.parity import cases
+from tests.parity.relatives import layer_of_name, path_of_module
 from tests.parity.test_parity import close, compiled, recorded  # noqa: F401 (a fixture)
 
 PARTS = ("backbone", "reference_net", "face_projector", "face_locator")
@@ -39,16 +40,6 @@ def config():
     return found
 
 
-def path_of(name, array):
-    """Returns our path of a recorded tensor, and the array in our layout."""
-    part, rest = name.split(".", 1)
-    if rest.startswith("added."):  # ModuleDict names hold slashes
-        rest = rest.removeprefix("added.").replace("/", ".")
-    rest = rest.removeprefix("unet.").replace("image_embeds.", "proj.")
-    path, value = to_path(rest, array)
-    return f"{part}/{path}", value
-
-
 @pytest.fixture(scope="module")
 def arrays(recorded):  # noqa: F811
     return recorded("hallo")
@@ -58,7 +49,7 @@ def arrays(recorded):  # noqa: F811
 def model(arrays):
     emo = build(config())
     weights = {n.removeprefix("weights/"): a for n, a in arrays.items() if n.startswith("weights/")}
-    flat = dict(path_of(name, a) for name, a in weights.items() if not re.search(UNUSED, name))
+    flat = dict(path_of_module(name, a) for name, a in weights.items() if not re.search(UNUSED, name))
     shapes = {p: leaf.shape for p, leaf in flatten_dict(emo.abstract_params(), sep="/").items()}
     assert {p: a.shape for p, a in flat.items()} == {p: s for p, s in shapes.items() if p.startswith(PARTS)}
     return emo, unflatten_dict(flat, sep="/")
@@ -84,10 +75,6 @@ def found(model, arrays):
     return compiled(compute)(params, inputs, arrays["voice"], arrays["latents"], np.array([499]))
 
 
-def layer_of(name):
-    return re.sub(r"_blocks\.", "_blocks_", name)
-
-
 def test_face_tokens_and_location(found, arrays):
     plain = found[0]
     close(plain.face[:, 0], arrays["tokens"])
@@ -100,7 +87,7 @@ def test_features_of_the_reference_net(found, arrays):
     banks = {n.removeprefix("bank/"): a for n, a in arrays.items() if n.startswith("bank/")}
     assert len(banks) == 4
     for name, expected in banks.items():
-        layer = layer_of(name)
+        layer = layer_of_name(name)
         ours = np.concatenate([plain.reference[layer], plain.motion[layer]], axis=1)
         close(ours.reshape(expected.shape), expected)
         portraits, null, motion = (np.asarray(a[layer])[0] for a in (tiled.reference, tiled.null.motion, tiled.motion))

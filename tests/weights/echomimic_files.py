@@ -11,7 +11,7 @@ from emo_jax.models.emo import build
 from emo_jax.weights import names, whisper
 from emo_jax.weights.echomimic import VAE, WHISPER, to_name
 from tests.weights import torch_files
-from tests.weights.hallo_files import draw
+from tests.weights.hallo_files import draw, with_one_step
 
 SIZES = dict(
     d_model=8, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=8, max_source_positions=25
@@ -26,9 +26,10 @@ def config(stage="video"):
     found.model.vae.update(channels=(8,) * 4, decoder_channels=(8,) * 4, layers=1, groups=4)
     found.model.audio.update(layers=(0, 1, 2), steps=4)
     found.model.audio.whisper.update(SIZES)
+    found.model.speed.features = 8
     found.clip.update(frames=4, image_size=(64, 64), audio_context=0.1)
     found.sampling.update(steps=2, overlap=1)
-    return found
+    return with_one_step(found)
 
 
 def openai_names(tensors):
@@ -48,24 +49,32 @@ def openai_names(tensors):
 
 
 def files():
-    """Returns {file: its tensors} of the four files: 1,274 + 588 + 570 + 16; and {path: array} of the other parts.
+    """Returns {file: its tensors} of the four files, and {path: array} of the other parts.
 
     The temporal modules of motion_module.pth have other values than those of denoising_unet.pth, which count.
     """
     rng, branches = np.random.default_rng(0), {}
     for path, leaf in flatten_dict(build(config()).abstract_params(), sep="/").items():
         branches.setdefault(path.split("/")[0], {})[path] = draw(rng, path, leaf.shape)
+    parts = layout(branches)
+    parts["motion_module"] = {n: a + a.dtype.type(1) for n, a in parts["motion_module"].items()}
+    return parts, branches
+
+
+def layout(branches):
+    """Returns {file: its tensors} of the four files by the params: 1,274 + 588 + 570 + 16."""
     parts = {name: {} for name in ("denoising_unet", "motion_module", "reference_unet", "face_locator")}
     for branch in ("backbone", "reference_net", "face_locator"):
         for path, array in branches[branch].items():
-            file, _, name = to_name(path, array)[0].partition(".")
-            parts[file][name] = to_name(path, array)[1]
+            name, value = to_name(path, array)
+            file, _, name = name.partition(".")
+            parts[file][name] = value
     denoising, reference = parts["denoising_unet"], parts["reference_unet"]
     for name, array in list(denoising.items()):
         if name.endswith("to_q.weight") and "motion_modules" in name:
             table = np.broadcast_to(np.float32(0), (1, 32, array.shape[0]))
             denoising[name.replace("to_q.weight", "pos_encoder.pe")] = table
-    parts["motion_module"] = {n: a + a.dtype.type(1) for n, a in denoising.items() if "motion_modules" in n}
+    parts["motion_module"] = {n: a for n, a in denoising.items() if "motion_modules" in n}
     last = "up_blocks.3.attentions."
     behind = ("proj_out", "attn1", "norm3", ".ff.")
     reference |= {
@@ -73,7 +82,7 @@ def files():
         for n, a in reference.items()
         if n.startswith(f"{last}1.") and any(part in n for part in behind)
     }
-    return parts, branches
+    return parts
 
 
 def write(folder):

@@ -32,11 +32,16 @@ def config(stage="video"):
     found.model.speed.features = 8
     found.clip.update(frames=4, image_size=(64, 64), audio_context=0.2)
     found.sampling.update(steps=2)
-    found.data.num_workers = 0
+    return with_one_step(found)
+
+
+def with_one_step(config):
+    """Gives a config a training of one step; returns it."""
+    config.data.num_workers = 0
     # Without warm-up and averaging, one step changes the weights that are read.
-    found.train.update(steps=1, batch_size=2, save_every=1, log_every=1, sample_every=0, ema=0.0)
-    found.train.optimizer.update(warmup=0, learning_rate=1e-3)
-    return found
+    config.train.update(steps=1, batch_size=2, save_every=1, log_every=1, sample_every=0, ema=0.0)
+    config.train.optimizer.update(warmup=0, learning_rate=1e-3)
+    return config
 
 
 def draw(rng, path, shape):

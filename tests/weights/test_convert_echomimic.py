@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from emo_jax.cli import main as cli
 from emo_jax.media.audio import write_wav
 from emo_jax.media.video import probe, read_video
+from emo_jax.models.parts import part_of
 from emo_jax.weights import convert as convert_lib
 from emo_jax.weights.echomimic import VAE, WHISPER, to_name, to_path
 from emo_jax.weights.store import read_flat
@@ -115,7 +117,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", [*BROKEN, "truncated", "absent", "whisper", "nowhere", "file"])
+@pytest.mark.parametrize("kind", [*BROKEN, "truncated", "voice", "absent", "whisper", "nowhere", "file"])
 def test_a_broken_set_is_one_line(release, tmp_path, capsys, kind):
     folder, tensors = release
     source = linked(folder, tmp_path / "release")
@@ -125,11 +127,12 @@ def test_a_broken_set_is_one_line(release, tmp_path, capsys, kind):
         change(changed)
         (source / f"{name}.pth").unlink()
         torch_files.save(source / f"{name}.pth", changed)
-    elif kind == "truncated":
-        content = (folder / "motion_module.pth").read_bytes()
-        (source / "motion_module.pth").unlink()
-        (source / "motion_module.pth").write_bytes(content[: len(content) // 2])
-        expected = "motion_module.pth is damaged"
+    elif kind in ("truncated", "voice"):
+        name = WHISPER if kind == "voice" else "motion_module.pth"
+        content = (folder / name).read_bytes()
+        (source / name).unlink()
+        (source / name).write_bytes(content[: len(content) // 2])
+        expected = f"{pathlib.Path(name).name} is damaged"
     elif kind == "absent":
         (source / "face_locator.pth").unlink()
         expected = "has no face_locator.pth"
@@ -197,3 +200,21 @@ def test_videos_are_made_from_it(converted, tmp_path, capfd):
     assert len(generate(converted, "short.mp4", "short.wav")) == 2
     fast = generate(converted, "fast.mp4", "voice.wav", "--steps", "1", "--reference-scale=1", "--audio-scale=1")
     assert fast.shape == first.shape and (fast != first).any()
+
+
+@pytest.mark.slow
+def test_a_training_step_starts_from_it(converted, release, talking_records, tmp_path):
+    """Stage speed adds speed layers and changes the temporal modules alone; its result makes a video."""
+    folder, _ = release
+    overrides = [f"--config.data.directory={talking_records}", f"--config.train.init_from={converted}"]
+    overrides += ["--config.clip.fps=25"]  # of the records
+    train = ["train", f"--config={folder}/miniature.py:speed", "--workdir", str(tmp_path / "run"), *overrides]
+    assert cli.main(train) == 0
+    (_, before), (_, after) = read_flat(converted), read_flat(tmp_path / "run")
+    changed = {path for path in before if not np.array_equal(np.asarray(before[path], np.float32), after[path])}
+    assert changed and {part_of(path) for path in changed} == {"temporal_modules"}
+    assert {part_of(path) for path in set(after) - set(before)} == {"speed_layers"}
+    write_wav(tmp_path / "voice.wav", np.zeros(2 * 16000 // 25, np.float32))
+    inputs = ["--portrait", str(PORTRAIT), "--audio", str(tmp_path / "voice.wav"), "--checkpoint"]
+    assert cli.main(["generate", *inputs, str(tmp_path / "run"), "-o", str(tmp_path / "out.mp4")]) == 0
+    assert probe(tmp_path / "out.mp4")["frames"] == 2
