@@ -47,7 +47,7 @@ def test_a_sweep_trains_and_evaluates_on_top_of_hallo(talking_records, tmp_path)
     rng, video = np.random.default_rng(0), small_hallo()
     video.model.speed_layers = False
     shapes = flatten_dict(build(video).abstract_params(), sep="/")
-    before = {path: np.float32(0.05 * rng.standard_normal(a.shape)) for path, a in shapes.items()}
+    before = {path: np.float16(0.05 * rng.standard_normal(a.shape)) for path, a in shapes.items()}
     save_weights(tmp_path / "weights", video, before)
     (tmp_path / "sweep.py").write_text(SWEEP.format(folder=tmp_path))
     (tmp_path / "hallo.py").write_text(CONFIG)
