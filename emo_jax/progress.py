@@ -17,15 +17,17 @@ class Progress:
         name: what is being done.
         unit: what is counted, in the singular.
         every: seconds between lines if stderr is not a terminal.
+        shown: False to show only what `say` gets, where another process shows the progress.
     """
 
-    def __init__(self, total: float, name: str, unit: str, every: float = 5.0):
+    def __init__(self, total: float, name: str, unit: str, every: float = 5.0, shown: bool = True):
+        self._shown = shown
         self._total, self._name, self._unit, self._every = total, name, unit, every
         self._done, self._bar = 0.0, None
         self._start = self._last = time.monotonic()
         self._first: tuple[float, float] | None = None
         self._lock = threading.Lock()
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
             shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total} " + unit + "s [{elapsed}<{remaining}]"
@@ -49,7 +51,7 @@ class Progress:
             self._bar.update(amount)
             return
         now = time.monotonic()
-        if now - self._last > self._every or self._done >= self._total:
+        if self._shown and (now - self._last > self._every or self._done >= self._total):
             start, done = self._first or (self._start, 0.0)
             rate = (self._done - done) / max(now - start, 1e-9)
             left = max(self._total - self._done, 0) / max(rate, 1e-9)

@@ -18,6 +18,8 @@ from emo_jax.cli.arguments import add_output, add_verb, add_weights, sampling_fi
 
 _LEGEND = "yellow: where the face may move, cyan: numbered faces, dark: stays as it is"
 
+_OF_MANIFESTS = ("batch", "runner", "workers")
+"""Options that need --manifest."""
 _LIVE = "--audio -, a named pipe or microphone; -o - (mp4), .mp4, .m3u8 (HLS) or rtmp://..."
 
 
@@ -26,6 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--manifest", metavar="CSV|JSONL", help="list of portraits and recordings; -o is a folder")
     parser.add_argument("--batch", type=int, metavar="N", help="videos of a manifest that a device makes together")
+    parser.add_argument("--runner", metavar="local|ray", help="where: this machine, or a Ray cluster (extra ray)")
+    parser.add_argument("--workers", type=int, metavar="N", help="workers on Ray (default: one for each GPU or CPU)")
     parser.add_argument("--portrait", help="image file: PNG, JPEG, WebP, ...")
     parser.add_argument("--audio", help="file with a sound track: WAV, MP3, MP4, ...")
     parser.add_argument("--vocals", default="off", metavar="auto|off|FILE", help="voice to hear, without the music")
@@ -115,8 +119,8 @@ def main(args: argparse.Namespace, rest: list[str]) -> int | None:
         generate_live(args.portrait, args.audio, args.output, weights(args), face_box=face, **given)
         return None
     if args.manifest is not None:
-        batch = 1 if args.batch is None else args.batch
-        return generate_batch(args.manifest, args.output, weights(args), batch=batch, **options)
+        more = {name: value for name in _OF_MANIFESTS if (value := getattr(args, name)) is not None}
+        return generate_batch(args.manifest, args.output, weights(args), **more, **options)
     files = (args.portrait, args.audio, args.output)
     own = dict(face_box=face, soundtrack=args.soundtrack, face_embedding=args.face_embedding)
     generate_file(*files, weights(args), **own, **options)
@@ -135,8 +139,12 @@ def _check_combination(args: argparse.Namespace) -> None:
                 raise ValueError(f"--manifest and --{name} are given; write {name} into the manifest, for each video")
         if args.face_embedding is not None:
             raise ValueError("--manifest and --face-embedding are given; one embedding belongs to one portrait")
-    elif args.batch is not None:
-        raise ValueError("--batch is given without --manifest; it makes several videos of a list together")
+        if args.workers is not None and args.runner != "ray":
+            raise ValueError("--workers is given without --runner ray; other runs use the devices of this machine")
+    else:
+        for name in _OF_MANIFESTS:
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} is given without --manifest; it is for the videos of a list")
     if args.live:
         for name in ("manifest", "soundtrack", "codec", "fps", "preview", "face_embedding"):
             if getattr(args, name) is not None:

@@ -47,6 +47,20 @@ class _Work(NamedTuple):
     start: float
 
 
+class Outcome(NamedTuple):
+    """What became of the videos of a manifest.
+
+    Attributes:
+        made: number of videos that were made.
+        elsewhere: number of videos that other processes made meanwhile.
+        failures: the reason for each video that could not be made.
+    """
+
+    made: int
+    elsewhere: int
+    failures: dict[str, str]
+
+
 class Batch:
     """Makes the videos of a manifest.
 
@@ -57,11 +71,7 @@ class Batch:
         options: FILE_OPTIONS, and keyword arguments of `EmoPipeline.stream`, for all videos.
         defaults: values of `seed` and `vocals` for videos without.
         size: number of videos that one program makes together.
-
-    Attributes:
-        made: number of videos that this process made.
-        elsewhere: number of videos that other processes made meanwhile.
-        failures: the reason for each video that could not be made.
+        shown: whether the progress is shown.
     """
 
     def __init__(
@@ -72,18 +82,19 @@ class Batch:
         options: dict[str, Any],
         defaults: dict[str, Any],
         size: int = 1,
+        shown: bool = True,
     ):
         self._size = size
         self.folder, self._pipes, self._options, self._defaults = folder, pipes, options, defaults
         self._items = collections.deque(items)
         self._later: collections.deque[tuple[float, Item]] = collections.deque()  # time of the next look, and the item
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._progress = Progress(len(items), "generate", "video")
-        self.made, self.elsewhere, self.failures = 0, 0, dict[str, str]()
+        self._progress = Progress(len(items), "generate", "video", shown=shown)
+        self._made, self._elsewhere, self._failures = 0, 0, dict[str, str]()
         self._waits = False
         self._error: BaseException | None = None
 
-    def run(self) -> None:
+    def run(self) -> Outcome:
         """Makes the videos, a batch on each pipeline at a time, until each is there or has failed.
 
         Those that other processes have claimed come last: if such a process ends without its video, it is made here. If
@@ -92,12 +103,14 @@ class Batch:
         with self._progress, ThreadPoolExecutor(len(self._pipes)) as pool:
             works = [pool.submit(self._work, pipe) for pipe in self._pipes]
             try:
-                wait(works)
+                while wait(works, timeout=0.5).not_done:  # Ray's interrupts do not end a wait
+                    pass
             finally:  # Ctrl-C and SIGTERM arrive in this thread
                 self._stop.set()
                 wait(works)
         if self._error is not None:
             raise self._error
+        return Outcome(self._made, self._elsewhere, self._failures)
 
     def _work(self, pipe: Any) -> None:
         try:
@@ -117,7 +130,7 @@ class Batch:
             target, start = self.folder / item.name, time.monotonic()
             if not claims.enter_context(claim(target)):
                 if target.exists():
-                    self.elsewhere += 1
+                    self._elsewhere += 1
                     self._progress.add(1)
                 else:
                     self._later.append((time.monotonic() + WAIT, item))
@@ -205,7 +218,7 @@ class Batch:
                 self._fail(item, work.start, error)
             else:
                 with self._lock:
-                    self.made += 1
+                    self._made += 1
                 self._progress.add(1)
                 self._report(item, "done", work.start)
 
@@ -215,7 +228,7 @@ class Batch:
         """Reports a video that cannot be made; a full disk ends the batch."""
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise error
-        self.failures[item.name] = reason = " ".join(str(error).split())
+        self._failures[item.name] = reason = " ".join(str(error).split())
         self._progress.say(f"generate: {item.name} failed: {reason}")
         self._progress.add(1)
         self._report(item, "failed", start, reason)

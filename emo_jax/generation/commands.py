@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emo_jax.faces.boxes import check_box
 from emo_jax.generation.claims import remove_abandoned
 from emo_jax.generation.framing import MAX_SIZE, check_framing
 from emo_jax.generation.inputs import ASSETS, check_options, choose_face, load_portrait, load_voice
-from emo_jax.generation.manifest import read_manifest
+from emo_jax.generation.manifest import Item, read_manifest
 from emo_jax.generation.songs import load_song
 from emo_jax.media.targets import check_target, create_folder_of
 from emo_jax.media.timing import frame_count, require_frames
 from emo_jax.weights.presets import BUNDLED, DEFAULT
 
+if TYPE_CHECKING:
+    from emo_jax.generation.batch import Outcome
+
+RUNNERS = ("local", "ray")
+"""Where the videos of a manifest are made."""
 _WEIGHTS = ("pose_weight", "face_weight", "lip_weight")
 _STREAM_FIELDS = ("steps", "solver", "reference_scale", "audio_scale", "speed", *_WEIGHTS)
 """Fields of `sampling` that `EmoPipeline.stream` takes; the others are set when the pipeline is loaded."""
@@ -128,6 +134,8 @@ def generate_batch(
     seed: int = 0,
     vocals: str = "off",
     batch: int = 1,
+    runner: str = "local",
+    workers: int | None = None,
     sampling: dict[str, Any] | None = None,
     **options: Any,
 ) -> int:
@@ -144,6 +152,8 @@ def generate_batch(
         seed: the seed of videos without one.
         vocals: what to hear of recordings without `vocals`.
         batch: number of videos that a device makes together in one program.
+        runner: "local" for the devices of this process, or "ray" for those of a Ray cluster.
+        workers: number of workers on Ray, see `make_on_ray`.
         sampling: fields of the config's `sampling` to override.
         **options: fps, codec, notice, framing and max_size, as `generate_file` takes them.
 
@@ -156,9 +166,14 @@ def generate_batch(
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields, options.get("fps"))
     check_framing(options.get("framing", "portrait"), options.get("max_size", MAX_SIZE))
-    if batch < 1:
-        raise ValueError(f"--batch is {batch}; expected 1 or more")
-    items, folder = read_manifest(manifest), Path(output)
+    for name, value in (("batch", batch), ("workers", workers)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}; expected 1 or more")
+    if runner not in RUNNERS:
+        raise ValueError(f"--runner is {runner!r}; expected {' or '.join(RUNNERS)}")
+    # Workers on other machines have other working directories.
+    items, folder = read_manifest(os.path.abspath(manifest)), Path(os.path.abspath(output))
+    weights = os.path.abspath(weights) if os.path.exists(weights) else weights
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,22 +185,46 @@ def generate_batch(
     print(f"generate: {len(items)} videos, {len(items) - len(missing)} are there", file=sys.stderr, flush=True)
     if not missing:
         return 0
-    _announce("generate", weights)
-    pipe = load_pipeline(weights, size, fields)
+    options = {name: value for name, value in options.items() if value is not None} | stream_fields
+    load, defaults = functools.partial(load_pipeline, weights, size, fields), dict(seed=seed, vocals=vocals)
+    make = functools.partial(_make_here, load, missing, folder, options, defaults, batch)
+    if runner == "ray":
+        from emo_jax.generation.ray_pool import make_on_ray
+
+        make = functools.partial(make, shown=False)
+        outcome = make_on_ray(make, folder, [item.name for item in missing], workers, batch)
+    else:
+        _announce("generate", weights)
+        outcome = make()
+    text = f"{output}: {outcome.made} made, {len(items) - len(missing)} were there, {len(outcome.failures)} failed"
+    print(f"{text}, {outcome.elsewhere} made by other processes" if outcome.elsewhere else text)
+    for name, reason in outcome.failures.items():
+        print(f"generate: {name}: {reason}", file=sys.stderr)
+    return 1 if outcome.failures else 0
+
+
+def _make_here(
+    load: Callable[[], Any],
+    items: list[Item],
+    folder: Path,
+    options: dict[str, Any],
+    defaults: dict[str, Any],
+    batch: int,
+    shown: bool = True,
+) -> Outcome:
+    """Makes videos on the devices of this process.
+
+    Args:
+        load: loads the pipeline; the other arguments are those of `Batch`.
+    """
+    pipe = load()
     import jax
 
     from emo_jax.generation.batch import Batch
 
     devices = jax.local_devices()
     pipes = [pipe] if len(devices) == 1 else [pipe.on([device]) for device in devices]
-    options = {name: value for name, value in options.items() if value is not None} | stream_fields
-    work = Batch(missing, folder, pipes, options, dict(seed=seed, vocals=vocals), batch)
-    work.run()
-    text = f"{folder}: {work.made} made, {len(items) - len(missing)} were there, {len(work.failures)} failed"
-    print(f"{text}, {work.elsewhere} made by other processes" if work.elsewhere else text)
-    for name, reason in work.failures.items():
-        print(f"generate: {name}: {reason}", file=sys.stderr)
-    return 1 if work.failures else 0
+    return Batch(items, folder, pipes, options, defaults, batch, shown).run()
 
 
 def generate_live(
