@@ -23,7 +23,7 @@ from emo_jax.media.audio import write_wav
 from emo_jax.media.video import probe, read_video
 from emo_jax.progress import Progress
 from tests.generation.media import random_portrait, random_voice
-from tests.runs import python_path
+from tests.runs import FLAGS, python_path
 
 
 @pytest.fixture
@@ -259,8 +259,9 @@ def test_options_that_belong_into_the_manifest_are_refused(folder, capsys):
 
 
 @pytest.mark.slow
-def test_killed_and_shared_batches_make_every_video_once(weights_dir, folder):
-    """One process is killed in the middle, then two processes finish together."""
+@pytest.mark.parametrize("size", [1, 3])
+def test_killed_and_shared_batches_make_every_video_once(weights_dir, folder, size):
+    """One process of two devices is killed in the middle, then two such processes finish together."""
     rows = [
         dict(portrait="p0.png", audio="v0.wav", output=f"{i:02}.mp4", seed=i, face="60,50,130,150") for i in range(40)
     ]
@@ -268,13 +269,15 @@ def test_killed_and_shared_batches_make_every_video_once(weights_dir, folder):
     out = folder / "out"
     program = "import sys; from emo_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "generate", "--manifest", str(folder / "many.jsonl"), "-o", str(out)]
-    command += ["--checkpoint", str(weights_dir), "--framing", "crop"]
+    command += ["--checkpoint", str(weights_dir), "--framing", "crop", "--batch", str(size)]
+    flags = f"{FLAGS} --xla_force_host_platform_device_count=2"
+    environment = os.environ | dict(PYTHONPATH=python_path(), JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
 
     def begin():
-        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": python_path()})
+        return subprocess.Popen(command, env=environment)
 
     killed = begin()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while len(list(out.glob("[0-9]*.mp4"))) < 5:
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
@@ -282,8 +285,10 @@ def test_killed_and_shared_batches_make_every_video_once(weights_dir, folder):
     killed.wait()
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.mp4")}
     assert 5 <= len(before) < 40
+    held = [path for path in out.glob(".*.claim") if not (out / path.name[1:].removesuffix(".claim")).exists()]
+    assert size <= len(held) <= 2 * size  # it was in the middle of videos, which are taken over
     both = [begin(), begin()]
-    assert [process.wait(timeout=600) for process in both] == [0, 0]
+    assert [process.wait(timeout=1800) for process in both] == [0, 0]
     assert sorted(path.name for path in out.iterdir()) == [f"{i:02}.mp4" for i in range(40)] + ["report.jsonl"]
     assert all(probe(path)["frames"] == 4 for path in out.glob("[0-9]*.mp4"))
     assert all((out / name).stat().st_mtime_ns == time for name, time in before.items())

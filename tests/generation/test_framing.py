@@ -1,9 +1,15 @@
 """Generated frames that are pasted back into the portrait."""
 
+import os
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from emo_jax.generation.framing import MAX_LONG_SIDE, Canvas, check_framing, place
+from emo_jax.generation.inputs import load_portrait
 from tests.generation.media import BOX, random_portrait, random_voice
 from tests.small import small_config
 
@@ -42,20 +48,59 @@ def test_outside_the_square_every_pixel_is_the_portraits(size, expected):
     assert np.abs(pasted[0].astype(int) - canvas.picture).mean() < 1.5  # an unchanged square returns to its place
 
 
+def seam_gradients(frame, canvas):
+    """The gradient across each side of the square, relative to the mean of the seven lines on either side of it."""
+    frame = frame.astype(float)
+    rows, columns = np.nonzero(canvas.alpha > 0)
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    down = np.abs(np.diff(frame[:, left:right], axis=0)).mean((1, 2))  # entry i: between rows i and i + 1
+    across = np.abs(np.diff(frame[top:bottom], axis=1)).mean((0, 2))
+    height, width = canvas.size
+    sides = ((down, top, height), (down, bottom, height), (across, left, width), (across, right, width))
+    seams = [(lines, edge - 1) for lines, edge, end in sides if 0 < edge < end]
+    around = [np.concatenate([lines[max(0, seam - 8) : seam - 1], lines[seam + 2 : seam + 9]]) for lines, seam in seams]
+    return np.array([lines[seam] / near.mean() for (lines, seam), near in zip(seams, around, strict=True)])
+
+
 @pytest.mark.parametrize("size", [(800, 1200), (720, 1280), (441, 441), (4000, 3000)])
 def test_seam_is_no_stronger_than_its_surroundings(size):
     """The square comes back in other colours and with noise, as an autoencoder's errors are."""
     _, placement, canvas = canvas_of(*size)
     noise = np.random.default_rng(0).normal(0, 1, placement.crop.shape)
     frame = np.clip(placement.crop + (8, -6, 5) + noise, 0, 255).astype(np.uint8)
-    pasted = canvas.paste(frame[None])[0].astype(float)
-    rows, columns = np.nonzero(canvas.alpha > 0)
-    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
-    down = np.abs(np.diff(pasted[:, left:right], axis=0)).mean((1, 2))  # entry i: between rows i and i + 1
-    across = np.abs(np.diff(pasted[top:bottom], axis=1)).mean((0, 2))
-    for lines, seam in ((down, top - 1), (down, bottom - 1), (across, left - 1), (across, right - 1)):
-        around = np.concatenate([lines[seam - 8 : seam - 1], lines[seam + 2 : seam + 9]])
-        assert lines[seam] <= 1.1 * around.mean()
+    seams = seam_gradients(canvas.paste(frame[None])[0], canvas)
+    assert len(seams) == 4 and (seams <= 1.1).all()
+
+
+PHOTOGRAPHS = [  # name, (width, height), the face in it
+    ("anime_fullbody_sadtalker.png", (800, 1200), (315, 155, 506, 366)),
+    ("painting_liveportrait_s9.jpg", (720, 1280), (269, 222, 478, 458)),
+    ("aiart_hallo_2.jpg", (441, 441), (174, 139, 331, 305)),
+    ("photo_moore_4.png", (4000, 3000), (1088, 867, 3044, 3000)),
+]
+MEDIA = Path(os.environ.get("EMO_SHARED_MEDIA", Path(__file__).parents[3] / "shared" / "media")) / "portraits"
+
+
+@pytest.mark.skipif(not MEDIA.is_dir(), reason="no shared media")
+@pytest.mark.parametrize("side", [128, 512])
+@pytest.mark.parametrize(("name", "size", "face"), PHOTOGRAPHS)
+def test_seam_in_photographs_is_no_stronger_than_without_the_square(name, size, face, side):
+    """The square is blurred, in other colours and with noise; its face has moved, and its border is held."""
+    picture, ratio = load_portrait(MEDIA / name), size[1] / size[0]
+    rows = min(len(picture), round(picture.shape[1] * ratio))
+    picture = cv2.resize(picture[:rows], size, interpolation=cv2.INTER_CUBIC)
+    clip = ConfigDict(CLIP)
+    clip.image_size = (side, side)
+    placement = place(picture, tuple(map(float, face)), clip)
+    canvas = Canvas(picture, placement, (side // 8, side // 8))
+    frame = cv2.GaussianBlur(placement.crop, (0, 0), side / 128)
+    inner = np.s_[side // 8 : -side // 8, side // 8 : -side // 8]
+    frame[inner] = np.roll(frame, (side // 40, -side // 40), (0, 1))[inner]
+    noise = np.random.default_rng(0).normal(0, 1, frame.shape)
+    frame = np.clip(frame + (8, -6, 5) + noise, 0, 255).astype(np.uint8)
+    seams = seam_gradients(canvas.paste(frame[None])[0], canvas)
+    # Contours of the picture that run along the square are there without it.
+    assert len(seams) >= 2 and (seams <= 1.1 * np.maximum(1, seam_gradients(canvas.picture, canvas))).all()
 
 
 def test_colours_of_the_square_are_matched():
