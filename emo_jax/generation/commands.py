@@ -212,11 +212,7 @@ def _make_here(
     batch: int,
     shown: bool = True,
 ) -> Outcome:
-    """Makes videos on the devices of this process.
-
-    Args:
-        load: loads the pipeline; the other arguments are those of `Batch`.
-    """
+    """Makes videos on the devices of this process, as `Batch` does, with the pipeline that `load` returns."""
     pipe = load()
     import jax
 

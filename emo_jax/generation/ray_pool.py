@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emo_jax.generation.batch import Outcome
-from emo_jax.progress import Progress
+from emo_jax.progress import Progress, report_waiting
 
 POLL_SECONDS = 1.0
 """Seconds between two updates of the progress."""
@@ -62,9 +63,7 @@ def make_on_ray(
     return Outcome(len(made), 0, {name: reason for name, reason in failures.items() if name not in made})
 
 
-def plan_workers(
-    nodes: Sequence[dict[str, Any]], workers: int | None, batches: int
-) -> tuple[int, dict[str, int]]:
+def plan_workers(nodes: Sequence[dict[str, Any]], workers: int | None, batches: int) -> tuple[int, dict[str, int]]:
     """Returns the number of workers, and what each of them needs: one GPU, or an equal share of the CPUs.
 
     Args:
@@ -93,18 +92,33 @@ def plan_workers(
 def _connected(ray: Any) -> Iterator[None]:
     """Connects to a Ray cluster, or starts one that ends with the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports its use over the internet
-    before = signal.getsignal(signal.SIGTERM)
+    address, before = os.environ.get("RAY_ADDRESS", ""), signal.getsignal(signal.SIGTERM)
+    check_address(address)
     try:
-        ray.init(logging_level="error")
+        with report_waiting("generate: connecting to Ray, or starting it"):
+            ray.init(logging_level="error")
     except ConnectionError as error:
-        address = os.environ.get("RAY_ADDRESS", "")
-        raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address!r}; start it, or unset RAY_ADDRESS") from error
+        raise ValueError(f"no Ray cluster answers at RAY_ADDRESS={address}; start it, or unset this") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's handler would kill the workers before they can clean up
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Checks that something listens at an address HOST:PORT, because Ray itself tries for more than ten minutes.
+
+    Raises:
+        ValueError: nothing listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=30).close()
+        except OSError as error:
+            raise ValueError(f"nothing answers at RAY_ADDRESS={address} ({error}); start Ray, or unset this") from error
 
 
 def _work(make: Callable[[], Outcome], cpus: int | None) -> Outcome:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from emo_jax.cli import main as cli
-from emo_jax.generation.ray_pool import plan_workers
+from emo_jax.generation.ray_pool import check_address, plan_workers
 from emo_jax.media.audio import write_wav
 from emo_jax.media.video import probe
 from tests.generation.media import random_portrait, random_voice
@@ -57,6 +58,16 @@ def test_workers_take_one_gpu_or_a_share_of_the_cpus(nodes, workers, batches, ex
 def test_cluster_without_devices_is_refused():
     with pytest.raises(ValueError, match="no CPUs"):
         plan_workers([machine(memory=1)], None, 5)
+
+
+def test_address_at_which_nothing_listens_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        check_address(f"127.0.0.1:{port}")
+        check_address("auto")
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(ValueError, match="RAY_ADDRESS"):
+            check_address(address)
 
 
 def test_missing_ray_and_misplaced_options_are_one_line(manifest, weights_dir, capsys, monkeypatch):
