@@ -1,6 +1,7 @@
 """Live generation: sound from a pipe, a video that is written while it comes."""
 
 import dataclasses
+import json
 import os
 import re
 import struct
@@ -12,6 +13,7 @@ import types
 
 import av
 import numpy as np
+import psutil
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
@@ -22,7 +24,7 @@ from emo_jax.media.live_sound import LiveSound, Source, open_source
 from emo_jax.media.live_writer import LiveWriter, find_target
 from emo_jax.media.soundtrack import array_track
 from tests.generation.media import BOX, random_portrait, random_voice
-from tests.runs import python_path
+from tests.runs import free_port, python_path
 
 RATE = 16000
 
@@ -112,6 +114,45 @@ def test_growing_files_can_be_played(tmp_path, name):
             writer.write(frames[:30])
             raise RuntimeError("broken")
     assert decoded(path, **options) == 30
+
+
+LISTENER = """
+import json, sys, time, av
+frames, samples, times = 0, 0, []
+with av.open(sys.argv[1], options={"listen": "1"}, timeout=600) as server:
+    comment = server.metadata["comment"]
+    try:
+        for packet in server.demux():
+            for frame in packet.decode():
+                if packet.stream.type == "video":
+                    frames += 1
+                    times.append(time.monotonic())
+                else:
+                    samples += frame.samples
+    except OSError:  # the end of the connection
+        pass
+print(json.dumps([comment, frames, samples, times[-1] - times[0]]))
+"""
+
+
+def test_stream_to_a_server(request):
+    """FFmpeg's RTMP server takes one stream. The frames arrive at it while they are written."""
+    address = f"rtmp://127.0.0.1:{free_port()}/live/key"
+    server = subprocess.Popen([sys.executable, "-c", LISTENER, address], stdout=subprocess.PIPE)
+    request.addfinalizer(server.kill)
+    while not psutil.Process(server.pid).net_connections():
+        assert server.poll() is None
+        time.sleep(0.05)
+    frames = np.random.default_rng(0).integers(0, 256, (80, 64, 64, 3), np.uint8)
+    with LiveWriter(address, (64, 64), 25, array_track(random_voice(80 * 640), RATE), {"comment": "x"}) as writer:
+        for part in np.split(frames, 4):
+            writer.write(part)
+            time.sleep(0.3)
+    comment, count, samples, seconds = json.loads(server.communicate(timeout=600)[0])
+    assert (comment, count) == ("x", 80) and 80 * 640 <= samples < 80 * 640 + 4096 and seconds > 0.5
+    with pytest.raises(OSError, match="refused"):
+        with LiveWriter(address, (64, 64), 25, array_track(random_voice(80 * 640), RATE)) as writer:
+            writer.write(frames)
 
 
 def test_targets():
