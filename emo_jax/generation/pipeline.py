@@ -78,16 +78,16 @@ class EmoPipeline:
     def __init__(self, emo: EMO, params: Params, name: str = "unnamed"):
         _check_process()
         self.config: ConfigDict = emo.config
-        self.params = params
-        self.name = name
-        self._emo = emo
-        self._samplers: dict[tuple[str, int, int, str, int], VideoSampler] = {}
+        self.params, self.name, self._emo = params, name, emo
+        self._samplers: dict[Any, VideoSampler] = {}
+        self._traced: dict[Any, VideoSampler] = {}  # shared by pipelines on single devices
         self._progress_bar: dict[str, Any] = {}
         self._devices: tuple[Any, ...] | None = None  # None: all of this process
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without compiled programs, the parameters as numpy arrays."""
-        return {**self.__dict__, "params": jax.tree.map(np.asarray, self.params), "_samplers": {}, "_devices": None}
+        params = jax.tree.map(np.asarray, self.params)
+        return {**self.__dict__, "params": params, "_samplers": {}, "_traced": {}, "_devices": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores the state.
@@ -320,10 +320,9 @@ class EmoPipeline:
             ValueError: an input cannot be used.
             RuntimeError: this process was forked from one that used a pipeline.
         """
-        options = dict(seed=seed, steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
-        options |= dict(speed=speed, face_box=face_box, framing=framing, max_size=max_size)
-        call = dict(portrait=portrait, audio=audio, face_embedding=face_embedding, on_window=on_window)
-        call |= options | weights
+        call = dict(seed=seed, steps=steps, solver=solver, reference_scale=reference_scale, audio_scale=audio_scale)
+        call |= dict(speed=speed, face_box=face_box, framing=framing, max_size=max_size) | weights
+        call |= dict(portrait=portrait, audio=audio, face_embedding=face_embedding, on_window=on_window)
         return self.streams([call])[0]
 
     def streams(self, calls: Sequence[dict[str, Any]], batch_size: int = 1) -> list[FrameStream]:
@@ -341,8 +340,7 @@ class EmoPipeline:
         """
         _check_process()
         videos = [prepare(self._emo, **call) for call in calls]
-        frames: dict[int, Iterator[np.ndarray]] = {}
-        groups: dict[Any, list[int]] = {}
+        frames, groups = dict[int, Iterator[np.ndarray]](), dict[Any, list[int]]()
         for index, video in enumerate(videos):
             groups.setdefault(video.group(), []).append(index)
         sampling = self.config.sampling
@@ -365,7 +363,7 @@ class EmoPipeline:
     def on(self, devices: Sequence[Any]) -> "EmoPipeline":
         """Returns a pipeline with the same weights that uses these devices alone; others may run beside it."""
         pipe = EmoPipeline(self._emo, jax.device_put(self.params, devices[0]), self.name)
-        pipe._devices, pipe._progress_bar = tuple(devices), self._progress_bar
+        pipe._devices, pipe._progress_bar, pipe._traced = tuple(devices), self._progress_bar, self._traced
         return pipe
 
     def compilations(self) -> int:
@@ -375,11 +373,14 @@ class EmoPipeline:
     def sampler(self, sampling: ConfigDict, batch: int = 1) -> VideoSampler:
         """Returns the sampler of a solver, steps, clips and guidance mode, for batches of this size."""
         mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
-        key = sampling.solver, sampling.steps, sampling.clips, mode, batch
+        key = (sampling.solver, sampling.steps, sampling.clips, mode, batch)
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames, self._devices, batch)
-            placed = (sampler.params for sampler in self._samplers.values() if sampler.mesh == mesh)
-            self._samplers[key] = make_sampler(self._emo, next(placed, self.params), sampling, mesh=mesh)
+            params = next((other.params for other in self._samplers.values() if other.mesh == mesh), self.params)
+            sampler = make_sampler(self._emo, params, sampling, mesh=mesh)
+            if mesh is None:  # one trace serves all devices
+                sampler = self._traced.setdefault(key, sampler).with_params(params)
+            self._samplers[key] = sampler
         return self._samplers[key]
 
 

@@ -1,5 +1,6 @@
 """The video sampler: a scan over clips. One program serves every audio length, seed and portrait (Section 4.1)."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -114,6 +115,12 @@ class VideoSampler:
         # Not the maximum: XLA's reduction ignores NaN on CPUs. A comparison with NaN is False.
         self._usable = jax.jit(lambda latents: jnp.all(jnp.abs(latents) <= MAX_LATENT, axis=(0, 2, 3, 4, 5)))
         self.time = TimeInputs(emo, sampling.clips)
+
+    def with_params(self, params: Params) -> "VideoSampler":
+        """Returns a sampler with the same programs, traced once, and other parameters: a copy on another device."""
+        other = copy.copy(self)
+        other.params, other.time = self._replicate(params), copy.copy(self.time)
+        return other
 
     def _jit(self, function: Callable) -> Any:
         options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None

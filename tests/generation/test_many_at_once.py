@@ -60,6 +60,17 @@ def test_lists_are_made_together_and_other_lengths_compile_nothing(pipeline):
         pipeline(portraits, voices, batch_size=0, **options)
 
 
+def test_pipelines_on_single_devices_are_traced_once(pipeline, monkeypatch):
+    from emo_jax.generation.sampler import VideoSampler
+
+    segment, traces = VideoSampler._segment_fn, []
+    monkeypatch.setattr(VideoSampler, "_segment_fn", lambda self, *inputs: traces.append(1) or segment(self, *inputs))
+    arguments, options = (random_portrait(), random_voice(700)), dict(face_box=BOX, framing="crop", steps=3)
+    pipes = [pipeline.on(jax.local_devices()[:1]) for _ in range(2)]
+    frames = [pipe(*arguments, **options).frames for pipe in pipes]
+    assert len(traces) == 1 and np.array_equal(*frames) and pipes[0].params is not pipes[1].params
+
+
 def test_videos_that_differ_in_framing_or_scales_are_divided_into_batches(pipeline):
     call = dict(portrait=random_portrait(), audio=random_voice(700), face_box=BOX)
     calls = [call | dict(framing="crop"), call, call | dict(framing="crop", seed=1)]
