@@ -36,7 +36,8 @@ class Judge:
         self, config: ConfigDict, validation: Validation, writer: MetricsWriter, measure: Measure | None = None
     ) -> None:
         self._config, self._validation, self._writer, self._measure = config, validation, writer, measure
-        self._rows = check_evaluators(config.train)
+        self._rows, judged = check_evaluators(config.train), config.train.validation
+        self._ranked = judged.keep_best and judged.best_by == "loss"
         if self._rows and measure is None:
             raise ValueError("train.evaluators has rows, but nothing measures them; pass `measure` to train()")
 
@@ -55,7 +56,7 @@ class Judge:
         if self._validation.due(step):
             with self._writer.paused(), report_waiting("validating", _print, after=10):
                 measured = self._validation(state)
-            self._writer.validation(measured, step, best if self._config.train.validation.best_by == "loss" else None)
+            self._writer.validation(measured, step, best, self._ranked)
             scores["loss"] = measured["loss"]
         names = [name for name, every in self._rows if step % every == 0 or step == self._config.train.steps > every]
         if names:

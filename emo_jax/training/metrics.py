@@ -88,22 +88,25 @@ class MetricsWriter:
         line += f" skipped {skipped:.0f}" if skipped else ""
         print(f"step {step}/{self._total} {line} left {left / 60:.0f} min", flush=True)
 
-    def validation(self, metrics: Mapping[str, float], step: int, best: tuple[int, float] | None) -> None:
+    def validation(
+        self, metrics: Mapping[str, float], step: int, best: tuple[int, float] | None, ranked: bool = True
+    ) -> None:
         """Writes the metrics of a validation: scalars validation/NAME, and a line.
 
         Args:
             metrics: {name: value}, with `loss`.
             step: the step.
             best: (step, loss) of the best checkpoint before this one; None if there is none.
+            ranked: whether the line compares with it.
         """
         if jax.process_index():
             return
         self._scalars({f"validation/{name}": value for name, value in metrics.items()}, step)
         line = " ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        rank = "the best so far"
-        if best is not None and not metrics["loss"] < best[1]:
-            rank = f"best so far {best[1]:.4g} at step {best[0]}"
-        print(f"validation at step {step}/{self._total} {line} ({rank})", flush=True)
+        rank = " (the best so far)" if ranked else ""
+        if ranked and best is not None and not metrics["loss"] < best[1]:
+            rank = f" (best so far {best[1]:.4g} at step {best[0]})"
+        print(f"validation at step {step}/{self._total} {line}{rank}", flush=True)
 
     def evaluation(self, values: Mapping[str, float], step: int) -> None:
         """Writes measures of generated videos {property: value}: scalars evaluation/NAME, and a line."""
