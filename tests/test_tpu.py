@@ -66,7 +66,7 @@ def run(*arguments, **given):
 
 @needs_libtpu
 def test_libtpu_prints_nothing_where_there_is_no_tpu():
-    done = run("plan", "--config=tiny:image", "--topology=cpu:1", "--no-compile")  # starts JAX's devices
+    done = run("plan", "--config=small:image", "--topology=cpu:1", "--no-compile")  # starts JAX's devices
     assert done.returncode == 0 and "1 x cpu" in done.stdout
     # On a busy machine XLA and the command itself may report what takes long.
     assert not [line for line in done.stderr.splitlines() if re.search("TPU|tpu|InitGoogle|tfrc|Source Location", line)]

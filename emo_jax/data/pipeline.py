@@ -81,7 +81,7 @@ def make_dataset(
     `data_config` (except num_workers and prefetch); batch_size and the number of processes may differ.
 
     Args:
-        data_config: `config.data`: directory and split, or sources; crop_scale, min_reference_gap (seconds),
+        data_config: `config.data`: directory and split, or sources; max_speed, crop_scale, min_reference_gap (seconds),
             same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches per worker).
         clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
         batch_size: clips per batch, over all processes.
@@ -108,9 +108,10 @@ def make_dataset(
     _check_settings(data_config, clip_config, batch_size, rows, epochs)
     sources = sources or open_sources(data_config)
     common_layout([source for source, _ in sources], data_config, clip_config)
-    selected = [select_records(source, clip_config, needs_sound, needs_speed) for source, _ in sources]
+    needs = dict(needs_sound=needs_sound, needs_speed=needs_speed)
+    selected = [select_records(source, clip_config, **needs, max_speed=data_config.max_speed) for source, _ in sources]
     if sum(map(len, selected)) < (1 if repeats else batch_size):
-        raise ValueError(_too_few_records(sources, clip_config, batch_size, needs_sound, needs_speed))
+        raise ValueError(_too_few_records(sources, clip_config, batch_size, **needs, max_speed=data_config.max_speed))
     clips, weights = [], []
     for number, ((source, weight), positions) in enumerate(zip(sources, selected, strict=True)):
         if len(positions):
@@ -131,7 +132,12 @@ def make_dataset(
 
 
 def _too_few_records(
-    sources: list[tuple[Source, float]], clip: ConfigDict, batch_size: int, needs_sound: bool, needs_speed: bool
+    sources: list[tuple[Source, float]],
+    clip: ConfigDict,
+    batch_size: int,
+    needs_sound: bool,
+    needs_speed: bool,
+    max_speed: float,
 ) -> str:
     """Returns an error message that names the requirement that leaves fewer records than a batch."""
     names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in sources)
@@ -140,6 +146,8 @@ def _too_few_records(
         return sum(len(select_records(source, clip, **needs)) for source, _ in sources)
 
     total = count()
+    if max_speed and count(needs_sound=needs_sound, needs_speed=needs_speed) >= batch_size:
+        return f"{names}: too few records are as slow as data.max_speed, {max_speed:g}; raise it, or 0 keeps all"
     if needs_sound and total and not count(needs_sound=True):
         return f"{names}: none of {total} records has sound; prepare videos with sound, or train the stage image"
     if needs_speed and count(needs_sound=needs_sound) >= batch_size:
@@ -180,6 +188,7 @@ def _check_settings(
         "data.crop_scale": (data.crop_scale, 0 < low <= high <= 1, "(low, high) with 0 < low <= high <= 1"),
         "data.min_reference_gap": (data.min_reference_gap, data.min_reference_gap >= 0, "seconds, at least 0"),
         "data.same_window_prob": (data.same_window_prob, 0 <= data.same_window_prob <= 1, "a probability in [0, 1]"),
+        "data.max_speed": (data.max_speed, data.max_speed >= 0, "degrees per frame, or 0 for no limit"),
         "data.first_clip_prob": (data.first_clip_prob, 0 <= data.first_clip_prob <= 1, "a probability in [0, 1]"),
         "data.flip_prob": (data.flip_prob, 0 <= data.flip_prob <= 1, "a probability in [0, 1]"),
         "data.color_jitter": (data.color_jitter, 0 <= data.color_jitter < 1, "at least 0 (off) and below 1"),

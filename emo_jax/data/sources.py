@@ -112,7 +112,11 @@ def common_layout(sources: list[Source], data_config: ConfigDict, clip_config: C
 
 
 def select_records(
-    source: Source, clip_config: ConfigDict, needs_sound: bool = False, needs_speed: bool = False
+    source: Source,
+    clip_config: ConfigDict,
+    needs_sound: bool = False,
+    needs_speed: bool = False,
+    max_speed: float = 0.0,
 ) -> np.ndarray:
     """Selects the records that are long enough for a clip and its motion frames.
 
@@ -121,6 +125,8 @@ def select_records(
         clip_config: `config.clip`.
         needs_sound: selects records with sound only.
         needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
+        max_speed: leaves out records whose head rotates faster on average, in degrees per frame, which reads every
+            record; 0 keeps all.
 
     Returns:
         The positions (selected,) of these records.
@@ -140,6 +146,9 @@ def select_records(
         keep &= index["sound"]
     if needs_speed:
         keep &= source.reliable_speed()
+    if max_speed:
+        speeds = [np.abs(source[position]["speed"]).mean() for position in np.flatnonzero(keep)]
+        keep[keep] = np.array(speeds) <= max_speed
     if not keep.all():
         logging.info("%s, split %s: %d of %d records fit.", source.directory, source.split, keep.sum(), len(keep))
     return np.flatnonzero(keep)

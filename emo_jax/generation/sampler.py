@@ -80,7 +80,7 @@ class VideoSampler:
         mesh: devices that share the work (see `mesh_for`); None for one device.
 
     Raises:
-        ValueError: the solver or a control is unknown.
+        ValueError: the solver or a control is unknown, or a stochastic solver with `diffusion.reference_mean`.
     """
 
     def __init__(
@@ -96,6 +96,8 @@ class VideoSampler:
             raise ValueError(f"off names {sorted(unknown)}; expected names from {', '.join(CONTROLS)}")
         self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
         self.params = self._replicate(params)
+        if sampling.eta and emo.config.diffusion.get("reference_mean", 0.0):
+            raise ValueError(f"sampling.eta is {sampling.eta}; expected 0 with diffusion.reference_mean")
         self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)
         self._guidance = guidance_options(sampling, self._schedule.train_steps)
@@ -325,6 +327,8 @@ class VideoSampler:
         conditions = self._conditions(params, constants, audio_features, speed, motion=motion, has_motion=has_motion)
         noise_key, solver_key = split(key, 2)
         noise = self._noise(noise_key, len(motion))
+        if conditions.noise_mean is not None and "reference" not in self.off:
+            noise = noise + conditions.noise_mean
         guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, **self._guidance)
         return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from emo_jax.arrays import AnyArray
-from emo_jax.models.conditions import Conditions, Features, Null, mask_features, tiled_tokens
+from emo_jax.models.conditions import LATENTS, Conditions, Features, Null, mask_features, tiled_tokens
 
 Params = Mapping[str, Any]
 
@@ -62,6 +62,11 @@ def encode_images(
     encoded: dict[str, Any] = {}
     if use_reference:
         encoded["reference"] = _images(features, slice(0, None, count) if tiled else slice(0, 1))
+        if emo.backbone.config.reference_shortcut:
+            encoded["reference"] |= {LATENTS: reference}
+        mean = emo.config.diffusion.get("reference_mean", 0.0)  # older weights: 0
+        if mean:
+            encoded["noise_mean"] = mean * reference
     if use_motion and motion is not None:
         ends = range(count, images.shape[1] + 1, count)
         halves = [_images(features, slice(end - motion.shape[1], end)) for end in ends]

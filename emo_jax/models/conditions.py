@@ -15,6 +15,9 @@ from emo_jax.arrays import AnyArray
 Features = dict[str, Float[AnyArray, "batch _ _ _ _"]]
 """Feature maps of ReferenceNet: {layer: (batch, images, height, width, channels)}, at each layer's resolution."""
 
+LATENTS = "latents"
+"""Key of `Conditions.reference` under which networks with `model.reference_shortcut` find the reference's latents."""
+
 BRANCHES = ("pose", "face", "lip")
 """The branches of audio modules, in the order of the last axis of `Conditions.regions` and `branch_weights`."""
 
@@ -54,6 +57,8 @@ class Conditions:
         regions: for each level of the UNet, finest first, how much each branch of audio modules counts at each place
             (batch, height, width, branches).
         branch_weights: weights of these branches (batch, branches).
+        noise_mean: mean of the noise (batch, 1, height, width, channels), which the sampler and the loss add to it; the
+            Backbone does not read it. None: 0.
         reference_on: whether a sample sees the reference (batch,); None: all do. Only with `null`.
         null: conditions of samples that do not; None: their features are zeros.
         temporal: whether temporal modules run; static. Stage 1 trains on single frames without them.
@@ -67,6 +72,7 @@ class Conditions:
     face: Any = None
     regions: Any = None
     branch_weights: Any = None
+    noise_mean: Any = None
     reference_on: Any = None
     null: Any = None
     temporal: bool = struct.field(pytree_node=False, default=True)

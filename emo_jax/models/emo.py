@@ -243,7 +243,7 @@ class EMO:
     ) -> Latents:
         """Computes the Backbone's prediction for noisy latents."""
         backbone: Any = self.backbone
-        variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out",))
+        variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out", "conv_out_reference"))
         return backbone.apply(variables, latents, timesteps, conditions)[0]
 
     def apply(self, part: str, params: Params, *inputs: Any) -> Any:
@@ -363,6 +363,7 @@ def build(config: ConfigDict) -> EMO:
         temporal_levels=model.get("temporal_levels", "all"),
         norm_feature=model.reference_attention == "shared",
         audio_gain=model.audio.get("gain", 1.0),
+        reference_shortcut=model.get("reference_shortcut", False),
     )
     width, m = unet.channels[0], clip.audio_window
     locator = model.get("locator", "strided"), model.get("locator_inputs", 1)

@@ -14,8 +14,8 @@ from emo_jax.distributed.activations import constrain
 from emo_jax.distributed.parameters import GATHERED, splits_parameters
 from emo_jax.models.attention import SpatialTransformer
 from emo_jax.models.audio_module import AudioModule
-from emo_jax.models.conditions import Conditions, Features
-from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
+from emo_jax.models.conditions import LATENTS, Conditions, Features
+from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, Initializer
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
 from emo_jax.models.placement import gathered
 from emo_jax.models.temporal import MotionModule
@@ -45,6 +45,8 @@ class UNetConfig:
             transformers.
         norm_feature: whether a layer's feature is the normalised input of its self-attention instead of its output.
         audio_gain: factor of the output of spatial transformers' audio-attention.
+        reference_shortcut: whether the network also gets the reference's latents at its input, as Stable Video
+            Diffusion does, and adds a linear function of them to its prediction.
         features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
         remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
             temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
@@ -72,6 +74,7 @@ class UNetConfig:
     temporal_levels: str = "all"
     norm_feature: bool = False
     audio_gain: float = 1.0
+    reference_shortcut: bool = False
 
     @property
     def levels(self) -> int:
@@ -218,6 +221,9 @@ class UNet(nn.Module):
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
         if conditions.location is not None:
             x = x + conditions.location
+        shown = self._shown(conditions.reference, len(x))
+        if shown is not None:
+            x = x + conv(c.channels[0], dtype=c.dtype, kernel_init=ZEROS, name="conv_in_reference")(shown)
         x = constrain(x, "spatial")
         skips, features = [x], {}
 
@@ -246,4 +252,15 @@ class UNet(nn.Module):
         if c.features_only:
             return None, features
         x = nn.silu(GroupNorm(c.groups, 1e-5, c.dtype, name="conv_norm_out")(x))
-        return conv(c.latent_channels, dtype=jnp.float32, name="conv_out")(x), features
+        x = conv(c.latent_channels, dtype=jnp.float32, name="conv_out")(x)
+        if shown is not None:
+            copy = conv(c.latent_channels, 1, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out_reference")
+            x = x + copy(shown)
+        return x, features
+
+    def _shown(self, reference: Features | None, batch: int) -> AnyArray | None:
+        """Returns the reference's latents (batch, 1, height, width, channels), zeros for samples without one."""
+        if not self.config.reference_shortcut or reference is None:
+            return None
+        latents = reference[LATENTS]
+        return jnp.pad(latents, ((batch - len(latents), 0), *[(0, 0)] * 4))

@@ -103,6 +103,7 @@ def denoising_loss(
     size = x0.shape[0]
     t = jax.random.randint(keys["timestep"], (size,), 0, schedule.train_steps) if timesteps is None else timesteps
     noise = diffusion.draw_noise(schedule, keys["noise"], x0.shape)
+    noise = noise if conditions.noise_mean is None else noise + conditions.noise_mean
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     prediction = emo.denoise(params, x_t, t, conditions)
     target = diffusion.target(schedule, schedule.prediction, x0, noise, t)

@@ -27,7 +27,8 @@ def start_lines(
     clip = clip_of(config, stage)
     lines = []
     for source, _ in sources:
-        count, total = len(select_records(source, clip, stage.sound, stage.speed)), len(source.index()["frames"])
+        count = len(select_records(source, clip, stage.sound, stage.speed, config.data.max_speed))
+        total = len(source.index()["frames"])
         lines.append(f"records: {count} of {total} in {source.directory}, split {source.split}")
     trained, frozen = (_parameters(flat) for flat in (state.trained, state.frozen))
     parts = ", ".join(stage.trains)

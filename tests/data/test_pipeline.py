@@ -8,9 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from emo_jax.data import clip_sampler, pipeline, records, transforms
+from emo_jax.data import clip_sampler, pipeline, records, sources, transforms
 from emo_jax.media import mp4
-from tests.data.clips import assert_same, configs, frame_numbers, record_number, samples, take
+from tests.data.clips import assert_same, configs, frame_numbers, plain_record, record_number, samples, take
 
 
 @pytest.mark.parametrize("fps", [25, 30])
@@ -198,6 +198,21 @@ def test_needs_speed_leaves_out_unreliable_speeds(unreliable_dir, tmp_path, inde
     assert {record_number(sample) for sample in drawn} == {0, 1, 2, 3}
 
 
+def test_max_speed_leaves_out_fast_heads(tmp_path):
+    frames, box = np.zeros((8, 64, 64, 3), np.uint8), (8, 8, 40, 40)
+    speeds = {"still": np.zeros(8), "calm": np.linspace(0, 0.7, 8), "fast": np.linspace(0, 0.9, 8)}
+    made = [plain_record(name, frames, 25, box, speed) for name, speed in speeds.items()]
+    records.write_records(tmp_path, {"train": lambda: made}, shards=1, progress=False)
+    data, clip = configs(tmp_path, max_speed=0.4)
+    [(source, _)] = sources.open_sources(data)
+    assert len(sources.select_records(source, clip)) == 3
+    selected = sources.select_records(source, clip, max_speed=data.max_speed)
+    assert {source[int(position)]["id"] for position in selected} == {"still", "calm"}  # by the average
+    pipeline.make_dataset(data, clip, batch_size=2, seed=0)
+    with pytest.raises(ValueError, match="data.max_speed, 0.4"):
+        pipeline.make_dataset(data, clip, batch_size=3, seed=0)
+
+
 def test_too_few_records_error_names_the_cause(unreliable_dir):
     data, clip = configs(unreliable_dir, split="roll")
     with pytest.raises(ValueError, match="speed.*--faces"):
@@ -223,6 +238,7 @@ def test_records_that_are_too_short_are_left_out(record_dir):
         ({}, {"batch_size": 5, "needs_sound": True}, "4 records.*5"),
         ({}, {"rows": [1, 2]}, r"rows is \[1, 2\]"),
         ({"crop_scale": (0.9, 0.8)}, {}, "data.crop_scale"),
+        ({"max_speed": -1.0}, {}, "data.max_speed is -1.0"),
         ({"first_clip_prob": 1.5}, {}, "data.first_clip_prob is 1.5"),
         ({"color_jitter": 1.0}, {}, "data.color_jitter is 1.0"),
         ({"audio_context": -0.1}, {}, "clip.audio_context is -0.1"),

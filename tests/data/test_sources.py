@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from emo_jax.configs import tiny
+from emo_jax.configs import small
 from ml_collections import ConfigDict
 
 from emo_jax import config as config_lib
@@ -107,7 +107,7 @@ def test_stages_use_suitable_records(mixed, stage, numbers):
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_sources_on_the_command_line(record_dir, pictures):
     given = f"(('{record_dir}','train',3),('{pictures}','train',0.5))"
-    config = config_lib.parse([f"--config={tiny.__file__}:image", f"--config.data.sources={given}"])
+    config = config_lib.parse([f"--config={small.__file__}:image", f"--config.data.sources={given}"])
     again = config_from_fields(json.loads(config_lib.to_json(config)))
     for data in (config.data, again.data):
         opened = sources.open_sources(data)

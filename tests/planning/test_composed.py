@@ -93,7 +93,7 @@ def test_compose_adds_up_the_parts(monkeypatch):
 @pytest.mark.parametrize("stage, more, value", [("video", ["--program=denoise"], "denoise"), ("vae", [], "vae")])
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_composed_plan_of_programs_without_blocks_raises(stage, more, value, capsys):
-    command = ["plan", f"--config=configs/tiny.py:{stage}", "--topology=cpu:1", "--composed", *more]
+    command = ["plan", f"--config=configs/small.py:{stage}", "--topology=cpu:1", "--composed", *more]
     assert cli.main(command) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert "--composed" in line and value in line

@@ -290,7 +290,7 @@ def test_no_compile_needs_neither_devices_nor_their_compiler(topology, slices, m
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_unknown_or_missing_topology(topology, value, capsys):
     jax.devices()  # once JAX has started, the number of devices is fixed
-    assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology", *topology.split()]) == 2
+    assert cli.main(["plan", "--config=configs/small.py:video", "--topology", *topology.split()]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert value in line
 
@@ -298,7 +298,7 @@ def test_unknown_or_missing_topology(topology, value, capsys):
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_missing_libtpu_names_the_extra(capsys):
-    assert cli.main(["plan", "--config=configs/tiny.py:video", "--topology=v5e:2x2"]) == 2
+    assert cli.main(["plan", "--config=configs/small.py:video", "--topology=v5e:2x2"]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert ".[tpu]" in line
 
