@@ -147,7 +147,7 @@ def select_records(
     if needs_speed:
         keep &= source.reliable_speed()
     if max_speed:
-        speeds = [np.abs(source[position]["speed"]).mean() for position in np.flatnonzero(keep)]
+        speeds = [np.abs(source[int(position)]["speed"]).mean() for position in np.flatnonzero(keep)]
         keep[keep] = np.array(speeds) <= max_speed
     if not keep.all():
         logging.info("%s, split %s: %d of %d records fit.", source.directory, source.split, keep.sum(), len(keep))

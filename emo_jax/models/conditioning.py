@@ -61,9 +61,9 @@ def encode_images(
     features = emo.reference_features(params, images, tokens)
     encoded: dict[str, Any] = {}
     if use_reference:
-        encoded["reference"] = _images(features, slice(0, None, count) if tiled else slice(0, 1))
-        if emo.backbone.config.reference_shortcut:
-            encoded["reference"] |= {LATENTS: reference}
+        own = _images(features, slice(0, None, count) if tiled else slice(0, 1))
+        shortcut = {LATENTS: reference} if emo.backbone.config.reference_shortcut else {}
+        encoded["reference"] = {**(own or {}), **shortcut}
         mean = emo.config.diffusion.get("reference_mean", 0.0)  # older weights: 0
         if mean:
             encoded["noise_mean"] = mean * reference
