@@ -1,6 +1,6 @@
 """The smallest EMO that has every part, for tests."""
 
-from emo_jax.configs import base
+from emo_jax.configs import tiny
 
 WAV2VEC2 = dict(
     encoder="wav2vec2",
@@ -22,66 +22,9 @@ WHISPER = dict(
 """Fields of `model.audio` for a small EMO with Whisper's encoder."""
 
 
-_STAGES = {
-    "vae": dict(steps=1800, batch_size=16, optimizer="adamw", learning_rate=2e-3),
-    "image": dict(steps=2000, batch_size=32, optimizer="muon", learning_rate=1.8e-3),
-    "video": dict(steps=2400, batch_size=8, optimizer="muon", learning_rate=1.2e-3),
-    "speed": dict(steps=5000, batch_size=8, optimizer="muon", learning_rate=3e-3),
-}
-
-
-def drawn_config(stage="video"):
-    """Returns the config of a small EMO for drawn people, 128 x 128 pixels; stage: vae | image | video | speed."""
-    config = base.get_config()
-    config.model.update(
-        dtype="float32",
-        reference_positions=True,
-        speed_positions=False,
-        unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=8, remat="none"),
-        vae=dict(
-            channels=(32, 64, 128),
-            decoder_channels=(64, 96, 128),
-            layers=1,
-            groups=4,
-            latent_channels=16,
-            patch=4,
-            shortcut=True,
-        ),
-        locator_channels=(8, 16, 32, 32),
-        audio=dict(encoder="mel", bands=40, steps=4, tokens=4, features=64, hidden=128),
-    )
-    config.model.speed.features = 64
-    config.clip.update(frames=8, motion_frames=2, audio_context=0.0, image_size=(128, 128))
-    config.diffusion.update(zero_terminal_snr=True, prediction="x0", spacing="trailing", min_snr_gamma=2.0)
-    config.sampling.update(solver="dpm++2m", steps=2, reference_scale=2.0, audio_scale=2.0)
-    config.data.update(crop_scale=(0.8, 0.8), same_window_prob=0.6, first_clip_prob=0.2, num_workers=0)
-    config.train.update(
-        stage=stage,
-        ema=0.995,
-        drop_both=0.0,
-        face_weight=3.0,
-        kl_weight=2e-4,
-        motion_noise=0.05,
-        log_every=25,
-        save_every=250,
-        sample_every=1000,
-        steps=_STAGES[stage]["steps"],
-        batch_size=_STAGES[stage]["batch_size"],
-    )
-    config.train.optimizer.update(
-        name=_STAGES[stage]["optimizer"],
-        learning_rate=_STAGES[stage]["learning_rate"],
-        warmup=100,
-        schedule="cosine",
-        beta2=0.99,
-        weight_decay=1e-4,
-    )
-    return config
-
-
 def small_config(stage="video", **model):
-    """Returns `drawn_config` at test size; keyword arguments override fields of `model`."""
-    config = drawn_config(stage)
+    """Returns configs/tiny.py at test size; keyword arguments override fields of `model`."""
+    config = tiny.get_config(stage)
     config.model.unet.update(channels=(16, 32), heads=2, groups=8)
     config.model.vae.update(channels=(8, 16, 32), decoder_channels=(8, 16, 32), groups=4, latent_channels=4)
     config.model.audio.update(bands=8, tokens=2, features=16, hidden=16)

@@ -24,7 +24,7 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 def training_config(stage):
     """Returns `small_config` with a batch of two and four steps; the learning rate is 0 in the first step only.
 
-    Every number that a training run may tune is fixed here, so that golden numbers do not depend on `drawn_config`.
+    Every number that a training run may tune is fixed here, so that golden numbers do not depend on configs/tiny.py.
     """
     config = small_config(stage)
     config.diffusion.update(

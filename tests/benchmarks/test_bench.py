@@ -18,8 +18,7 @@ from tests.small import small_config
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_pipeline_reports_clips_per_cpu_second(record_dir, tmp_path, capsys):
     output = tmp_path / "pipeline.json"
-    options = ["--config", "configs/small.py:video", "--config.clip.image_size=(64,64)", "--batches", "2"]
-    options.append("--config.data.max_speed=0")
+    options = ["--config", "configs/tiny.py:video", "--config.clip.image_size=(64,64)", "--batches", "2"]
     assert cli.main(["bench", "pipeline", "--data", str(record_dir), *options, "--output", str(output)]) == 0
     found = json.loads(output.read_text())
     assert found["benchmark"] == "pipeline" and found["device"]

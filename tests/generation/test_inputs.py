@@ -6,6 +6,7 @@ import re
 import av
 import numpy as np
 import pytest
+from emo_jax.configs import tiny
 from PIL import Image
 
 from emo_jax.faces.boxes import crop_around
@@ -17,9 +18,8 @@ from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import face_box
 from tests.generation.media import random_portrait, random_voice
-from tests.small import drawn_config
 
-CLIP = drawn_config().clip
+CLIP = tiny.get_config().clip
 
 
 def test_paths_and_pillow_images_give_the_same_portrait(tmp_path):
@@ -174,7 +174,7 @@ def test_other_sizes_raise(size):
 
 
 def test_config_places_faces_as_the_rendered_clips_do():
-    """A record's frame is 160 pixels wide, and a clip's window is 128 of them at a random place (`drawn_config`)."""
+    """A record's frame is 160 pixels wide, and a clip's window is 128 of them at a random place (configs/tiny.py)."""
     boxes = np.array([face_box(Identity.sample(seed), State(), 160) for seed in range(100)])
     heights, x, y = boxes[:, 3] - boxes[:, 1], (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
     assert np.median(heights) / 128 == pytest.approx(CLIP.face.height, abs=0.02)
