@@ -24,6 +24,7 @@ import torch
 from emo_jax.configs import hallo
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from emo_jax.benchmarks.timing import alternating_seconds
 from emo_jax.generation.guided import guided_denoiser
 from emo_jax.models.conditions import Conditions, Null
 from emo_jax.models.emo import EMO, build
@@ -183,13 +184,11 @@ def compare(config: Any, rounds: int) -> dict[str, Any]:
     print(f"outputs differ by {error:.1e} of the largest value", flush=True)
     if not error < TOLERANCE:
         raise ValueError(f"the outputs differ by {error:.1e}; expected less than {TOLERANCE}")
-    times = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-            print(f"{name}: {times[name][-1]:.3f} s", flush=True)
+
+    def show(name: str, seconds: float) -> None:
+        print(f"{name}: {seconds:.3f} s", flush=True)
+
+    times = alternating_seconds(runs, rounds, show)
     ratio = float(np.median(times["jax"]) / np.median(times["torch"]))
     return dict(error=float(error), ratio=ratio, **times)
 

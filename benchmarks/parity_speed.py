@@ -8,7 +8,6 @@ that of emo_jax to 77 tokens of audio.
 """
 
 import sys
-import time
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
+from emo_jax.benchmarks.timing import alternating_seconds
 from emo_jax.models.conditions import Conditions
 from emo_jax.models.unet import UNet, UNetConfig
 
@@ -50,14 +50,10 @@ def make_torch_run(side: int) -> Callable[[], object]:
 
 def main(side: int = 32, rounds: int = 8) -> None:
     """Prints both times and their ratio."""
-    runs, times = {"jax": make_jax_run(side), "torch": make_torch_run(side)}, {"jax": [], "torch": []}
+    runs = {"jax": make_jax_run(side), "torch": make_torch_run(side)}
     for run in runs.values():
         run()  # compiles and warms up
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
+    times = alternating_seconds(runs, rounds)
     for name, seconds in times.items():
         print(f"{name}: median {np.median(seconds):.3f} s, minimum {min(seconds):.3f} s of {rounds}")
     median, least = (f(times["jax"]) / f(times["torch"]) for f in (np.median, min))
