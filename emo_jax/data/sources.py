@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,6 +112,20 @@ def common_layout(sources: list[Source], data_config: ConfigDict, clip_config: C
     return layout
 
 
+_MEAN_SPEEDS: weakref.WeakKeyDictionary[Source, np.ndarray] = weakref.WeakKeyDictionary()
+
+
+def mean_speeds(source: Source) -> np.ndarray:
+    """Returns the mean rotation speed of each record's head in degrees per frame, (records,).
+
+    The first call for a source reads all of its records.
+    """
+    if source not in _MEAN_SPEEDS:
+        speeds = [np.abs(source[position]["speed"]).mean() for position in range(len(source))]
+        _MEAN_SPEEDS[source] = np.array(speeds)
+    return _MEAN_SPEEDS[source]
+
+
 def select_records(
     source: Source,
     clip_config: ConfigDict,
@@ -125,8 +140,8 @@ def select_records(
         clip_config: `config.clip`.
         needs_sound: selects records with sound only.
         needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
-        max_speed: leaves out records whose head rotates faster on average, in degrees per frame, which reads every
-            record; 0 keeps all.
+        max_speed: leaves out records whose head rotates faster on average, in degrees per frame; 0 keeps all. See
+            `mean_speeds`.
 
     Returns:
         The positions (selected,) of these records.
@@ -147,8 +162,7 @@ def select_records(
     if needs_speed:
         keep &= source.reliable_speed()
     if max_speed:
-        speeds = [np.abs(source[int(position)]["speed"]).mean() for position in np.flatnonzero(keep)]
-        keep[keep] = np.array(speeds) <= max_speed
+        keep &= mean_speeds(source) <= max_speed
     if not keep.all():
         logging.info("%s, split %s: %d of %d records fit.", source.directory, source.split, keep.sum(), len(keep))
     return np.flatnonzero(keep)

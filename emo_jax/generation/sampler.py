@@ -96,7 +96,7 @@ class VideoSampler:
             raise ValueError(f"off names {sorted(unknown)}; expected names from {', '.join(CONTROLS)}")
         self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
         self.params = self._replicate(params)
-        if sampling.eta and emo.config.diffusion.get("reference_mean", 0.0):
+        if sampling.eta and emo.reference_mean:
             raise ValueError(f"sampling.eta is {sampling.eta}; expected 0 with diffusion.reference_mean")
         self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)

@@ -61,12 +61,10 @@ def encode_images(
     features = emo.reference_features(params, images, tokens)
     encoded: dict[str, Any] = {}
     if use_reference:
-        own = _images(features, slice(0, None, count) if tiled else slice(0, 1))
-        shortcut = {LATENTS: reference} if emo.backbone.config.reference_shortcut else {}
-        encoded["reference"] = {**(own or {}), **shortcut}
-        mean = emo.config.diffusion.get("reference_mean", 0.0)  # older weights: 0
-        if mean:
-            encoded["noise_mean"] = mean * reference
+        own: Any = _images(features, slice(0, None, count) if tiled else slice(0, 1))
+        encoded["reference"] = own | {LATENTS: reference} if emo.backbone.config.reference_shortcut else own
+        if emo.reference_mean:
+            encoded["noise_mean"] = emo.reference_mean * reference
     if use_motion and motion is not None:
         ends = range(count, images.shape[1] + 1, count)
         halves = [_images(features, slice(end - motion.shape[1], end)) for end in ends]

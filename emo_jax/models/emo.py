@@ -109,6 +109,11 @@ class EMO:
 
     # -- conditions
 
+    @property
+    def reference_mean(self) -> float:
+        """The mean of the noise, as a multiple of the reference's latents."""
+        return self.config.diffusion.get("reference_mean", 0.0)  # older weights: 0
+
     def conditions(
         self,
         params: Params,
