@@ -116,6 +116,12 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Prints a line on process 0 alone."""
+    if is_main():
+        print(text, flush=True)
+
+
 def name() -> str:
     """Returns the name of this process in messages: 'process 1 of 4 on HOST'."""
     return f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"

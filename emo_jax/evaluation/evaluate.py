@@ -74,34 +74,28 @@ def evaluate(
     from emo_jax.cache import keep_programs
     from emo_jax.config import set_fields
     from emo_jax.distributed.processes import check_devices
-    from emo_jax.evaluation.heldout import choose_people
     from emo_jax.evaluation.picture import save_picture, side_by_side
-    from emo_jax.evaluation.probe import load_probe
     from emo_jax.generation.options import check_sampling
     from emo_jax.synthetic.espeak import espeak_available
     from emo_jax.weights.store import load_model
 
     started, folder, sampling = time.monotonic(), pathlib.Path(output), sampling or {}
     properties = properties or select_properties(long=long)
-    if identities < 2 or not seconds > 0 or not long >= 0:
-        raise ValueError(
-            f"--identities is {identities}, --seconds {seconds:g} and --long {long:g}; "
-            "expected at least two people and positive lengths"
-        )
+    check_lengths(identities, seconds, long, "--")
     keep_programs()
     check_devices()
     emo, params = load_model(checkpoint)
-    config, probe = ConfigDict(emo.config), load_probe()  # a copy that is not frozen
+    config = ConfigDict(emo.config)  # a copy that is not frozen
     set_fields(config.sampling, sampling, "sampling")
     check_sampling(config.sampling, config.diffusion.train_steps)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--output {output} cannot be created ({error.strerror}); choose another folder") from error
-    scale = sum(config.data.crop_scale) / 2
-    people = choose_people(identities, STRANGERS, seconds, config.clip, scale, data)
-    evaluation = Evaluation(config, params, people, probe, seed=seed, long=long, wanted=properties)
+    options = dict(seed=seed, long=long, wanted=properties)
+    evaluation = new_evaluation(config, params, identities, seconds, STRANGERS, data, **options)
     rows, frames = measured_rows(evaluation)
+    people = evaluation.people
     if frames is not None:
         save_picture(folder / "frames.png", side_by_side(people, frames, config.clip.fps))
     if "memory" in evaluation.wanted:
@@ -123,6 +117,53 @@ def evaluate(
     print(table(rows))
     print(f"{folder}/report.json; {(time.monotonic() - started) / 60:.1f} min")
     return rows
+
+
+def check_lengths(identities: int, seconds: float, long: float, prefix: str) -> None:
+    """Checks the number of people and the lengths of their videos.
+
+    Args:
+        identities: number of people.
+        seconds: length of each video.
+        long: length of the long videos in seconds; 0 for none.
+        prefix: what precedes these names where the user sets them.
+
+    Raises:
+        ValueError: there are fewer than two people, or a length is not positive.
+    """
+    if identities < 2 or not seconds > 0 or not long >= 0:
+        raise ValueError(
+            f"{prefix}identities is {identities}, {prefix}seconds {seconds:g} and {prefix}long {long:g}; "
+            "expected at least two people and positive lengths"
+        )
+
+
+def new_evaluation(
+    config: ConfigDict,
+    params: Any,
+    identities: int,
+    seconds: float,
+    strangers: int,
+    data: str | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Chooses held-out people and returns their evaluation.
+
+    Args:
+        config: config of the weights, with the `sampling` fields to use.
+        params: params tree of the weights.
+        identities: number of people to animate.
+        seconds: length of each video.
+        strangers: number of further people among whom a face must be recognised.
+        data: records whose split validation is used; None: newly rendered people.
+        **options: seed, long and wanted, as `Evaluation` takes them.
+    """
+    from emo_jax.evaluation.heldout import choose_people
+    from emo_jax.evaluation.probe import load_probe
+
+    scale = sum(config.data.crop_scale) / 2
+    people = choose_people(identities, strangers, seconds, config.clip, scale, data)
+    return Evaluation(config, params, people, load_probe(), **options)
 
 
 def measured_rows(evaluation: Evaluation) -> tuple[list[Row], np.ndarray | None]:

@@ -5,9 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from emo_jax.evaluation.evaluate import Evaluation, measured_rows, select_properties
-from emo_jax.evaluation.heldout import choose_people
-from emo_jax.evaluation.probe import load_probe
+from emo_jax.evaluation.evaluate import Evaluation, check_lengths, measured_rows, new_evaluation, select_properties
 
 STRANGERS = 16
 """Number of further people among whom a face must be recognised."""
@@ -20,12 +18,14 @@ class Measures:
         config: the full config.
 
     Raises:
-        ValueError: `train.evaluators` names an unknown property, or "memory".
+        ValueError: `train.evaluators` names an unknown property, or "memory", or `train.evaluation` has a number that
+            cannot be used.
     """
 
     def __init__(self, config: ConfigDict) -> None:
-        names = [row[0] for row in config.train.evaluators]
-        select_properties(names, long=config.train.evaluation.long)
+        names, on = [row[0] for row in config.train.evaluators], config.train.evaluation
+        select_properties(names, long=on.long)
+        check_lengths(on.identities, on.seconds, on.long, "train.evaluation.")
         if "memory" in names:
             raise ValueError("train.evaluators names 'memory', which measures exported weights; use emo evaluate")
         self._evaluation: Evaluation | None = None
@@ -36,7 +36,7 @@ class Measures:
         """Returns {property: (value, whether lower values are better)}.
 
         Args:
-            config: the full config; `train.evaluation` says on whom to measure.
+            config: the full config, of which `train.evaluation` chooses the people.
             params: params tree of the weights.
             names: some of the properties in `train.evaluators`.
 
@@ -44,13 +44,9 @@ class Measures:
             ValueError: `train.evaluation.data` cannot be used.
         """
         if self._evaluation is None:
-            self._evaluation = _new(config, params)
+            on = config.train.evaluation
+            people = (on.identities, on.seconds, STRANGERS, on.data or None)
+            self._evaluation = new_evaluation(ConfigDict(config), params, *people, long=on.long)
         self._evaluation.use(params, names)
         rows, _ = measured_rows(self._evaluation)
         return {row.property: (float(row.value), row.below) for row in rows if row.property in names}
-
-
-def _new(config: ConfigDict, params: Mapping[str, Any]) -> Evaluation:
-    on, scale = config.train.evaluation, sum(config.data.crop_scale) / 2
-    people = choose_people(on.identities, STRANGERS, on.seconds, config.clip, scale, on.data or None)
-    return Evaluation(ConfigDict(config), params, people, load_probe(), long=on.long)

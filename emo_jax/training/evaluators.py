@@ -1,19 +1,17 @@
 """What a run is judged by: the validation loss, and measures of generated videos (`train.evaluators`)."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from emo_jax.distributed import processes
 from emo_jax.progress import report_waiting
 from emo_jax.training.metrics import MetricsWriter
-from emo_jax.training.step import TrainState, at_rest
-from emo_jax.training.validation import Validation
+from emo_jax.training.samples import failure_is_a_warning, placed_params
+from emo_jax.training.step import TrainState
+from emo_jax.training.validation import Validation, is_due
 
 Measure = Callable[[ConfigDict, Mapping[str, Any], Sequence[str]], Mapping[str, tuple[float, bool]]]
 """(full config, params tree, properties) -> {property: (value, whether lower values are better)}."""
@@ -36,13 +34,13 @@ class Judge:
         self, config: ConfigDict, validation: Validation, writer: MetricsWriter, measure: Measure | None = None
     ) -> None:
         self._config, self._validation, self._writer, self._measure = config, validation, writer, measure
-        self._rows, judged = check_evaluators(config.train), config.train.validation
-        self._ranked = judged.keep_best and judged.best_by == "loss"
+        self._rows, self._best_by = check_evaluators(config.train), config.train.validation.best_by
+        self._ranks_losses = config.train.validation.keep_best and self._best_by == "loss"
         if self._rows and measure is None:
             raise ValueError("train.evaluators has rows, but nothing measures them; pass `measure` to train()")
 
     def __call__(self, step: int, state: TrainState, best: tuple[int, float] | None) -> float | None:
-        """Measures what is due after a step; all processes must call it.
+        """Runs the measurements that are due after a step. All processes must call this method.
 
         Args:
             step: the step.
@@ -54,30 +52,26 @@ class Judge:
         """
         scores = {}
         if self._validation.due(step):
-            with self._writer.paused(), report_waiting("validating", _print, after=10):
+            with self._writer.paused(), report_waiting("validating", processes.say, after=10):
                 measured = self._validation(state)
-            self._writer.validation(measured, step, best, self._ranked)
+            self._writer.validation(measured, step, best, self._ranks_losses)
             scores["loss"] = measured["loss"]
-        names = [name for name, every in self._rows if step % every == 0 or step == self._config.train.steps > every]
+        names = [name for name, every in self._rows if is_due(step, every, self._config.train.steps)]
         if names:
             with self._writer.paused():
                 found = self._evaluate(step, names, state)
             self._writer.evaluation({name: value for name, (value, _) in found.items()}, step)
             scores |= {name: value if below else -value for name, (value, below) in found.items()}
-        return scores.get(self._config.train.validation.best_by)
+        return scores.get(self._best_by)
 
     def _evaluate(self, step: int, names: list[str], state: TrainState) -> dict[str, tuple[float, bool]]:
         """Measures on process 0, while the others wait; a failure is a warning, and training continues."""
         fetched = processes.fetch(state.flat(ema=True))  # parameters may be sharded; None except on process 0
         found: Mapping[str, tuple[float, bool]] = {}
         if fetched is not None and self._measure is not None:
-            dtype, device = self._config.model.dtype, jax.local_devices()[0]
-            flat = {path: jax.device_put(at_rest(path, a, dtype), device) for path, a in fetched.items()}
-            try:
-                found = self._measure(self._config, unflatten_dict(flat, sep="/"), names)
-            except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                print(f"warning: no evaluation at step {step}: {reason}", file=sys.stderr, flush=True)
+            with failure_is_a_warning(f"no evaluation at step {step}"):
+                params = placed_params(fetched, self._config.model.dtype)
+                found = self._measure(self._config, params, names)
         pairs = processes.from_main([found.get(name, (math.nan, False)) for name in names])
         return {name: (value, bool(below)) for name, (value, below) in zip(names, pairs, strict=True)}
 
@@ -99,8 +93,3 @@ def check_evaluators(train: ConfigDict) -> list[tuple[str, int]]:
     if best_by != "loss" and best_by not in names:
         raise ValueError(f"train.validation.best_by is {best_by!r}; expected {' or '.join(['loss', *names])}")
     return rows
-
-
-def _print(text: str) -> None:
-    if processes.is_main():
-        print(text, flush=True)

@@ -94,14 +94,14 @@ def train(
     validation = Validation(config, emo, mesh)
     check_workdir(workdir)
     changes = write_run_config(workdir, ConfigDict(config)) if processes.is_main() else []
-    kept, judged = (config.train.keep, config.train.keep_every), config.train.validation
-    checkpoints = Checkpoints(workdir, *kept, judged.keep_best, judged.best_by)
-    with report_waiting("initializing", _print):
+    best = dict(keep_best=config.train.validation.keep_best, measure=config.train.validation.best_by)
+    checkpoints = Checkpoints(workdir, config.train.keep, config.train.keep_every, **best)
+    with report_waiting("initializing", processes.say):
         state = _restore_or_init(config, emo, mesh, checkpoints, iterator)
     check_encoders([source for source, _ in [*sources, *validation.sources]], emo, mesh, state.frozen)
 
     first = int(state.step)
-    with report_waiting("counting FLOPs", _print):
+    with report_waiting("counting FLOPs", processes.say):
         flops = _step_flops(config, emo, state, getattr(sources[0][0], "layout", None))  # equal for all sources
     fields = json.loads(config.to_json_best_effort())
     writer = MetricsWriter(workdir, first, steps, flops, config.train.log, fields)
@@ -111,14 +111,14 @@ def train(
         processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
     )
     rescale = _latent_rescaling(config, emo, mesh)
-    _print("\n".join([*start_lines(config, stage, sources, mesh, state), validation.summary, *changes]))
+    processes.say("\n".join([*start_lines(config, stage, sources, mesh, state), validation.summary, *changes]))
 
     with contextlib.ExitStack() as cleanup:  # also after an error: a save in progress ends, and so do Grain's workers
         cleanup.callback(_close, iterator)
         cleanup.callback(writer.close)
         cleanup.callback(checkpoints.close)
         cleanup.callback(step_fn.close)
-        cleanup.enter_context(watch_compilation(lambda: _print("compiling")))
+        cleanup.enter_context(watch_compilation(lambda: processes.say("compiling")))
         batch = {}
         for step in range(first + 1, steps + 1):
             waiting_since = time.perf_counter()
@@ -147,7 +147,7 @@ def train(
             if step % config.train.save_every == 0 or last or checkpoints.improves(score):
                 state = rescale(state, batch)
                 checkpoints.save(step, state, iterator, config, score)
-                _print(f"checkpoint of step {step}: {checkpoints.path(step)}")
+                processes.say(f"checkpoint of step {step}: {checkpoints.path(step)}")
             if ends:
                 break
             if config.train.sample_every and step % config.train.sample_every == 0:
@@ -159,12 +159,7 @@ def train(
 
 def _explaining_first_step(is_first: bool) -> contextlib.AbstractContextManager[None]:
     """Prints that the first step is traced and compiled, which takes from seconds to many minutes."""
-    return report_waiting("tracing and compiling the step", _print) if is_first else contextlib.nullcontext()
-
-
-def _print(text: str) -> None:
-    if processes.is_main():
-        print(text, flush=True)
+    return report_waiting("tracing and compiling the step", processes.say) if is_first else contextlib.nullcontext()
 
 
 def _check(config: ConfigDict) -> None:

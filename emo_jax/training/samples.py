@@ -1,11 +1,12 @@
 """Sample videos during training: held-out people, if there are any, speak with their own voices."""
 
+import contextlib
 import functools
 import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,19 +70,10 @@ class SampleWriter:
         """
         fetched = processes.fetch(params)  # None except on process 0
         if fetched is not None:
-            try:
-                self._write(step, self._placed(fetched))
-            # A full disk or device, or latents that are not finite.
-            except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                print(f"warning: no samples at step {step}: {reason}", file=sys.stderr, flush=True)
+            with failure_is_a_warning(f"no samples at step {step}"):
+                place = None if self._mesh is None else replicated(self._mesh)
+                self._write(step, placed_params(fetched, self._config.model.dtype, place))
         processes.barrier(f"samples of step {step}")
-
-    def _placed(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the params tree on all devices of the sampler, in the precision that it is used in."""
-        place = jax.local_devices()[0] if self._mesh is None else replicated(self._mesh)
-        dtype = self._config.model.dtype
-        return unflatten_dict({p: jax.device_put(at_rest(p, a, dtype), place) for p, a in params.items()}, sep="/")
 
     @functools.cached_property
     def _mesh(self) -> Mesh | None:
@@ -150,6 +142,32 @@ class SampleWriter:
         people = [_person(source, i, size, data.crop_scale) for source, i in [*voiced, *silent][:_PEOPLE]]
         references, masks, voices = zip(*people, strict=True)
         return np.stack(references), np.stack(masks), np.stack(voices)
+
+
+def placed_params(flat: Mapping[str, Any], dtype: str, place: Any = None) -> dict[str, Any]:
+    """Returns the params tree to generate with, in the precision that it is used in.
+
+    Args:
+        flat: {path: array}.
+        dtype: the networks' precision.
+        place: a device or a sharding; None for the first device of this process.
+    """
+    place = jax.local_devices()[0] if place is None else place
+    return unflatten_dict({p: jax.device_put(at_rest(p, a, dtype), place) for p, a in flat.items()}, sep="/")
+
+
+@contextlib.contextmanager
+def failure_is_a_warning(consequence: str) -> Iterator[None]:
+    """Turns a failure of its body, such as a full disk or latents that are not finite, into a warning.
+
+    Args:
+        consequence: what is missing because of the failure, for example "no samples at step 500".
+    """
+    try:
+        yield
+    except (OSError, ValueError, FloatingPointError, jax.errors.JaxRuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        print(f"warning: {consequence}: {reason}", file=sys.stderr, flush=True)
 
 
 def _person(

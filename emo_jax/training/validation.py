@@ -76,9 +76,8 @@ class Validation:
         return f"validation: {size} clips of {places}, every {self._validation.every} steps"
 
     def due(self, step: int) -> bool:
-        """Returns whether to validate after a step: at multiples of `every`, and at the end of a longer run."""
-        steps, every = self._config.train.steps, self._validation.every
-        return bool(self.sources) and (step % every == 0 or step == steps > every)
+        """Returns whether to validate after a step, see `is_due`."""
+        return bool(self.sources) and is_due(step, self._validation.every, self._config.train.steps)
 
     def __call__(self, state: TrainState) -> dict[str, float]:
         """Returns the loss and its further metrics {name: value}; all processes must call it.
@@ -145,6 +144,11 @@ class Validation:
             return lambda params, batch, key, _: losses.vae_loss(self._emo, train, params, batch, key)
         schedule, stage = make_schedule(config.diffusion), stage_of(config)
         return functools.partial(losses.denoising_loss, self._emo, schedule, stage, train)
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Returns whether a measurement is due after a step: at multiples of `every`, and at the end of a longer run."""
+    return step % every == 0 or step == steps > every
 
 
 def spread_timesteps(count: int, train_steps: int) -> Int[np.ndarray, " count"]:
