@@ -53,8 +53,8 @@ def get_config(stage: str = "image") -> ConfigDict:
                 spacing="leading",
                 min_snr_gamma=0.0,  # 0: off
                 noise_offset=0.0,
-                # ours: the noise's mean, as a multiple of the reference's latents (a prior that depends on the data, as
-                # in PriorGrad, Lee et al. 2022), so that sampling starts near the portrait; for small models
+                # Ours, for small models: the mean of the noise, as a multiple of the reference's latents. This prior
+                # depends on the data (as in PriorGrad, Lee et al. 2022), so that sampling starts near the portrait.
                 reference_mean=0.0,
             ),
             sampling=dict(  # steps as in Section 4.1, the rest ours
@@ -89,7 +89,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 crop_scale=(0.8, 1.0),
                 min_reference_gap=1.0,
                 same_window_prob=0.5,  # ours: of the same crop for reference and clip, as in generation
-                max_speed=0.0,  # leaves out records whose head rotates faster on average, degrees per frame; 0: none
+                max_speed=0.0,  # records whose head rotates faster on average (degrees per frame) are left out; 0: off
                 first_clip_prob=0.1,  # of training on a clip without motion frames
                 flip_prob=0.0,
                 color_jitter=0.0,  # scales a sample's brightness, contrast and saturation by up to 1 +- this
@@ -125,7 +125,7 @@ def model() -> dict:
         ),
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch
-        reference_shortcut=False,  # ours: the reference's latents also at the Backbone's input and output; small models
+        reference_shortcut=False,  # ours, for small models: the reference's latents at the Backbone's input and output
         audio_attention=True,
         audio_branches=False,  # hallo: audio modules with a branch for pose, face and lips, instead of audio-attention
         temporal_modules=True,

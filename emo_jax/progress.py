@@ -17,7 +17,8 @@ class Progress:
         name: what is being done.
         unit: what is counted, in the singular.
         every: seconds between lines if stderr is not a terminal.
-        shown: False to show only what `say` gets, where another process shows the progress.
+        shown: whether to show the progress. Without it, only the lines of `say` are printed: for a process whose
+            progress another one shows.
     """
 
     def __init__(self, total: float, name: str, unit: str, every: float = 5.0, shown: bool = True):
