@@ -248,6 +248,8 @@ def train(stage: str) -> dict:
         motion_patch_drop=0.0,  # share of patches replaced by zeros, as in Hallo2 (there 0.25)
         motion_patch_size=1,  # side of these patches, in latents
         face_weight=1.0,  # weight of the face's region in the losses, relative to the rest
+        mouth_weight=1.0,  # weight of the mouth's part of that region, relative to the rest of the face
+        motion_weight=1.0,  # weight of the squared error's part that changes over the clip
         kl_weight=1e-6,
         gradient_weight=0.0,  # of the error of the image's gradients in the stage vae
         # Devices along each axis; one may be -1, for the remaining devices. Samples are split over data and fsdp,

@@ -18,6 +18,9 @@ from emo_jax.training.stages import Stage
 
 Batch = Mapping[str, Array | np.ndarray]
 """The arrays of `data.pipeline.element_spec`."""
+MOUTH = (0.57, 0.87), (0.2, 0.8)
+"""The mouth's rows and columns in the face's region, as shares of its height and width: where latents of calm rendered
+heads change most below the eyes."""
 
 
 def vae_loss(
@@ -44,7 +47,7 @@ def vae_loss(
     mean, logvar = vae.apply(variables, images, method="moments")
     z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     error = vae.apply(variables, z, method="decode_unscaled") - images
-    weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight)
+    weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight, config.mouth_weight)
     l1, l2 = (jnp.abs(error) * weight).mean(), (error**2 * weight).mean()
     kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
     loss = l1 + l2 + config.kl_weight * kl
@@ -82,7 +85,8 @@ def denoising_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, "2"]]]:
     """Computes the mean squared error of the Backbone's prediction (Eq. 1).
 
-    Errors are weighted per position (`face_weight`) and per sample (min-SNR) before they are averaged.
+    Errors are weighted per position (`face_weight`, `mouth_weight`), by their change over the clip (`motion_weight`)
+    and per sample (min-SNR) before they are averaged.
 
     Args:
         emo: the networks.
@@ -107,15 +111,30 @@ def denoising_loss(
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     prediction = emo.denoise(params, x_t, t, conditions)
     target = diffusion.target(schedule, schedule.prediction, x0, noise, t)
-    error = (prediction - target) ** 2 * face_weights(batch["mask"], x0.shape[2:4], config.face_weight)
+    error = weigh_motion(prediction - target, config.motion_weight) ** 2
+    error = error * face_weights(batch["mask"], x0.shape[2:4], config.face_weight, config.mouth_weight)
     error = error.mean(axis=(1, 2, 3, 4))
     weight = diffusion.loss_weight(schedule, t, schedule.prediction, schedule.min_snr_gamma)
     metrics = {f"loss_t{band}": _sum_and_count(error, 3 * t // schedule.train_steps == band) for band in range(3)}
     return (weight * error).mean(), metrics
 
 
+def weigh_motion(error: Float[Array, "batch frames h w c"], weight: float) -> Float[Array, "batch frames h w c"]:
+    """Scales the part of an error that changes over the clip, so that its square counts `weight` times.
+
+    Ours: what a voice moves is a small part of a clip's error, most of which is the same in all frames. The prediction
+    with the smallest loss stays the same.
+
+    Args:
+        error: prediction minus target.
+        weight: of the squared deviation from the mean over the frames; 1 changes nothing.
+    """
+    mean = error.mean(1, keepdims=True)
+    return mean + jnp.sqrt(weight) * (error - mean)
+
+
 def face_weights(
-    mask: Num[Array | np.ndarray, "batch height width 1"], size: tuple[int, ...], weight: float
+    mask: Num[Array | np.ndarray, "batch height width 1"], size: tuple[int, ...], weight: float, mouth: float = 1.0
 ) -> Float[Array | np.ndarray, "batch 1 h w 1"]:
     """Computes how much each position of a map counts in the loss; the mean over a sample is 1.
 
@@ -125,11 +144,24 @@ def face_weights(
         mask: the face's region in {0, 1}.
         size: (h, w) of the map; h divides the mask's height and w its width.
         weight: of the face's region relative to the rest.
+        mouth: of the mouth's part of the face's region (`MOUTH`) relative to the rest of the face.
     """
     batch, (h, w) = mask.shape[0], size
-    share = mask.astype(jnp.float32).reshape(batch, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))
-    weights = 1 + (weight - 1) * share[:, None, :, :, None]
+    face = jnp.asarray(mask[..., 0], jnp.float32)
+    weights = 1 + (weight - 1) * face
+    if mouth != 1:
+        rows, columns = (_place_in_box(face.max(axis)) for axis in (2, 1))
+        (top, bottom), (left, right) = MOUTH
+        inside = ((rows > top) & (rows < bottom))[:, :, None] & ((columns > left) & (columns < right))[:, None]
+        weights = jnp.where(inside & (face > 0), mouth * weights, weights)
+    weights = weights.reshape(batch, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))[:, None, :, :, None]
     return weights / weights.mean((2, 3), keepdims=True)
+
+
+def _place_in_box(inside: Float[Array, "batch n"]) -> Float[Array, "batch n"]:
+    """Returns where each row or column lies in the extent of the ones: 0 at the first, 1 behind the last."""
+    first, last = jnp.argmax(inside, 1), inside.shape[1] - jnp.argmax(inside[:, ::-1], 1)
+    return (jnp.arange(inside.shape[1]) + 0.5 - first[:, None]) / (last - first)[:, None]
 
 
 def drop_patches(

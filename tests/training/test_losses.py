@@ -13,7 +13,7 @@ from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import build
 from emo_jax.models.vae import VAE
 from emo_jax.training.loop import train
-from emo_jax.training.losses import denoising_loss, drop_patches, face_weights, vae_loss
+from emo_jax.training.losses import denoising_loss, drop_patches, face_weights, vae_loss, weigh_motion
 from emo_jax.training.stages import get_stage
 from tests.echo import RecordingRule, echo
 from tests.steps import FAST, fixed_batch, training_config
@@ -119,6 +119,27 @@ def test_face_weights_of_a_partly_covered_position():
     mask[0, :4, :2] = 1  # half of the upper left of 2 x 2 positions
     weights = np.asarray(face_weights(mask, (2, 2), 5.0))
     np.testing.assert_allclose(weights[:, 0, :, :, 0], [np.array([[3, 1], [1, 1]]) / 1.5, np.ones((2, 2))])
+
+
+def test_the_mouth_of_a_face_weighs_more():
+    mask = np.zeros((1, 40, 40, 1), np.uint8)
+    mask[0, 10:30, 4:24] = 1
+    weights = np.asarray(face_weights(mask, (20, 20), 2.0, 3.0))[0, 0, :, :, 0]
+    expected = np.ones((20, 20))
+    expected[5:15, 2:12] = 2
+    expected[10:14, 4:10] = [[4], [6], [6], [4]]  # rows 21 to 26, columns 8 to 19
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-6)
+    nobody = np.asarray(face_weights(np.zeros_like(mask), (20, 20), 2.0, 3.0))
+    np.testing.assert_array_equal(nobody, np.ones_like(nobody))
+
+
+def test_motion_weight_counts_deviations_from_the_mean_of_the_clip():
+    rng = np.random.default_rng(0)
+    error = jnp.asarray(rng.normal(size=(2, 5, 2, 2, 3)), jnp.float32)
+    mean, deviation = error.mean(1), error - error.mean(1, keepdims=True)
+    weighed = weigh_motion(error, 4.0)
+    np.testing.assert_allclose((weighed**2).mean(), (mean**2).mean() + 4 * (deviation**2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(weigh_motion(error, 1.0), error, rtol=1e-6)
 
 
 def test_vae_loss():
