@@ -53,9 +53,9 @@ def get_config(stage: str = "image") -> ConfigDict:
                 spacing="leading",
                 min_snr_gamma=0.0,  # 0: off
                 noise_offset=0.0,
-                # Ours, for small models: the mean of the noise, as a multiple of the reference's latents. This prior
-                # depends on the data (as in PriorGrad, Lee et al. 2022), so that sampling starts near the portrait.
-                reference_mean=0.0,
+                # Ours, for small models: differences from the reference's latents are diffused, divided by this
+                # standard deviation; 0: the latents themselves. With prediction v, an output of zeros is the portrait.
+                residual_std=0.0,
             ),
             sampling=dict(  # steps as in Section 4.1, the rest ours
                 # clips: one after the other, from the last n frames of the clip before. windows: all frames together,
@@ -125,7 +125,7 @@ def model() -> dict:
         ),
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch
-        reference_shortcut=False,  # ours, for small models: the reference's latents at the Backbone's input and output
+        image_inputs=False,  # ours, for small models: latents of the reference and the last motion frame at the input
         audio_attention=True,
         audio_branches=False,  # hallo: audio modules with a branch for pose, face and lips, instead of audio-attention
         temporal_modules=True,
@@ -245,7 +245,8 @@ def train(stage: str) -> dict:
         drop_both=0.05,  # in addition: the null condition of guidance
         # Augmentation of the motion frames' latents, which are clean in training and generated in sampling.
         motion_noise=0.05,  # standard deviation of added noise
-        motion_patch_drop=0.0,  # share of patches replaced by zeros, as in Hallo2 (there 0.25)
+        # Share of patches replaced by zeros, as in Hallo2 (there 0.25), or by those of the portrait (first_motion).
+        motion_patch_drop=0.0,
         motion_patch_size=1,  # side of these patches, in latents
         face_weight=1.0,  # weight of the face's region in the losses, relative to the rest
         mouth_weight=1.0,  # weight of the mouth's part of that region, relative to the rest of the face

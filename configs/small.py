@@ -35,8 +35,8 @@ def get_config(stage: str = "video") -> ConfigDict:
     config.model.update(
         dtype="float32",
         reference_positions=True,
-        reference_shortcut=True,
-        unet=dict(channels=(96, 192), attention=(True, True), layers=1, heads=6, groups=8, remat="none"),
+        image_inputs=True,
+        unet=dict(channels=(64, 128), attention=(True, True), layers=1, heads=4, groups=8, remat="none"),
         vae=dict(
             channels=(48, 96, 160),
             decoder_channels=(96, 128, 160),
@@ -59,7 +59,7 @@ def get_config(stage: str = "video") -> ConfigDict:
         radii=(0.099, 0.091, 0.092, 0.122, 0.169, 0.233, 0.372, 0.762, 1.055),
     )
     config.diffusion.update(
-        zero_terminal_snr=True, prediction="x0", spacing="trailing", min_snr_gamma=2.0, reference_mean=0.5
+        zero_terminal_snr=True, prediction="v", spacing="trailing", min_snr_gamma=2.0, residual_std=0.3
     )
     config.sampling.update(solver="dpm++2m", steps=4, reference_scale=2.0, audio_scale=2.0)
     # A video starts at the portrait's pose: the portrait is the motion frames of the first clip, in the clip's crop.

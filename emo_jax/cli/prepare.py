@@ -65,6 +65,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="share of the audio energy that is another voice, 0 to 1 (default %(default)s)",
     )
     synthetic.add_argument(
+        "--head-motion",
+        type=float,
+        default=1.0,
+        help="factor of how far and how fast the heads move (default %(default)s)",
+    )
+    synthetic.add_argument(
         "--workers",
         type=int,
         default=min(8, os.cpu_count() or 1),
@@ -203,7 +209,7 @@ def _add_latents(sources: argparse._SubParsersAction) -> None:
 
 
 def _main_synthetic(args: argparse.Namespace) -> None:
-    names = ("records", "held_out", "seconds", "fps", "seed", "follow", "babble", "workers")
+    names = ("records", "held_out", "seconds", "fps", "seed", "follow", "babble", "head_motion", "workers")
     options = {name: getattr(args, name) for name in names}
     if args.world == "drawn":
         prepare_synthetic(args.output, size=args.size or 160, **options)

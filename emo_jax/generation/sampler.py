@@ -80,7 +80,7 @@ class VideoSampler:
         mesh: devices that share the work (see `mesh_for`); None for one device.
 
     Raises:
-        ValueError: the solver or a control is unknown, or a stochastic solver with `diffusion.reference_mean`.
+        ValueError: the solver or a control is unknown.
     """
 
     def __init__(
@@ -96,8 +96,6 @@ class VideoSampler:
             raise ValueError(f"off names {sorted(unknown)}; expected names from {', '.join(CONTROLS)}")
         self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
         self.params = self._replicate(params)
-        if sampling.eta and emo.reference_mean:
-            raise ValueError(f"sampling.eta is {sampling.eta}; expected 0 with diffusion.reference_mean")
         self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
         self._schedule = make_schedule(emo.config.diffusion)
         self._guidance = guidance_options(sampling, self._schedule.train_steps)
@@ -289,6 +287,8 @@ class VideoSampler:
         )
         if "locator" in self.off and conditions.location is not None:
             conditions = dataclasses.replace(conditions, location=jnp.zeros_like(conditions.location))
+        if "reference" in self.off and conditions.base is not None:
+            conditions = dataclasses.replace(conditions, base=jnp.zeros_like(conditions.base))
         if starts_with_portrait and latents is not None:
             return conditions, held, (jnp.repeat(latents, n, axis=1), jnp.ones(batch, bool))
         return conditions, held, first_carry(batch, n, self.emo.latent_shape)
@@ -327,10 +327,10 @@ class VideoSampler:
         conditions = self._conditions(params, constants, audio_features, speed, motion=motion, has_motion=has_motion)
         noise_key, solver_key = split(key, 2)
         noise = self._noise(noise_key, len(motion))
-        if conditions.noise_mean is not None and "reference" not in self.off:
-            noise = noise + conditions.noise_mean
         guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, **self._guidance)
-        return sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
+        held = None if held is None else held._replace(clean=self.emo.to_residual(held.clean, conditions))
+        x0 = sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
+        return self.emo.from_residual(x0, conditions)
 
     def _conditions(self, params: Params, constants: Any, features: Array, speed: Array, **motion: Any) -> Conditions:
         """Adds the inputs of f frames to the conditions of the video, and removes those that are switched off."""

@@ -73,9 +73,9 @@ def _check_variant(model: ConfigDict, clip: ConfigDict) -> None:
     first = clip.get("first_motion", "zeros")  # older weights: zeros
     if first not in ("zeros", "portrait"):
         raise ValueError(f"clip.first_motion is {first!r}; expected 'zeros' or 'portrait'")
-    if model.get("reference_shortcut", False) and model.reference_attention not in ("cross", "concat"):
+    if model.get("image_inputs", False) and model.reference_attention not in ("cross", "concat"):
         mode = model.reference_attention
-        raise ValueError(f"model.reference_attention is {mode!r} with reference_shortcut; expected 'cross' or 'concat'")
+        raise ValueError(f"model.reference_attention is {mode!r} with image_inputs; expected 'cross' or 'concat'")
     if model.get("audio_branches", False) and not model.audio_attention:
         raise ValueError("model.audio_branches is True; expected False without model.audio_attention")
     if model.get("audio_branches", False) and model.audio.get("gain", 1.0) != 1:

@@ -62,14 +62,17 @@ def encode_images(
     encoded: dict[str, Any] = {}
     if use_reference:
         own: Any = _images(features, slice(0, None, count) if tiled else slice(0, 1))
-        encoded["reference"] = own | {LATENTS: reference} if emo.backbone.config.reference_shortcut else own
-        if emo.reference_mean:
-            encoded["noise_mean"] = emo.reference_mean * reference
+        encoded["reference"] = own | {LATENTS: reference} if emo.backbone.config.image_inputs else own
+        base = dataclasses.replace(base, base=reference if emo.residual_std else None)
+        encoded["base"] = base.base
     if use_motion and motion is not None:
         ends = range(count, images.shape[1] + 1, count)
         halves = [_images(features, slice(end - motion.shape[1], end)) for end in ends]
         halves = [half if has_motion is None else mask_features(half, has_motion) for half in halves]
         encoded["motion"] = halves[-1]
+        if emo.backbone.config.image_inputs:
+            last = emo.to_residual(motion[:, -1:], base)
+            encoded["motion"] |= {LATENTS: last if has_motion is None else mask_features(last, has_motion)}
         if tiled:
             encoded["null"] = dataclasses.replace(base.null, motion=halves[0])
     return encoded

@@ -16,7 +16,8 @@ Features = dict[str, Float[AnyArray, "batch _ _ _ _"]]
 """Feature maps of ReferenceNet: {layer: (batch, images, height, width, channels)}, at each layer's resolution."""
 
 LATENTS = "latents"
-"""Key of `Conditions.reference` under which networks with `model.reference_shortcut` find the reference's latents."""
+"""Key of the latents themselves in `Conditions.reference` and `Conditions.motion`, for networks with
+`model.image_inputs`: of the reference, and of the last motion frame (with a base, as a difference from it)."""
 
 BRANCHES = ("pose", "face", "lip")
 """The branches of audio modules, in the order of the last axis of `Conditions.regions` and `branch_weights`."""
@@ -57,8 +58,8 @@ class Conditions:
         regions: for each level of the UNet, finest first, how much each branch of audio modules counts at each place
             (batch, height, width, branches).
         branch_weights: weights of these branches (batch, branches).
-        noise_mean: mean of the noise (batch, 1, height, width, channels), which the sampler and the loss add to it; the
-            Backbone does not read it. None: 0.
+        base: the reference's latents (batch, 1, height, width, channels), if the diffused latents are differences from
+            them (`EMO.to_residual`). The Backbone does not read them. None: the latents themselves are diffused.
         reference_on: whether a sample sees the reference (batch,); None: all do. Only with `null`.
         null: conditions of samples that do not; None: their features are zeros.
         temporal: whether temporal modules run; static. Stage 1 trains on single frames without them.
@@ -72,7 +73,7 @@ class Conditions:
     face: Any = None
     regions: Any = None
     branch_weights: Any = None
-    noise_mean: Any = None
+    base: Any = None
     reference_on: Any = None
     null: Any = None
     temporal: bool = struct.field(pytree_node=False, default=True)
@@ -146,15 +147,20 @@ def regions_of_mask(
         sizes: (height, width) of each level of the UNet; they divide those of the mask.
     """
     inside = mask[..., 0].astype(jnp.float32)
-    left, top, right, bottom = LIP_REGION
-    columns = _between(inside.max(1), left, right)[:, None, :]
-    lip = inside * columns * _between(inside.max(2), top, bottom)[:, :, None]
+    lip = lip_region(inside)
     branches = jnp.stack([1 - inside, inside - lip, lip], axis=-1)
 
     def pool(size: tuple[int, int]) -> AnyArray:
         return reduce(branches, "b (h p) (w q) c -> b h w c", "mean", h=size[0], w=size[1])
 
     return tuple(pool(size) for size in sizes)
+
+
+def lip_region(inside: Float[AnyArray, "batch height width"]) -> Float[AnyArray, "batch height width"]:
+    """Returns the part of a face's region, both in {0, 1}, in which the mouth moves (`LIP_REGION`)."""
+    left, top, right, bottom = LIP_REGION
+    columns = _between(inside.max(1), left, right)[:, None, :]
+    return inside * columns * _between(inside.max(2), top, bottom)[:, :, None]
 
 
 def _between(inside: Float[AnyArray, "batch length"], low: float, high: float) -> Float[AnyArray, "batch length"]:

@@ -110,9 +110,17 @@ class EMO:
     # -- conditions
 
     @property
-    def reference_mean(self) -> float:
-        """The mean of the noise, as a multiple of the reference's latents."""
-        return self.config.diffusion.get("reference_mean", 0.0)  # older weights: 0
+    def residual_std(self) -> float:
+        """What the difference from the reference's latents is divided by; 0: the latents themselves are diffused."""
+        return self.config.diffusion.get("residual_std", 0.0)  # older weights: 0
+
+    def to_residual(self, latents: AnyArray, conditions: Conditions) -> AnyArray:
+        """Returns what is diffused for latents."""
+        return latents if conditions.base is None else (latents - conditions.base) / self.residual_std
+
+    def from_residual(self, diffused: AnyArray, conditions: Conditions) -> AnyArray:
+        """Inverts `to_residual`."""
+        return diffused if conditions.base is None else conditions.base + self.residual_std * diffused
 
     def conditions(
         self,
@@ -248,7 +256,7 @@ class EMO:
     ) -> Latents:
         """Computes the Backbone's prediction for noisy latents."""
         backbone: Any = self.backbone
-        variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out", "conv_out_reference"))
+        variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out",))
         return backbone.apply(variables, latents, timesteps, conditions)[0]
 
     def apply(self, part: str, params: Params, *inputs: Any) -> Any:
@@ -309,18 +317,18 @@ class EMO:
             return {} if module is None else {name: module.init(key, *inputs)["params"]}
 
         params = trace("vae", jnp.zeros((1, factor, factor, 3)))
-        tokens = None
-        if self.face_projector is not None:
-            tokens = jnp.zeros((1, 1, self.face_projector.tokens, self.face_projector.features))
+        face = self.face_projector
+        tokens = None if face is None else jnp.zeros((1, 1, face.tokens, face.features))
         params |= trace("reference_net", latents, jnp.zeros(1), Conditions(face=tokens))
         params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
         if self.audio_encoder is not None:
             params |= trace("audio_encoder", smallest_input(self.audio_encoder))
         params |= trace("audio_projector", audio) | trace("speed_encoder", speed)
-        if self.face_projector is not None:
+        if face is not None:
             params |= trace("face_projector", jnp.zeros((1, self.config.model.face_embedding.size)))
         regions = [jnp.ones((1, side >> i, side >> i, len(BRANCHES))) for i in range(self.backbone.config.levels)]
-        given: dict[str, Any] = dict(reference=latents, audio=audio, speed=speed, regions=regions)
+        motion = latents if self.backbone.config.image_inputs else None
+        given: dict[str, Any] = dict(reference=latents, motion=motion, audio=audio, speed=speed, regions=regions)
         conditions = self.conditions(nn.meta.unbox(params), **given)
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
@@ -368,7 +376,7 @@ def build(config: ConfigDict) -> EMO:
         temporal_levels=model.get("temporal_levels", "all"),
         norm_feature=model.reference_attention == "shared",
         audio_gain=model.audio.get("gain", 1.0),
-        reference_shortcut=model.get("reference_shortcut", False),
+        image_inputs=model.get("image_inputs", False),
     )
     width, m = unet.channels[0], clip.audio_window
     locator = model.get("locator", "strided"), model.get("locator_inputs", 1)

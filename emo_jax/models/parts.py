@@ -33,7 +33,7 @@ PARTS = (
     Part("vae_scale", r"vae/scaling_factor$", ()),
     Part("vae", r"vae/", ("vae",)),
     Part("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/", ("speed",)),
-    Part("temporal_modules", r"backbone/.*/motion_modules_\d+/", ("video", "speed")),
+    Part("temporal_modules", r"backbone/(.*/motion_modules_\d+|conv_in_motion)/", ("video", "speed")),
     Part("audio_encoder", r"audio_encoder/", ()),  # it stays as it was pretrained
     # The audio layers stay frozen in stage speed: trained together, speed replaces the voice as the driver (3.3).
     Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio|audio_modules_\d+)/", ("video",)),
@@ -74,8 +74,8 @@ class Layer:
 LAYERS = (
     Layer(r".*/lora_[ab]$", None, None, "float32", "kernel"),
     # The networks' outputs are computed in float32.
-    Layer(r".*(backbone|decoder)/conv_out(_reference)?/kernel$", None, "largest", "float32", "kernel"),
-    Layer(r"(\w+/){0,2}conv_(in|out)(_reference)?/kernel$", None, "largest", "networks", "kernel"),
+    Layer(r".*(backbone|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
+    Layer(r"(\w+/){0,2}conv_(in|out)(_reference|_motion)?/kernel$", None, "largest", "networks", "kernel"),
     Layer(r".*time_embedding/.*kernel$", None, "largest", "networks", "kernel"),
     Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_[qkv]/kernel$", "output", "largest", "networks", "matrix"),
     Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_out_0/kernel$", "input", "largest", "networks", "matrix"),

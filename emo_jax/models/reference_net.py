@@ -16,7 +16,7 @@ def reference_net(backbone: UNetConfig) -> UNet:
 
     It ends at the last feature that the Backbone uses: the layers behind it are neither computed nor stored.
     """
-    off = dict(audio=False, temporal=False, speed=False, audio_branches=False, reference_shortcut=False)
+    off = dict(audio=False, temporal=False, speed=False, audio_branches=False, image_inputs=False)
     return UNet(dataclasses.replace(backbone, reference="off", features_only=True, **off))
 
 

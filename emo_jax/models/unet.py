@@ -15,7 +15,7 @@ from emo_jax.distributed.parameters import GATHERED, splits_parameters
 from emo_jax.models.attention import SpatialTransformer
 from emo_jax.models.audio_module import AudioModule
 from emo_jax.models.conditions import LATENTS, Conditions, Features
-from emo_jax.models.initializers import FAN_IN_NORMAL, ZEROS, Initializer
+from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
 from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
 from emo_jax.models.placement import gathered
 from emo_jax.models.temporal import MotionModule
@@ -45,8 +45,8 @@ class UNetConfig:
             transformers.
         norm_feature: whether a layer's feature is the normalised input of its self-attention instead of its output.
         audio_gain: factor of the output of spatial transformers' audio-attention.
-        reference_shortcut: whether the network also gets the reference's latents at its input, as Stable Video
-            Diffusion does, and adds a linear function of them to its prediction.
+        image_inputs: whether the network also gets the latents of the reference and of the last motion frame at its
+            input, in every frame of the clip, as Stable Video Diffusion does.
         features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
         remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
             temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
@@ -74,7 +74,7 @@ class UNetConfig:
     temporal_levels: str = "all"
     norm_feature: bool = False
     audio_gain: float = 1.0
-    reference_shortcut: bool = False
+    image_inputs: bool = False
 
     @property
     def levels(self) -> int:
@@ -221,9 +221,8 @@ class UNet(nn.Module):
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
         if conditions.location is not None:
             x = x + conditions.location
-        shown = self._shown(conditions.reference, len(x))
-        if shown is not None:
-            x = x + conv(c.channels[0], dtype=c.dtype, kernel_init=ZEROS, name="conv_in_reference")(shown)
+        for name, image in self._images(conditions, len(x)).items():
+            x = x + conv(c.channels[0], dtype=c.dtype, name=f"conv_in_{name}")(image)
         x = constrain(x, "spatial")
         skips, features = [x], {}
 
@@ -253,14 +252,14 @@ class UNet(nn.Module):
             return None, features
         x = nn.silu(GroupNorm(c.groups, 1e-5, c.dtype, name="conv_norm_out")(x))
         x = conv(c.latent_channels, dtype=jnp.float32, name="conv_out")(x)
-        if shown is not None:
-            copy = conv(c.latent_channels, 1, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out_reference")
-            x = x + copy(shown)
         return x, features
 
-    def _shown(self, reference: Features | None, batch: int) -> AnyArray | None:
-        """Returns the reference's latents (batch, 1, height, width, channels), zeros for samples without one."""
-        if not self.config.reference_shortcut or reference is None:
-            return None
-        latents = reference[LATENTS]
-        return jnp.pad(latents, ((batch - len(latents), 0), *[(0, 0)] * 4))
+    def _images(self, conditions: Conditions, batch: int) -> dict[str, AnyArray]:
+        """Returns the images at the input (batch, 1, height, width, channels), zeros for samples without them."""
+        found = {}
+        if self.config.image_inputs and conditions.reference is not None:
+            found["reference"] = conditions.reference[LATENTS]
+        if self.config.image_inputs and conditions.temporal and conditions.motion is not None:
+            found["motion"] = conditions.motion[LATENTS]
+        missing = {name: ((batch - len(image), 0), *[(0, 0)] * 4) for name, image in found.items()}
+        return {name: jnp.pad(image, missing[name]).astype(self.config.dtype) for name, image in found.items()}

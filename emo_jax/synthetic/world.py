@@ -68,6 +68,7 @@ class Track:
         fps: float,
         opening: np.ndarray | None = None,
         follow: float = 0.0,
+        head_motion: float = 1.0,
     ) -> Track:
         """Draws a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
 
@@ -78,6 +79,7 @@ class Track:
             opening: mouth opening (N,), which raises the brows.
             follow: fraction of the head's speed that follows the voice; with 1 the head moves only while the mouth is
                 open.
+            head_motion: factor of the head's speed, and of how far it turns and moves.
 
         Raises:
             ValueError: there are fewer than two frames, or `fps` is not positive.
@@ -88,8 +90,8 @@ class Track:
             )
         time = np.arange(frames) / fps
         level = np.exp(rng.uniform(np.log(SLOWEST), np.log(FASTEST))) * 25 / fps
-        rotation = _turns(rng, _clock(time, opening, follow), level, fps)
-        shift = 0.012 * np.stack([_wander(rng, time, 0.12), _wander(rng, time, 0.1)], 1)
+        rotation = _turns(rng, _clock(time, opening, follow), level, fps, head_motion)
+        shift = 0.012 * head_motion * np.stack([_wander(rng, time, 0.12), _wander(rng, time, 0.1)], 1)
         loud = (
             np.zeros(frames)
             if opening is None
@@ -132,8 +134,8 @@ def _clock(time: np.ndarray, opening: np.ndarray | None, follow: float) -> np.nd
     return np.cumsum(pace) * time[1]
 
 
-def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float) -> np.ndarray:
-    """Returns angles (N, 3) within POSE_LIMITS that turn by `level` degrees per frame on average."""
+def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float, scale: float) -> np.ndarray:
+    """Returns angles (N, 3) within POSE_LIMITS that turn by `scale` times `level` degrees per frame on average."""
     per_second = level * fps
     reach = np.clip(4.0 + 0.55 * per_second, 5, 26) * _SHARES * rng.uniform(0.75, 1.25, 3)
     reach = np.minimum(reach, POSE_LIMITS * 0.9)
@@ -142,8 +144,8 @@ def _turns(rng: np.random.Generator, time: np.ndarray, level: float, fps: float)
     hertz = per_second / (4 * reach[0])
     for _ in range(8):  # the speed of the sum has no closed form: measure it and correct the tempo
         waves = np.sin(2 * np.pi * (hertz * rates[:, :, None] * time + phases[:, :, None])).sum(1)
-        angles = middle + reach * np.tanh(0.62 * waves).T
-        hertz *= np.clip(level / max(rotation_speed(angles).mean(), 1e-6), 0.5, 2)
+        angles = middle + scale * reach * np.tanh(0.62 * waves).T
+        hertz *= np.clip(scale * level / max(rotation_speed(angles).mean(), 1e-6), 0.5, 2)
         hertz = min(hertz, 2.0)  # faster than any person shakes their head
     return angles
 
@@ -179,6 +181,7 @@ def make_record(
     follow: float = 0.0,
     babble: float = 0.0,
     pauses: float = 0.0,
+    head_motion: float = 1.0,
 ) -> Record:
     """Makes the record of one new person with a new voice.
 
@@ -192,6 +195,7 @@ def make_record(
         follow: fraction of the head's speed that follows the voice, see `Track.sample`.
         babble: fraction of the sound's energy that is another speaker, whom the mouth does not follow.
         pauses: probability of a pause of more than a second, see `pauses.draw_pause`.
+        head_motion: factor of the head's motion, see `Track.sample`.
 
     Raises:
         ValueError: the seed is negative, or there are fewer than two frames.
@@ -216,7 +220,7 @@ def make_record(
     if babble:
         other, _ = make_voice(np.random.default_rng([seed, 3]), seconds)
         audio = quantise(np.sqrt(1 - babble) * sound + np.sqrt(babble) * other)
-    track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow)
+    track = Track.sample(np.random.default_rng([seed, 1]), frames, fps, mouth[:, 0], follow, head_motion)
     states = [track.state(index, mouth[index]) for index in range(frames)]
     return Record(
         id=f"synthetic-{seed:010d}",
@@ -244,6 +248,7 @@ def prepare_synthetic(
     seed: int = 0,
     follow: float = 0.0,
     babble: float = 0.0,
+    head_motion: float = 1.0,
     workers: int = 2,
     make: Callable[[int], Record] | None = None,
 ) -> None:
@@ -270,9 +275,11 @@ def prepare_synthetic(
     for name, share in (("--follow", follow), ("--babble", babble)):
         if not 0 <= share <= 1:
             raise ValueError(f"{name} is {share}; give a share from 0 to 1")
-    make = make or functools.partial(
-        make_record, seconds=seconds, size=size, fps=fps, follow=follow, babble=babble, pauses=SHARE
-    )
+    if not 0 < head_motion <= 1:
+        raise ValueError(f"--head-motion is {head_motion}; give a factor above 0 and at most 1")
+    if make is None:
+        options = dict(follow=follow, babble=babble, pauses=SHARE, head_motion=head_motion)
+        make = functools.partial(make_record, seconds=seconds, size=size, fps=fps, **options)
     first = 2 * seed * SPLIT_SEEDS
 
     def split(name: str, start: int, count: int) -> Iterator[Record]:

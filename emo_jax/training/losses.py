@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion import schedule as diffusion
-from emo_jax.models.conditions import Conditions, mask_conditions
+from emo_jax.models.conditions import Conditions, lip_region, mask_conditions
 from emo_jax.models.emo import EMO
 from emo_jax.models.placement import part_variables
 from emo_jax.models.vae import to_float
@@ -18,9 +18,6 @@ from emo_jax.training.stages import Stage
 
 Batch = Mapping[str, Array | np.ndarray]
 """The arrays of `data.pipeline.element_spec`."""
-MOUTH = (0.57, 0.87), (0.2, 0.8)
-"""The mouth's rows and columns in the face's region, as shares of its height and width: where latents of calm rendered
-heads change most below the eyes."""
 
 
 def vae_loss(
@@ -103,11 +100,10 @@ def denoising_loss(
         timesteps.
     """
     keys: dict[str, Array] = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
-    x0, conditions = _inputs(emo, stage, config, params, batch, keys)
-    size = x0.shape[0]
+    latents, conditions = _inputs(emo, stage, config, params, batch, keys)
+    x0, size = emo.to_residual(latents, conditions), len(latents)
     t = jax.random.randint(keys["timestep"], (size,), 0, schedule.train_steps) if timesteps is None else timesteps
     noise = diffusion.draw_noise(schedule, keys["noise"], x0.shape)
-    noise = noise if conditions.noise_mean is None else noise + conditions.noise_mean
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     prediction = emo.denoise(params, x_t, t, conditions)
     target = diffusion.target(schedule, schedule.prediction, x0, noise, t)
@@ -144,30 +140,25 @@ def face_weights(
         mask: the face's region in {0, 1}.
         size: (h, w) of the map; h divides the mask's height and w its width.
         weight: of the face's region relative to the rest.
-        mouth: of the mouth's part of the face's region (`MOUTH`) relative to the rest of the face.
+        mouth: of the mouth's part of the face's region (`conditions.LIP_REGION`) relative to the rest of the face.
     """
     batch, (h, w) = mask.shape[0], size
     face = jnp.asarray(mask[..., 0], jnp.float32)
     weights = 1 + (weight - 1) * face
     if mouth != 1:
-        rows, columns = (_place_in_box(face.max(axis)) for axis in (2, 1))
-        (top, bottom), (left, right) = MOUTH
-        inside = ((rows > top) & (rows < bottom))[:, :, None] & ((columns > left) & (columns < right))[:, None]
-        weights = jnp.where(inside & (face > 0), mouth * weights, weights)
+        weights = weights * (1 + (mouth - 1) * lip_region(face))
     weights = weights.reshape(batch, h, mask.shape[1] // h, w, mask.shape[2] // w).mean((2, 4))[:, None, :, :, None]
     return weights / weights.mean((2, 3), keepdims=True)
 
 
-def _place_in_box(inside: Float[Array, "batch n"]) -> Float[Array, "batch n"]:
-    """Returns where each row or column lies in the extent of the ones: 0 at the first, 1 behind the last."""
-    first, last = jnp.argmax(inside, 1), inside.shape[1] - jnp.argmax(inside[:, ::-1], 1)
-    return (jnp.arange(inside.shape[1]) + 0.5 - first[:, None]) / (last - first)[:, None]
-
-
 def drop_patches(
-    key: Key[Array, ""], latents: Float[Array, "batch frames h w c"], rate: float, size: int
+    key: Key[Array, ""],
+    latents: Float[Array, "batch frames h w c"],
+    rate: float,
+    size: int,
+    fill: Float[Array, "batch 1 h w c"] | float = 0.0,
 ) -> Float[Array, "batch frames h w c"]:
-    """Replaces random patches of each frame by zeros (Hallo2, arXiv 2410.07718, Section 3.2, for motion frames).
+    """Replaces random patches of each frame, as Hallo2 (arXiv 2410.07718, Section 3.2) does in motion frames.
 
     Generated motion frames differ from the clean ones of training. A model that cannot copy them drifts less.
 
@@ -176,11 +167,12 @@ def drop_patches(
         latents: latents of the frames.
         rate: share of the patches that are dropped.
         size: side of a patch, in latents.
+        fill: what takes their place; zeros in Hallo2.
     """
     batch, frames, h, w, _ = latents.shape
     kept = jax.random.bernoulli(key, 1 - rate, (batch, frames, -(-h // size), -(-w // size)))
     kept = jnp.repeat(jnp.repeat(kept, size, axis=2), size, axis=3)[:, :, :h, :w, None]
-    return jnp.where(kept, latents, 0)
+    return jnp.where(kept, latents, fill)
 
 
 _DRAWS = ("timestep", "noise", "reference", "audio", "motion")
@@ -197,12 +189,13 @@ def _inputs(
     context, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
     noise = config.motion_noise * jax.random.normal(keys["motion"], context.shape)
     context = context.at[:, 1:].add(noise[:, 1:])
-    motion = context[:, 1:]
+    motion, has_motion = context[:, 1:], batch["has_motion"]
+    has_portrait = emo.config.clip.get("first_motion", "zeros") == "portrait"
     if config.motion_patch_drop:
         key = jax.random.fold_in(keys["motion"], 1)
-        motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size)
-    has_motion = batch["has_motion"]
-    if emo.config.clip.get("first_motion", "zeros") == "portrait":
+        fill = context[:, :1] if has_portrait else 0.0
+        motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size, fill)
+    if has_portrait:
         motion = jnp.where(has_motion[:, None, None, None, None], motion, context[:, :1])
         has_motion = jnp.ones_like(has_motion)
     frames, moments = batch["speed"].shape[1], batch.get("audio_moments")

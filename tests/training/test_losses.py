@@ -127,7 +127,7 @@ def test_the_mouth_of_a_face_weighs_more():
     weights = np.asarray(face_weights(mask, (20, 20), 2.0, 3.0))[0, 0, :, :, 0]
     expected = np.ones((20, 20))
     expected[5:15, 2:12] = 2
-    expected[10:14, 4:10] = [[4], [6], [6], [4]]  # rows 21 to 26, columns 8 to 19
+    expected[11:15, 3:11] = [[4], [6], [6], [4]]  # rows 23 to 28, columns 6 to 21, by conditions.LIP_REGION
     np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-6)
     nobody = np.asarray(face_weights(np.zeros_like(mask), (20, 20), 2.0, 3.0))
     np.testing.assert_array_equal(nobody, np.ones_like(nobody))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from matplotlib.tri import LinearTriInterpolator, Triangulation
+from scipy.interpolate import NearestNDInterpolator
 from scipy.spatial import KDTree
 
 from emo_jax.synthetic.people.assets import load_heads
@@ -129,11 +130,12 @@ def _neck_surface() -> tuple[_Surface, _Surface]:
 
 
 def _interpolate(angles: np.ndarray, others: np.ndarray, values: np.ndarray) -> _Surface:
-    places = np.column_stack([angles, others])
-    linear, nearest = LinearNDInterpolator(places, values), NearestNDInterpolator(places, values)
+    # Not scipy's LinearNDInterpolator: in these long and thin triangles its search sometimes took a minute.
+    linear = LinearTriInterpolator(Triangulation(angles, others), values)
+    nearest = NearestNDInterpolator(np.column_stack([angles, others]), values)
 
     def find(at: np.ndarray, other: np.ndarray) -> np.ndarray:
-        found = linear(at, other)
+        found = np.ma.filled(linear(at, np.broadcast_to(other, at.shape)), np.nan)
         return np.where(np.isnan(found), nearest(at, other), found)
 
     return find

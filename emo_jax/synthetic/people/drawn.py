@@ -17,7 +17,9 @@ from emo_jax.synthetic.world import Identity, Track, face_box, render
 WIDE_OPEN = 0.42  # the lip gap at which a drawn mouth is fully open
 
 
-def make_drawn_record(seed: int, *, seconds: float, size: int = 256, fps: float = 25) -> Record:
+def make_drawn_record(
+    seed: int, *, seconds: float, size: int = 256, fps: float = 25, head_motion: float = 1.0
+) -> Record:
     """Returns a record as `people.world.make_record` does, of a drawn person.
 
     Its `mouth` holds the lip gap of an average rendered person with the same phonemes. It has no landmarks, and its
@@ -34,7 +36,7 @@ def make_drawn_record(seed: int, *, seconds: float, size: int = 256, fps: float 
     shapes = [head.deform(mouth_weights(row)) for row in moved]
     mouth = np.array([(head.gap(shape), 0.5 + head.width(shape) - 1) for shape in shapes])
     drawn = np.column_stack([mouth[:, 0] / WIDE_OPEN, 0.5 + 3 * (mouth[:, 1] - 0.5)]).clip(0, 1)
-    track = Track.sample(np.random.default_rng([seed, 22]), frames, fps, drawn[:, 0])
+    track = Track.sample(np.random.default_rng([seed, 22]), frames, fps, drawn[:, 0], head_motion=head_motion)
     states = [track.state(index, drawn[index]) for index in range(frames)]
     return Record(
         id=f"people-{seed:010d}",

@@ -22,7 +22,14 @@ DRAWN_SHARE = 0.15  # of the mix
 
 
 def prepare_world(
-    output: str, world: str = "people", *, seconds: float = 5.0, size: int = 256, fps: float = 25.0, **options
+    output: str,
+    world: str = "people",
+    *,
+    seconds: float = 5.0,
+    size: int = 256,
+    fps: float = 25.0,
+    head_motion: float = 1.0,
+    **options,
 ) -> None:
     """Writes the splits train and validation of a world to `output`. Equal arguments give equal records.
 
@@ -35,6 +42,7 @@ def prepare_world(
         seconds: length of a record.
         size: side of the frames in pixels.
         fps: frames per second.
+        head_motion: factor of the heads' motion, see `emo_jax.synthetic.world.Track.sample`.
         **options: of `emo_jax.synthetic.world.prepare_synthetic`.
 
     Raises:
@@ -51,26 +59,32 @@ def prepare_world(
     target = pathlib.Path(output).absolute()
     parts = target.with_name(f".{target.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
-    make = functools.partial(make_kept_record, folder=str(parts), world=world, seconds=seconds, size=size, fps=fps)
-    drawn.prepare_synthetic(output, seconds=seconds, size=size, fps=fps, make=make, **options)
+    made = dict(seconds=seconds, size=size, fps=fps)
+    make = functools.partial(make_kept_record, folder=str(parts), world=world, head_motion=head_motion, **made)
+    drawn.prepare_synthetic(output, **made, head_motion=head_motion, make=make, **options)
     for path in parts.iterdir():
         path.unlink()
     parts.rmdir()
 
 
-def make_kept_record(seed: int, *, folder: str, world: str, seconds: float, size: int, fps: float) -> Record:
+def make_kept_record(
+    seed: int, *, folder: str, world: str, seconds: float, size: int, fps: float, head_motion: float = 1.0
+) -> Record:
     """Returns the record of a seed, which is kept in `folder` for a later run with the same arguments."""
-    path = pathlib.Path(folder) / f"{world}-{seed}-{seconds:g}-{size}-{fps:g}.pickle"
+    path = pathlib.Path(folder) / f"{world}-{seed}-{seconds:g}-{size}-{fps:g}-{head_motion:g}.pickle"
     if path.is_file():
         return pickle.loads(path.read_bytes())
-    record = make_world_record(seed, world, seconds=seconds, size=size, fps=fps)
+    record = make_world_record(seed, world, seconds=seconds, size=size, fps=fps, head_motion=head_motion)
     with atomic_write(path) as partial:
         partial.write_bytes(pickle.dumps(record))
     return record
 
 
-def make_world_record(seed: int, world: str, *, seconds: float, size: int, fps: float) -> Record:
-    """Returns the record of a seed in a world; in the mix, `DRAWN_SHARE` of the people are drawn."""
+def make_world_record(seed: int, world: str, **options) -> Record:
+    """Returns the record of a seed in a world; in the mix, `DRAWN_SHARE` of the people are drawn.
+
+    `options` are those of `people.world.make_record`.
+    """
     if world == "mix" and np.random.default_rng([seed, 30]).random() < DRAWN_SHARE:
-        return make_drawn_record(seed, seconds=seconds, size=size, fps=fps)
-    return people.make_record(seed, seconds=seconds, size=size, fps=fps)
+        return make_drawn_record(seed, **options)
+    return people.make_record(seed, **options)

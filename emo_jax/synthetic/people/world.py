@@ -75,15 +75,16 @@ def loudness(sound: np.ndarray, seconds: float) -> np.ndarray:
     return smooth / (smooth[audible].mean() if audible.any() else 1.0)
 
 
-def perform(seed: int, seconds: float, fps: float) -> Performance:
-    """Returns what the person of a seed does and says in round(seconds * fps) frames."""
+def perform(seed: int, seconds: float, fps: float, head_motion: float = 1.0) -> Performance:
+    """Returns what the person of a seed does and says in round(seconds * fps) frames; see `Track.sample`."""
     frames = round(seconds * fps)
     rng = np.random.default_rng([seed, 20])
     voice = make_voice(np.random.default_rng([seed, 21]), seconds)
     energy = loudness(voice.sound, seconds)
     moved = articulate(voice.phones, seconds, energy, effort=float(rng.uniform(0.75, 1.3)))
     mouth = sample_frames(moved, fps, frames)
-    track = Track.sample(np.random.default_rng([seed, 22]), frames, fps, np.clip(mouth[:, 0] * 1.5, 0, 1))
+    raised = np.clip(mouth[:, 0] * 1.5, 0, 1)
+    track = Track.sample(np.random.default_rng([seed, 22]), frames, fps, raised, head_motion=head_motion)
     time = (np.arange(frames) + 0.5) / fps
     smile = _smile(rng, time, voice.source)
     brow = np.clip(track.brow * 0.6 + _stress(voice.phones, time, rng), 0, 1)
@@ -149,7 +150,9 @@ def _eyes(blink: float, squint: float, x: float, y: float) -> dict[str, float]:
     }
 
 
-def make_record(seed: int, *, seconds: float, size: int = 256, fps: float = 25) -> Record:
+def make_record(
+    seed: int, *, seconds: float, size: int = 256, fps: float = 25, head_motion: float = 1.0
+) -> Record:
     """Returns one shot of one person with a voice, N = round(seconds * fps) frames of size x size pixels.
 
     Equal arguments give equal records on machines with the same speech synthesisers and OpenGL.
@@ -167,7 +170,7 @@ def make_record(seed: int, *, seconds: float, size: int = 256, fps: float = 25) 
     light, camera = sample_light(rng, person.skin), sample_camera(rng)
     look = Look(person.look, rng, size)
     studio = Studio(head, light, camera, paint_background(rng, size), size, look.toon)
-    done = perform(seed, seconds, fps)
+    done = perform(seed, seconds, fps, head_motion)
     pictures, boxes, points, mouth = [], [], [], []
     for pose, turn in zip(done.poses, done.light_turns, strict=True):
         studio.light = turn_light(light, float(turn))
