@@ -1,6 +1,9 @@
 """The user's cache: compiled programs, plans, and a face model that the user has put there."""
 
 import contextlib
+import functools
+import hashlib
+import importlib.metadata
 import os
 import pathlib
 import threading
@@ -46,6 +49,38 @@ def keep_programs() -> None:
         _add_missing_times(path)
         jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
         jax.config.update("jax_compilation_cache_dir", str(path))
+
+
+def entry(key: str) -> pathlib.Path | None:
+    """Returns the file of an entry of this package in JAX's compilation cache, or None if nothing is kept.
+
+    Entries are evicted together with JAX's. Their names follow from the key, the package's sources and the versions of
+    JAX, wherever the package is installed.
+    """
+    import jax
+
+    place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if place is None or not os.access(place, os.W_OK):
+        return None
+    return pathlib.Path(place) / f"emo-{hashlib.sha256(f'{_sources()} {key}'.encode()).hexdigest()}-cache"
+
+
+def note_use(path: pathlib.Path) -> None:
+    """Writes the time of use of an entry as JAX does, by which entries are evicted."""
+    used = path.with_name(f"{path.name.removesuffix('-cache')}-atime")
+    with contextlib.suppress(OSError):
+        used.write_bytes(time.time_ns().to_bytes(8, "little"))
+
+
+@functools.cache
+def _sources() -> str:
+    """Returns a digest of the package's code, and of the versions of the packages that trace it."""
+    root, digest = pathlib.Path(__file__).parent, hashlib.sha256()
+    for name in ("jax", "jaxlib", "flax", "numpy"):
+        digest.update(f"{name} {importlib.metadata.version(name)} ".encode())
+    for file in sorted(root.rglob("*.py")):
+        digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _add_missing_times(path: pathlib.Path) -> None:

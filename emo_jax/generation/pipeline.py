@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jaxtyping import UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm.auto import tqdm
 
@@ -25,33 +24,13 @@ from emo_jax.generation.many import in_turn, sample_many, sample_one
 from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
 from emo_jax.generation.prepared import prepare
 from emo_jax.generation.sampler import VideoSampler
-from emo_jax.generation.video import Video, provenance
+from emo_jax.generation.video import FrameStream, Video, provenance
 from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.models.emo import EMO
 from emo_jax.weights.store import load_model, save_weights
 
 Callback: TypeAlias = Callable[["EmoPipeline", int, np.ndarray], None]
 """Called after each segment with the pipeline, the number of the segment and its frames."""
-
-
-class FrameStream:
-    """An iterator of the frames of a video, segment by segment: uint8 (n, height, width, 3).
-
-    Attributes:
-        size: (height, width) of the frames in pixels.
-        total: number of all frames.
-    """
-
-    def __init__(self, segments: Iterator[np.ndarray], size: tuple[int, int], total: int):
-        self._segments, self.size, self.total = segments, size, total
-
-    def __iter__(self) -> "FrameStream":
-        """Returns itself."""
-        return self
-
-    def __next__(self) -> UInt8[np.ndarray, "frames height width 3"]:
-        """Returns the frames of the next segment."""
-        return next(self._segments)
 
 
 class EmoPipeline:
@@ -83,6 +62,7 @@ class EmoPipeline:
         self._traced: dict[Any, VideoSampler] = {}  # shared by pipelines on single devices
         self._progress_bar: dict[str, Any] = {}
         self._devices: tuple[Any, ...] | None = None  # None: all of this process
+        self._keeps_programs = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state without compiled programs, the parameters as numpy arrays."""
@@ -132,7 +112,9 @@ class EmoPipeline:
         check_sampling(fields, config.diffusion.train_steps)
         check_params(params, name_or_dir)
         name = os.path.basename(os.path.normpath(name_or_dir))
-        return cls(dataclasses.replace(emo, config=FrozenConfigDict(config)), params, name)
+        pipe = cls(dataclasses.replace(emo, config=FrozenConfigDict(config)), params, name)
+        pipe._keeps_programs = True
+        return pipe
 
     @property
     def fps(self) -> float:
@@ -364,6 +346,7 @@ class EmoPipeline:
         """Returns a pipeline with the same weights that uses these devices alone; others may run beside it."""
         pipe = EmoPipeline(self._emo, jax.device_put(self.params, devices[0]), self.name)
         pipe._devices, pipe._progress_bar, pipe._traced = tuple(devices), self._progress_bar, self._traced
+        pipe._keeps_programs = self._keeps_programs
         return pipe
 
     def compilations(self) -> int:
@@ -377,7 +360,7 @@ class EmoPipeline:
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames, self._devices, batch)
             params = next((other.params for other in self._samplers.values() if other.mesh == mesh), self.params)
-            sampler = make_sampler(self._emo, params, sampling, mesh=mesh)
+            sampler = make_sampler(self._emo, params, sampling, mesh=mesh, keep=self._keeps_programs)
             if mesh is None:  # one trace serves all devices
                 sampler = self._traced.setdefault(key, sampler).with_params(params)
             self._samplers[key] = sampler

@@ -27,6 +27,7 @@ from emo_jax.generation.checks import MAX_LATENT, check_usable
 from emo_jax.generation.colors import channel_statistics, match_colors
 from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
+from emo_jax.generation.programs import KeptProgram
 from emo_jax.generation.time_inputs import Array, Segment, TimeInputs
 from emo_jax.media.timing import frame_count
 from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
@@ -78,6 +79,8 @@ class VideoSampler:
             fields of SAMPLING_OPTIONS, which may be missing.
         off: names of CONTROLS to switch off.
         mesh: devices that share the work (see `mesh_for`); None for one device.
+        keep: whether to keep traced programs for later processes (`programs.KeptProgram`); only for networks that
+            `models.emo.build` makes from their config, and on one device.
 
     Raises:
         ValueError: the solver or a control is unknown.
@@ -90,6 +93,7 @@ class VideoSampler:
         sampling: ConfigDict,
         off: Iterable[str] = (),
         mesh: Mesh | None = None,
+        keep: bool = False,
     ):
         unknown = set(off) - set(CONTROLS)
         if unknown:
@@ -97,6 +101,7 @@ class VideoSampler:
         self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
         self.params = self._replicate(params)
         self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
+        self._key = self._settings() if keep and mesh is None else None
         self._schedule = make_schedule(emo.config.diffusion)
         self._guidance = guidance_options(sampling, self._schedule.train_steps)
         self._solver = make_solver(sampling.solver, self._schedule, sampling.eta)
@@ -122,8 +127,17 @@ class VideoSampler:
         other.params, other.time = self._replicate(params), copy.copy(self.time)
         return other
 
+    def _settings(self) -> str:
+        """Returns what the programs depend on, apart from their arguments, of which the scales and speeds are some."""
+        config, arguments = self.emo.config, ("reference_scale", "audio_scale", "speed")
+        parts = {name: config[name].to_dict() for name in ("model", "clip", "diffusion")}
+        sampling = {name: value for name, value in self.config.items() if name not in arguments}
+        return repr((type(self).__name__, parts, sampling, self.mode, sorted(self.off)))
+
     def _jit(self, function: Callable) -> Any:
         options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
+        if self._key is not None:
+            return KeptProgram(function, f"{getattr(function, '__name__', '')} {self._key}", options)
         if self.mesh is None:
             return jax.jit(function, compiler_options=options)
         out = replicated(self.mesh)

@@ -1,8 +1,9 @@
-"""The result of a generation."""
+"""The results of a generation: frames, segment by segment or all together."""
 
 import base64
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,26 @@ def provenance(weights: str, seed: int) -> str:
     trainedAlgorithmicMedia is the IPTC's term (digital source type) for what a trained model made.
     """
     return f"AI-generated (trainedAlgorithmicMedia) by emo_jax {__version__}, weights {weights}, seed {seed}"
+
+
+class FrameStream:
+    """An iterator of the frames of a video, segment by segment: uint8 (n, height, width, 3).
+
+    Attributes:
+        size: (height, width) of the frames in pixels.
+        total: number of all frames.
+    """
+
+    def __init__(self, segments: Iterator[np.ndarray], size: tuple[int, int], total: int):
+        self._segments, self.size, self.total = segments, size, total
+
+    def __iter__(self) -> "FrameStream":
+        """Returns itself."""
+        return self
+
+    def __next__(self) -> UInt8[np.ndarray, "frames height width 3"]:
+        """Returns the frames of the next segment."""
+        return next(self._segments)
 
 
 @dataclass(eq=False, repr=False)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from emo_jax.cache import watch_compilation
 from emo_jax.generation.inputs import PortraitLike, Voice
-from emo_jax.generation.pipeline import EmoPipeline, FrameStream
-from emo_jax.generation.video import provenance
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.video import FrameStream, provenance
 from emo_jax.media.notice import Notice
 from emo_jax.media.timing import exact_fps, require_frames
 from emo_jax.media.video_writer import open_writer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pathlib
 import re
@@ -16,8 +18,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from emo_jax import cache, schema
 from emo_jax import config as config_lib
-from emo_jax import schema
 from emo_jax.files import atomic_write, write_text
 from emo_jax.models.config_schema import config_from_fields, config_schema
 from emo_jax.models.parts import part_of
@@ -217,5 +219,18 @@ def nest(emo: EMO, flat: Flat, origin: object, only: re.Pattern[str] | None = No
 
 
 def _shapes(emo: EMO) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the networks' params; they are kept in the cache, because tracing takes seconds."""
+    fields = type(emo).__name__, emo.config.model.to_json_best_effort(), emo.config.clip.to_json_best_effort()
+    path = cache.entry(f"shapes {fields}")
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError):  # missing or damaged
+            kept = json.loads(path.read_text())
+            cache.note_use(path)
+            return {name: tuple(shape) for name, shape in kept.items()}
     flat_leaves: dict[str, Any] = dict(flatten_dict(emo.abstract_params(), sep="/"))
-    return {path: leaf.shape for path, leaf in flat_leaves.items()}
+    shapes = {name: leaf.shape for name, leaf in flat_leaves.items()}
+    if path is not None:
+        with contextlib.suppress(OSError):
+            write_text(path, json.dumps(shapes))
+            cache.note_use(path)
+    return shapes

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from emo_jax.app.settings import Settings
-from emo_jax.generation.pipeline import FrameStream
+from emo_jax.generation.video import FrameStream
 from emo_jax.media.timing import frame_count
 
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from emo_jax.cli import main as cli
-from emo_jax.generation.pipeline import EmoPipeline, FrameStream
+from emo_jax.generation.pipeline import EmoPipeline
+from emo_jax.generation.video import FrameStream
 from emo_jax.media.video import probe
 from emo_jax.synthetic.assets import ASSETS, make_assets
 from tests.cli.calls import check_one_line_error, generate
