@@ -9,6 +9,8 @@ Every field has the value of the paper; fields that the paper leaves open are ma
         --config.train.init_from=runs/image
     emo train --config configs/base.py:speed --workdir runs/speed --config.data.directory=DATA \
         --config.train.init_from=runs/video
+    emo train --config configs/base.py:distill --workdir runs/distill --config.data.directory=DATA \
+        --config.train.init_from=runs/speed    # ours: few steps, without passes of guidance
 
 Expected result: 100,000 steps of each stage on 250 hours of video are the paper's training; this project has planned
 them (`emo plan`, docs/benchmarks.md) but not run them.
@@ -16,21 +18,21 @@ them (`emo plan`, docs/benchmarks.md) but not run them.
 
 from ml_collections import ConfigDict
 
-BATCH_SIZES = {"vae": 48, "image": 48, "video": 4, "speed": 4}  # Section 4.1; the VAE's is ours
+BATCH_SIZES = {"vae": 48, "image": 48, "video": 4, "speed": 4, "distill": 4}  # Section 4.1; others ours
 
 
 def get_config(stage: str = "image") -> ConfigDict:
     """Returns the config of a stage, with every field that exists.
 
     Args:
-        stage: vae | image | video | speed.
+        stage: vae | image | video | speed | distill.
 
     Raises:
         ValueError: an unknown stage.
     """
     if stage not in BATCH_SIZES:
         raise ValueError(f"configs/base.py has no stage {stage!r}; expected one of {', '.join(BATCH_SIZES)}")
-    return ConfigDict(
+    config = ConfigDict(
         dict(
             model=model(),
             clip=dict(
@@ -99,6 +101,14 @@ def get_config(stage: str = "image") -> ConfigDict:
             train=train(stage),
         )
     )
+    return as_student(config) if stage == "distill" else config
+
+
+def as_student(config: ConfigDict) -> ConfigDict:
+    """Gives a config the networks and the sampler of a distilled model; returns it."""
+    config.model.guidance_inputs = True
+    config.sampling.update(solver="lcm", steps=4, eta=0.0)
+    return config
 
 
 def model() -> dict:
@@ -126,6 +136,7 @@ def model() -> dict:
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch
         image_inputs=False,  # ours, for small models: latents of the reference and the last motion frame at the input
+        guidance_inputs=False,  # ours: guidance scales are inputs of the Backbone, which stage distill trains
         audio_attention=True,
         audio_branches=False,  # hallo: audio modules with a branch for pose, face and lips, instead of audio-attention
         temporal_modules=True,
@@ -238,6 +249,16 @@ def train(stage: str) -> dict:
             beta2=0.999,
             weight_decay=0.01,
             clip_norm=1.0,
+        ),
+        # Ours, of stage distill (training/distillation.py).
+        distill=dict(
+            teacher="",  # run or weights; "": train.init_from
+            target="consistency",  # consistency (few steps) | guidance (the teacher's steps, without further passes)
+            guidance="passes",  # of the teacher: passes | inputs (the teacher is a student with the target guidance)
+            steps=40,  # of the teacher's sampler, DDIM
+            # The scales are drawn between these; a student should not be sampled with others.
+            reference_scale=(1.0, 5.0),
+            audio_scale=(1.0, 5.0),
         ),
         ema=0.9999,
         drop_reference=0.05,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(stage: str = "video") -> ConfigDict:
-    """Returns the config of a stage: vae | image | video | speed."""
+    """Returns the config of a stage: vae | image | video | speed | distill."""
     config = base.get_config(stage)
     config.model.update(
         reference_attention="shared",
@@ -35,4 +35,4 @@ def get_config(stage: str = "video") -> ConfigDict:
         strategy="windows", solver="ddim", steps=30, reference_scale=2.5, audio_scale=2.5, stride=True, clips=1
     )
     config.train.update(drop_reference=0.05, drop_audio=0.05)
-    return config
+    return base.as_student(config) if stage == "distill" else config

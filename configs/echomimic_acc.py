@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(stage: str = "video") -> ConfigDict:
-    """Returns the config of a stage: vae | image | video | speed."""
+    """Returns the config of a stage: vae | image | video | speed | distill."""
     config = echomimic.get_config(stage)
     config.sampling.update(steps=6, reference_scale=1.0, audio_scale=1.0)
     return config

@@ -28,7 +28,7 @@ DIFFUSION = dict(
 
 
 def get_config(stage: str = "video") -> ConfigDict:
-    """Returns the config of a stage: vae | image | video | speed."""
+    """Returns the config of a stage: vae | image | video | speed | distill."""
     config = base.get_config(stage)
     config.model.update(
         reference_attention="shared",
@@ -50,4 +50,4 @@ def get_config(stage: str = "video") -> ConfigDict:
     )  # fmt: skip
     config.data.first_clip_prob = 0.05
     config.train.update(drop_reference=0.05, drop_audio=0.05)
-    return config
+    return base.as_student(config) if stage == "distill" else config

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(stage: str = "image") -> ConfigDict:
-    """Returns the config of a stage: vae | image | video | speed."""
+    """Returns the config of a stage: vae | image | video | speed | distill."""
     config = base.get_config(stage)
     config.model.reference_attention = "concat"
     config.clip.motion_frames = 2
@@ -24,4 +24,4 @@ def get_config(stage: str = "image") -> ConfigDict:
     config.sampling.update(solver="ddim", steps=40, eta=0.0, reference_scale=3.5, audio_scale=3.5)
     config.data.first_clip_prob = 0.05
     config.train.update(drop_reference=0.05, drop_audio=0.05)
-    return config
+    return base.as_student(config) if stage == "distill" else config

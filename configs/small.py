@@ -20,11 +20,12 @@ _STAGES = {
     "image": dict(steps=4000, batch_size=32, optimizer="muon", learning_rate=1.5e-3),
     "video": dict(steps=6000, batch_size=8, optimizer="muon", learning_rate=1e-3),
     "speed": dict(steps=4000, batch_size=8, optimizer="muon", learning_rate=2e-3),
+    "distill": dict(steps=2000, batch_size=8, optimizer="adamw", learning_rate=2e-4),
 }
 
 
 def get_config(stage: str = "video") -> ConfigDict:
-    """Returns the config of a stage: vae | vae-full | image | video | speed.
+    """Returns the config of a stage: vae | vae-full | image | video | speed | distill.
 
     The stage vae trains on crops of 128x128 pixels, a quarter of a picture: encoder and decoder are convolutions, so
     that a step costs a quarter. vae-full continues on complete pictures (train.init_from is the run of vae).
@@ -97,4 +98,4 @@ def get_config(stage: str = "video") -> ConfigDict:
         beta2=0.99,
         weight_decay=1e-4,
     )
-    return config
+    return base.as_student(config) if stage == "distill" else config

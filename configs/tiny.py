@@ -14,11 +14,12 @@ _STAGES = {
     "image": dict(steps=2000, batch_size=32, optimizer="muon", learning_rate=1.8e-3),
     "video": dict(steps=2400, batch_size=8, optimizer="muon", learning_rate=1.2e-3),
     "speed": dict(steps=5000, batch_size=8, optimizer="muon", learning_rate=3e-3),
+    "distill": dict(steps=2000, batch_size=8, optimizer="adamw", learning_rate=2e-4),
 }
 
 
 def get_config(stage: str = "video") -> ConfigDict:
-    """Returns the config of a stage: vae | image | video | speed."""
+    """Returns the config of a stage: vae | image | video | speed | distill."""
     if stage not in _STAGES:
         raise ValueError(f"configs/tiny.py has no stage {stage!r}; expected one of {', '.join(_STAGES)}")
     config = base.get_config()
@@ -66,4 +67,4 @@ def get_config(stage: str = "video") -> ConfigDict:
         beta2=0.99,
         weight_decay=1e-4,
     )
-    return config
+    return base.as_student(config) if stage == "distill" else config

@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_output(parser, "file to write: .mp4, .mov, .webm, .gif, or a folder of PNG (ends in /)")
     add_weights(parser)
     parser.add_argument("--steps", type=int, help="number of denoising steps")
-    parser.add_argument("--solver", help="ddim or dpm++2m")
+    parser.add_argument("--solver", help="ddim, dpm++2m or lcm")
     parser.add_argument("--reference-scale", type=float, help="guidance scale of the portrait; 1 disables it")
     parser.add_argument("--audio-scale", type=float, help="guidance scale of the voice; 1 disables it")
     parser.add_argument(

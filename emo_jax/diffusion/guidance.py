@@ -16,14 +16,15 @@ from emo_jax.arrays import AnyArray
 Denoiser = Callable[[Float[AnyArray, "batch ..."], Int[AnyArray, " batch"]], Float[Array, "batch ..."]]
 """Maps noisy samples and their timesteps to the network's prediction."""
 
-Scale = float | Float[AnyArray, ""]
-"""Guidance scale; may be traced."""
+Scale = float | Float[AnyArray, ""] | Float[AnyArray, "batch *ones"]
+"""Guidance scale; may be traced. One for all samples, or one for each, with axes of size 1 behind."""
 
 PASSES = {
     "none": ((True, True),),
     "joint": ((False, False), (True, True)),
     "audio": ((True, False), (True, True)),
     "separate": ((False, False), (True, False), (True, True)),
+    "inputs": ((True, True),),
 }
 """For each mode, (reference_on, audio_on) of each pass; once on, a condition is on in all passes that follow."""
 
@@ -52,6 +53,7 @@ def guide(
         audio     ref + s_audio (both - ref)
         separate  off + s_reference (ref - off) + s_audio (both - ref)
         none      both; the scales are not used
+        inputs    both; the network gets the scales as inputs (Meng et al. 2023, arXiv 2210.03142)
 
     Args:
         denoise: (x (P * batch, ...), t (P * batch,), reference_on (P * batch,) bool, audio_on (P * batch,) bool) ->
@@ -78,6 +80,7 @@ def guide(
         )
     scales = {
         "none": (),
+        "inputs": (),
         "joint": (reference_scale,),
         "audio": (audio_scale,),
         "separate": (reference_scale, audio_scale),
@@ -93,7 +96,7 @@ def guide(
         combined = predictions[0]
         for scale, before, after in zip(scales, predictions, predictions[1:], strict=False):
             combined = combined + scale * (after - before)
-        return _rescale(combined, predictions[-1], rescale) if rescale else combined
+        return _rescale(combined, predictions[-1], rescale) if rescale and passes > 1 else combined
 
     def conditional(x: Float[AnyArray, "batch ..."], t: Int[AnyArray, " batch"]) -> Float[Array, "batch ..."]:
         on = jnp.ones(x.shape[0], bool)
@@ -103,7 +106,7 @@ def guide(
         assert interval is not None
         return jax.lax.cond((interval[0] <= t[0]) & (t[0] <= interval[1]), guided, conditional, x, t)
 
-    return guided if interval is None or mode == "none" else guided_in_interval
+    return guided if interval is None or passes == 1 else guided_in_interval
 
 
 def _rescale(guided: Array, conditional: Array, share: float) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from emo_jax.diffusion.noise import normal
 from emo_jax.diffusion.schedule import Schedule, coefficients
 
-SOLVERS = ("ddim", "dpm++2m")
+SOLVERS = ("ddim", "dpm++2m", "lcm")
 
 
 class Solver(NamedTuple):
@@ -76,6 +76,23 @@ def dpm_solver_pp_2m(schedule: Schedule) -> Solver:
     return Solver(init, step)
 
 
+def lcm(schedule: Schedule) -> Solver:
+    """Returns multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, Algorithm 1), for distilled networks.
+
+    Their x0 is the end of a trajectory, which belongs to the noise that it started from. DDIM would add that noise
+    again, and so leave the distribution of x at t_next; here the noise is new.
+
+    Args:
+        schedule: the noise schedule.
+    """
+
+    def step(state, x, x0, eps, t, t_next, key):
+        alpha_next, sigma_next = coefficients(schedule, t_next, x)
+        return alpha_next * x0 + sigma_next * normal(key, x.shape, x.dtype), state
+
+    return Solver(lambda x: (), step)
+
+
 def make_solver(name: str, schedule: Schedule, eta: float = 0.0, alpha_to_one: bool = True) -> Solver:
     """Returns the solver of a name in SOLVERS.
 
@@ -86,8 +103,9 @@ def make_solver(name: str, schedule: Schedule, eta: float = 0.0, alpha_to_one: b
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; expected 0 (deterministic) to 1 (DDPM)")
         return ddim(schedule, eta, alpha_to_one)
-    if name == "dpm++2m":
+    others = {"dpm++2m": dpm_solver_pp_2m, "lcm": lcm}
+    if name in others:
         if eta != 0 or not alpha_to_one:
-            raise ValueError(f"eta is {eta}, alpha_to_one is {alpha_to_one}; expected 0 and True for dpm++2m: use ddim")
-        return dpm_solver_pp_2m(schedule)
+            raise ValueError(f"eta is {eta}, alpha_to_one is {alpha_to_one}; expected 0 and True for {name}: use ddim")
+        return others[name](schedule)
     raise ValueError(f"solver is {name!r}; expected one of {', '.join(SOLVERS)}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emo_jax.diffusion.guidance import PASSES, guide
+from emo_jax.diffusion.guidance import PASSES, guidance_mode, guide
 from emo_jax.distributed.mesh import make_mesh
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.models.conditions import Conditions, mask_conditions
@@ -21,9 +21,19 @@ Scales: TypeAlias = tuple[Any, Any]
 """(reference_scale, audio_scale)."""
 
 
+def mode_of(model: ConfigDict, scales: Scales) -> str:
+    """Returns the guidance mode of two scales, a key of `PASSES`: of networks with scales as inputs always the same.
+
+    Args:
+        model: the config's `model`.
+        scales: the guidance scales.
+    """
+    return "inputs" if model.get("guidance_inputs", False) else guidance_mode(*scales)
+
+
 def tiles_bank(sampling: ConfigDict, mode: str) -> bool:
     """Returns whether conditions are encoded for the halves of guidance as hallo does (`EMO.conditions(tiled=...)`)."""
-    return bool(sampling.get("bank_tiling", False)) and mode != "none"
+    return bool(sampling.get("bank_tiling", False)) and len(PASSES[mode]) > 1
 
 
 def guidance_options(sampling: ConfigDict, train_steps: int) -> dict[str, Any]:
@@ -58,6 +68,9 @@ def guided_denoiser(
 
     def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
         leaves = jax.tree.leaves(conditions)
+        if mode == "inputs":
+            pairs = [jnp.broadcast_to(jnp.ravel(jnp.asarray(scale, jnp.float32)), len(x)) for scale in scales]
+            return emo.denoise(params, x, t, dataclasses.replace(conditions, scales=jnp.stack(pairs, axis=-1)))
         is_one_pass = passes == 1 or bool(leaves) and len(x) == len(leaves[0])
         if is_one_pass:
             return emo.denoise(params, x, t, mask_conditions(conditions, reference_on, audio_on))

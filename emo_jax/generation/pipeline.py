@@ -14,11 +14,10 @@ from tqdm.auto import tqdm
 
 from emo_jax import tpu
 from emo_jax.cache import keep_programs
-from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.faces.boxes import Box
 from emo_jax.generation.checks import check_params
 from emo_jax.generation.framing import MAX_SIZE
-from emo_jax.generation.guided import Params, mesh_for
+from emo_jax.generation.guided import Params, mesh_for, mode_of
 from emo_jax.generation.inputs import AudioLike, PortraitLike, check_size, load_voice
 from emo_jax.generation.many import in_turn, sample_many, sample_one
 from emo_jax.generation.options import SAMPLING_OPTIONS, check_sampling
@@ -281,7 +280,7 @@ class EmoPipeline:
             audio: a path, or float32 (samples,) in [-1, 1] at 16 kHz. Its loudness is levelled as in training.
             seed: 0 to 2**32 - 1. Equal seeds and inputs give equal frames.
             steps: denoising steps; None for the config's, as for the arguments that follow.
-            solver: "ddim" or "dpm++2m".
+            solver: "ddim", "dpm++2m", or "lcm" for distilled weights.
             reference_scale: guidance towards the portrait. Set both scales to 1 to disable guidance.
             audio_scale: guidance towards the voice.
             speed: head rotation speed in degrees per frame; or a curve, pairs of a time in seconds and a speed.
@@ -355,7 +354,7 @@ class EmoPipeline:
 
     def sampler(self, sampling: ConfigDict, batch: int = 1) -> VideoSampler:
         """Returns the sampler of a solver, steps, clips and guidance mode, for batches of this size."""
-        mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
+        mode = mode_of(self.config.model, (sampling.reference_scale, sampling.audio_scale))
         key = (sampling.solver, sampling.steps, sampling.clips, mode, batch)
         if key not in self._samplers:
             mesh = mesh_for(mode, self.config.clip.frames, self._devices, batch)

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Key, UInt8
 from ml_collections import ConfigDict
 
 from emo_jax.diffusion.clips import clip_keys, clip_windows, first_carry, scan_clips
-from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.diffusion.noise import normal, split
 from emo_jax.diffusion.sampler import Hold, sample
 from emo_jax.diffusion.schedule import make_schedule, strided, timesteps
@@ -25,7 +24,7 @@ from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import replicated, traced_for_mesh
 from emo_jax.generation.checks import MAX_LATENT, check_usable
 from emo_jax.generation.colors import channel_statistics, match_colors
-from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, tiles_bank
+from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, mode_of, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.generation.programs import KeptProgram
 from emo_jax.generation.time_inputs import Array, Segment, TimeInputs
@@ -100,7 +99,7 @@ class VideoSampler:
             raise ValueError(f"off names {sorted(unknown)}; expected names from {', '.join(CONTROLS)}")
         self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
         self.params = self._replicate(params)
-        self.mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
+        self.mode = mode_of(emo.config.model, (sampling.reference_scale, sampling.audio_scale))
         self._key = self._settings() if keep and mesh is None else None
         self._schedule = make_schedule(emo.config.diffusion)
         self._guidance = guidance_options(sampling, self._schedule.train_steps)
@@ -265,7 +264,7 @@ class VideoSampler:
 
     def _check_scales(self, scales: Scales | None) -> tuple[np.float32, np.float32]:
         reference, audio = (self.config.reference_scale, self.config.audio_scale) if scales is None else scales
-        if guidance_mode(reference, audio) != self.mode:
+        if mode_of(self.emo.config.model, (reference, audio)) != self.mode:
             raise ValueError(
                 f"scales are {(reference, audio)}; expected guidance mode {self.mode!r}: make another VideoSampler"
             )

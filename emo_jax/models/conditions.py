@@ -61,6 +61,8 @@ class Conditions:
         base: the reference's latents (batch, 1, height, width, channels), if the diffused latents are differences from
             them (`EMO.to_residual`). The Backbone does not read them. None: the latents themselves are diffused.
         reference_on: whether a sample sees the reference (batch,); None: all do. Only with `null`.
+        scales: (reference_scale, audio_scale) of each sample (batch, 2), for networks with `model.guidance_inputs`,
+            whose prediction is then the guided one. None: the prediction without guidance.
         null: conditions of samples that do not; None: their features are zeros.
         temporal: whether temporal modules run; static. Stage 1 trains on single frames without them.
     """
@@ -75,6 +77,7 @@ class Conditions:
     branch_weights: Any = None
     base: Any = None
     reference_on: Any = None
+    scales: Any = None
     null: Any = None
     temporal: bool = struct.field(pytree_node=False, default=True)
 

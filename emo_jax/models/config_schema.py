@@ -76,7 +76,7 @@ _NEW = (
     "clip.first_motion", "sampling.guidance_rescale", "sampling.guidance_interval", "sampling.hold_colors",
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
     "sampling.face_weight", "sampling.lip_weight", "model.vae.linear_encoder", "sampling.strategy", "sampling.overlap",
-    "sampling.shift", "model.image_inputs", "diffusion.residual_std",
+    "sampling.shift", "model.image_inputs", "model.guidance_inputs", "diffusion.residual_std",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

@@ -307,10 +307,9 @@ class EMO:
         """Runs `Module.init` of all parts on the smallest inputs."""
         factor = self.vae.config.factor
         side = 2 ** (self.backbone.config.levels - 1)
-        window_frames = 1 + 2 * self.config.clip.audio_window
+        speed = jnp.zeros((1, 1 + 2 * self.config.clip.audio_window))
         latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
-        audio = jnp.zeros((1, window_frames, *features_shape(self.config.model.audio)))
-        speed = jnp.zeros((1, window_frames))
+        audio = jnp.zeros((*speed.shape, *features_shape(self.config.model.audio)))
 
         def trace(name: str, *inputs: Any) -> dict[str, Any]:
             module = getattr(self, name)
@@ -329,7 +328,7 @@ class EMO:
         regions = [jnp.ones((1, side >> i, side >> i, len(BRANCHES))) for i in range(self.backbone.config.levels)]
         motion = latents if self.backbone.config.image_inputs else None
         given: dict[str, Any] = dict(reference=latents, motion=motion, audio=audio, speed=speed, regions=regions)
-        conditions = self.conditions(nn.meta.unbox(params), **given)
+        conditions = self.conditions(nn.meta.unbox(params), **given).replace(scales=jnp.ones((1, 2)))
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 
@@ -377,6 +376,7 @@ def build(config: ConfigDict) -> EMO:
         norm_feature=model.reference_attention == "shared",
         audio_gain=model.audio.get("gain", 1.0),
         image_inputs=model.get("image_inputs", False),
+        guidance_inputs=model.get("guidance_inputs", False),
     )
     width, m = unet.channels[0], clip.audio_window
     locator = model.get("locator", "strided"), model.get("locator_inputs", 1)

@@ -234,6 +234,28 @@ def grid_positions(height: int, width: int, features: int) -> Float[AnyArray, "{
     return 2**0.5 * rearrange(jnp.concatenate(grid, axis=-1), "rows columns d -> (rows columns) d")
 
 
+class GuidanceEmbedding(nn.Module):
+    """Embeds guidance scales as an addition to the embedding of timesteps (Meng et al. 2023, Section 3.1).
+
+    Its output is zero until it is trained.
+
+    Attributes:
+        features: size of the sinusoidal embedding of a scale; the result has 4 * features.
+    """
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, scales: Num[AnyArray, "batch count"]) -> Float[AnyArray, "batch embedding"]:
+        """Embeds the scales of each sample together."""
+        # Scales differ by tenths, timesteps, for which the sinusoids are made, by ones.
+        h = sinusoid(100 * scales, self.features).reshape(len(scales), -1)
+        h = Dense(4 * self.features, dtype=self.dtype, name="linear_1")(gathered_rows(h.astype(self.dtype)))
+        output = Dense(4 * self.features, dtype=self.dtype, kernel_init=ZEROS, name="linear_2")
+        return gathered_rows(output(nn.silu(h)))
+
+
 class TimestepEmbedding(nn.Module):
     """Embeds timesteps by a two-layer network on their sinusoidal embedding.
 

@@ -32,16 +32,20 @@ class Part:
 PARTS = (
     Part("vae_scale", r"vae/scaling_factor$", ()),
     Part("vae", r"vae/", ("vae",)),
-    Part("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/", ("speed",)),
-    Part("temporal_modules", r"backbone/(.*/motion_modules_\d+|conv_in_motion)/", ("video", "speed")),
+    Part("teacher", r"teacher/", ()),  # of stage distill: the Backbone that the student learns from
+    Part("guidance_inputs", r"backbone/guidance_embedding/", ("distill",)),
+    Part("speed_layers", r"speed_encoder/|backbone/.*/(speed_attn|norm_speed)/", ("speed", "distill")),
+    Part("temporal_modules", r"backbone/(.*/motion_modules_\d+|conv_in_motion)/", ("video", "speed", "distill")),
     Part("audio_encoder", r"audio_encoder/", ()),  # it stays as it was pretrained
     # The audio layers stay frozen in stage speed: trained together, speed replaces the voice as the driver (3.3).
-    Part("audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio|audio_modules_\d+)/", ("video",)),
+    Part(
+        "audio_layers", r"audio_projector/|backbone/.*/(audio_attn|norm_audio|audio_modules_\d+)/", ("video", "distill")
+    ),
     Part("face_locator", r"face_locator/", ("image", "video")),
     # Records hold no identity embeddings: its kernel would have no gradient, only weight decay.
     Part("face_projector", r"face_projector/", ()),
     Part("reference_net", r"reference_net/", ("image", "video")),
-    Part("backbone", r"backbone/", ("image", "video")),
+    Part("backbone", r"backbone/", ("image", "video", "distill")),
 )
 """The parts of EMO. The first row whose pattern matches decides."""
 
@@ -74,9 +78,9 @@ class Layer:
 LAYERS = (
     Layer(r".*/lora_[ab]$", None, None, "float32", "kernel"),
     # The networks' outputs are computed in float32.
-    Layer(r".*(backbone|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
+    Layer(r".*(backbone|teacher|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
     Layer(r"(\w+/){0,2}conv_(in|out)(_reference|_motion)?/kernel$", None, "largest", "networks", "kernel"),
-    Layer(r".*time_embedding/.*kernel$", None, "largest", "networks", "kernel"),
+    Layer(r".*(time|guidance)_embedding/.*kernel$", None, "largest", "networks", "kernel"),
     Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_[qkv]/kernel$", "output", "largest", "networks", "matrix"),
     Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_out_0/kernel$", "input", "largest", "networks", "matrix"),
     # Split by outputs, XLA for TPU would not scatter the gradients of GEGLU's wide kernels over 16 chips.
@@ -101,6 +105,11 @@ def part_of(path: str) -> str:
         if re.match(part.pattern, path):
             return part.name
     raise ValueError(f"parameter {path!r} belongs to no part; add a row to models.parts.PARTS")
+
+
+def is_of_teacher(path: str) -> bool:
+    """Returns whether a parameter belongs to the teacher of stage distill, and not to the networks of the config."""
+    return path.startswith("teacher/")
 
 
 def selects(pattern: str, path: str) -> bool:

@@ -16,8 +16,8 @@ def reference_net(backbone: UNetConfig) -> UNet:
 
     It ends at the last feature that the Backbone uses: the layers behind it are neither computed nor stored.
     """
-    off = dict(audio=False, temporal=False, speed=False, audio_branches=False, image_inputs=False)
-    return UNet(dataclasses.replace(backbone, reference="off", features_only=True, **off))
+    names = "audio", "temporal", "speed", "audio_branches", "image_inputs", "guidance_inputs"
+    return UNet(dataclasses.replace(backbone, reference="off", features_only=True, **dict.fromkeys(names, False)))
 
 
 def features(

@@ -16,7 +16,15 @@ from emo_jax.models.attention import SpatialTransformer
 from emo_jax.models.audio_module import AudioModule
 from emo_jax.models.conditions import LATENTS, Conditions, Features
 from emo_jax.models.initializers import FAN_IN_NORMAL, Initializer
-from emo_jax.models.layers import Downsample, GroupNorm, ResnetBlock, TimestepEmbedding, Upsample, conv
+from emo_jax.models.layers import (
+    Downsample,
+    GroupNorm,
+    GuidanceEmbedding,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    conv,
+)
 from emo_jax.models.placement import gathered
 from emo_jax.models.temporal import MotionModule
 
@@ -47,6 +55,7 @@ class UNetConfig:
         audio_gain: factor of the output of spatial transformers' audio-attention.
         image_inputs: whether the network also gets the latents of the reference and of the last motion frame at its
             input, in every frame of the clip, as Stable Video Diffusion does.
+        guidance_inputs: whether the network also gets guidance scales, and then predicts what guidance combines.
         features_only: whether the network ends at its last feature and returns features only (ReferenceNet).
         remat: what the backward pass recomputes: 'none'; 'blocks': everything inside a resnet, spatial transformer,
             temporal module or resampling layer; 'dots': as 'blocks', except the results of matrix products.
@@ -75,6 +84,7 @@ class UNetConfig:
     norm_feature: bool = False
     audio_gain: float = 1.0
     image_inputs: bool = False
+    guidance_inputs: bool = False
 
     @property
     def levels(self) -> int:
@@ -218,6 +228,9 @@ class UNet(nn.Module):
         """Returns the prediction and the features of all layers; with `features_only` the prediction is None."""
         c = self.config
         temb = TimestepEmbedding(c.channels[0], c.dtype, name="time_embedding")(timesteps)[:, None]
+        if c.guidance_inputs and conditions.scales is not None:
+            guidance = GuidanceEmbedding(c.channels[0], c.dtype, name="guidance_embedding")
+            temb = temb + guidance(conditions.scales)[:, None]
         x = conv(c.channels[0], dtype=c.dtype, name="conv_in")(latents.astype(c.dtype))
         if conditions.location is not None:
             x = x + conditions.location

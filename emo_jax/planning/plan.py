@@ -18,11 +18,10 @@ from jax.extend.core import Jaxpr
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from emo_jax.data.pipeline import element_spec
-from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed.devices import chip_of
 from emo_jax.distributed.mesh import batch_sharding, check_mesh, make_mesh, replicated, traced_for_mesh
 from emo_jax.files import write_text
-from emo_jax.generation.guided import guidance_options, guided_denoiser, mesh_for, tiles_bank
+from emo_jax.generation.guided import guidance_options, guided_denoiser, mesh_for, mode_of, tiles_bank
 from emo_jax.models.conditions import Conditions
 from emo_jax.models.emo import build
 from emo_jax.models.placement import state_sharding
@@ -83,9 +82,9 @@ def run_plan(
     """
     if slices > 1 and program != "step":
         raise ValueError(f"--slices is {slices}; the program {program} runs on one slice")
-    if composed and (program != "step" or config.train.stage == "vae"):
-        what = f"the program {program}" if program != "step" else "stage vae"
-        raise ValueError(f"--composed needs the step of a stage with UNets; leave it out for {what}")
+    if composed and (program != "step" or config.train.stage in ("vae", "distill")):
+        what = f"the program {program}" if program != "step" else f"stage {config.train.stage}"
+        raise ValueError(f"--composed needs the step of stage image, video or speed; leave it out for {what}")
     # Locations of traces would put the path of this checkout into a kernel's text, and so into its cache key.
     jax.config.update("jax_traceback_in_locations_limit", 0)
     devices = find_devices(topology, slices) if compile else describe_devices(topology, slices)
@@ -222,7 +221,7 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
     emo = build(config)
     f, m = config.clip.frames, config.clip.audio_window
     scales = config.sampling.reference_scale, config.sampling.audio_scale
-    mode = guidance_mode(*scales)
+    mode = mode_of(config.model, scales)
     mesh = mesh_for(mode, f, list(devices)) or make_mesh(devices=list(devices)[:1])
     dtype = jnp.dtype(config.model.dtype)
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype if a.shape else a.dtype), emo.abstract_params())

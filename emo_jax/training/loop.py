@@ -27,6 +27,7 @@ from emo_jax.distributed.mesh import check_mesh, local_rows, make_mesh, place_ba
 from emo_jax.models import emo as emo_lib
 from emo_jax.models.placement import state_sharding
 from emo_jax.progress import report_waiting
+from emo_jax.training import distillation
 from emo_jax.training.encoders import check_encoders
 from emo_jax.training.evaluators import Judge, Measure, check_evaluators
 from emo_jax.training.flops import step_flops
@@ -172,6 +173,10 @@ def _check(config: ConfigDict) -> None:
         raise ValueError(f"train.motion_patch_drop is {config.train.motion_patch_drop}; expected 0 (off) to below 1")
     if not config.train.stall_seconds > 0:
         raise ValueError(f"train.stall_seconds is {config.train.stall_seconds}; expected more than 0")
+    if get_stage(config.train.stage).distills:
+        distillation.check(config.train.distill, config.diffusion.train_steps)
+        if not config.model.guidance_inputs:
+            raise ValueError("stage distill needs model.guidance_inputs, through which the student gets the scales")
     check_writers(config.train.log)
     check_evaluators(config.train)
 

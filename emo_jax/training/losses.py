@@ -1,4 +1,7 @@
-"""The losses: the VAE's, and the denoising loss of the three EMO stages (Section 3.3)."""
+"""The losses: the VAE's, and the denoising loss of the three EMO stages (Section 3.3).
+
+The loss of stage distill is in distillation.py.
+"""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -9,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, PyTree
 from ml_collections import ConfigDict
 
+from emo_jax.arrays import AnyArray
 from emo_jax.diffusion import schedule as diffusion
 from emo_jax.models.conditions import Conditions, lip_region, mask_conditions
 from emo_jax.models.emo import EMO
@@ -99,23 +103,43 @@ def denoising_loss(
         The loss, and as metrics `loss_t0`, `loss_t1`, `loss_t2`: (sum, count) per sample for each third of the
         timesteps.
     """
-    keys: dict[str, Array] = dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
-    latents, conditions = _inputs(emo, stage, config, params, batch, keys)
-    x0, size = emo.to_residual(latents, conditions), len(latents)
-    t = jax.random.randint(keys["timestep"], (size,), 0, schedule.train_steps) if timesteps is None else timesteps
+    keys = draws(key)
+    x0, conditions = _inputs(emo, stage, config, params, batch, keys)
+    t = jax.random.randint(keys["timestep"], x0.shape[:1], 0, schedule.train_steps) if timesteps is None else timesteps
     noise = diffusion.draw_noise(schedule, keys["noise"], x0.shape)
     x_t = diffusion.add_noise(schedule, x0, noise, t)
     prediction = emo.denoise(params, x_t, t, conditions)
     target = diffusion.target(schedule, schedule.prediction, x0, noise, t)
-    error = weigh_motion(prediction - target, config.motion_weight) ** 2
-    error = error * face_weights(batch["mask"], x0.shape[2:4], config.face_weight, config.mouth_weight)
-    error = error.mean(axis=(1, 2, 3, 4))
     weight = diffusion.loss_weight(schedule, t, schedule.prediction, schedule.min_snr_gamma)
-    metrics = {f"loss_t{band}": _sum_and_count(error, 3 * t // schedule.train_steps == band) for band in range(3)}
+    return mean_error(prediction - target, weight, batch, config, t, schedule.train_steps)
+
+
+def mean_error(
+    difference: Float[AnyArray, "batch f h w c"],
+    weight: Float[Array, " batch"],
+    batch: Batch,
+    config: ConfigDict,
+    t: Int[Array, " batch"],
+    train_steps: int,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, "2"]]]:
+    """Computes the weighted mean of squared errors, and the metrics of `denoising_loss`.
+
+    Args:
+        difference: prediction minus target.
+        weight: of each sample.
+        batch: the batch, for the face's region.
+        config: the `train` config.
+        t: the timesteps.
+        train_steps: training timesteps T.
+    """
+    error = weigh_motion(difference, config.motion_weight) ** 2
+    error = error * face_weights(batch["mask"], difference.shape[2:4], config.face_weight, config.mouth_weight)
+    error = error.mean(axis=(1, 2, 3, 4))
+    metrics = {f"loss_t{band}": _sum_and_count(error, 3 * t // train_steps == band) for band in range(3)}
     return (weight * error).mean(), metrics
 
 
-def weigh_motion(error: Float[Array, "batch frames h w c"], weight: float) -> Float[Array, "batch frames h w c"]:
+def weigh_motion(error: Float[AnyArray, "batch frames h w c"], weight: float) -> Float[AnyArray, "batch frames h w c"]:
     """Scales the part of an error that changes over the clip, so that its square counts `weight` times.
 
     Ours: what a voice moves is a small part of a clip's error, most of which is the same in all frames. The prediction
@@ -178,22 +202,55 @@ def drop_patches(
 _DRAWS = ("timestep", "noise", "reference", "audio", "motion")
 
 
+def draws(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    """Returns the keys of a loss's random draws by their names."""
+    return dict(zip(_DRAWS, jax.random.split(key, len(_DRAWS)), strict=True))
+
+
 def _inputs(
     emo: EMO, stage: Stage, config: ConfigDict, params: PyTree, batch: Batch, keys: Mapping[str, Key[Array, ""]]
 ) -> tuple[Float[Array, "batch f h w c"], Conditions]:
     """Returns clean latents and the conditions of a batch, with conditions dropped at random."""
-    n, size = batch["motion"].shape[1], batch["frames"].shape[0]
+    x0, conditions = clean_inputs(emo, stage, config, params, batch, keys["motion"])
+    size = x0.shape[:1]
+    keep_both = jax.random.bernoulli(jax.random.fold_in(keys["reference"], 1), 1 - config.drop_both, size)
+    keep_reference = jax.random.bernoulli(keys["reference"], 1 - config.drop_reference, size)
+    keep_audio = jax.random.bernoulli(keys["audio"], 1 - config.drop_audio, size)
+    return x0, mask_conditions(conditions, keep_reference & keep_both, keep_audio & keep_both)
+
+
+def clean_inputs(
+    emo: EMO,
+    stage: Stage,
+    config: ConfigDict,
+    params: PyTree,
+    batch: Batch,
+    key: Key[Array, ""],
+    tiled: bool = False,
+) -> tuple[Float[Array, "batch f h w c"], Conditions]:
+    """Returns the clean values of what is diffused, and all conditions of a batch.
+
+    Args:
+        emo: the networks.
+        stage: the stage, which selects the conditions.
+        config: the `train` config.
+        params: params tree.
+        batch: see `denoising_loss`.
+        key: of the noise of the motion frames.
+        tiled: see `EMO.conditions`.
+    """
+    n = batch["motion"].shape[1]
     images = jnp.concatenate([batch["reference"][:, None], batch["motion"], batch["frames"]], axis=1)
     encoded = images.dtype != jnp.uint8  # by `emo prepare latents`
     latents = images.astype(jnp.float32) if encoded else jax.lax.stop_gradient(emo.encode(params, images))
     context, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
-    noise = config.motion_noise * jax.random.normal(keys["motion"], context.shape)
+    noise = config.motion_noise * jax.random.normal(key, context.shape)
     context = context.at[:, 1:].add(noise[:, 1:])
     motion, has_motion = context[:, 1:], batch["has_motion"]
     has_portrait = emo.config.clip.get("first_motion", "zeros") == "portrait"
     if config.motion_patch_drop:
-        key = jax.random.fold_in(keys["motion"], 1)
         fill = context[:, :1] if has_portrait else 0.0
+        key = jax.random.fold_in(key, 1)
         motion = drop_patches(key, motion, config.motion_patch_drop, config.motion_patch_size, fill)
     if has_portrait:
         motion = jnp.where(has_motion[:, None, None, None, None], motion, context[:, :1])
@@ -208,11 +265,9 @@ def _inputs(
         speed=batch["speed"] if stage.speed else None,
         mask=batch["mask"],
         temporal=stage.video,
+        tiled=tiled,
     )
-    keep_both = jax.random.bernoulli(jax.random.fold_in(keys["reference"], 1), 1 - config.drop_both, (size,))
-    keep_reference = jax.random.bernoulli(keys["reference"], 1 - config.drop_reference, (size,))
-    keep_audio = jax.random.bernoulli(keys["audio"], 1 - config.drop_audio, (size,))
-    return x0, mask_conditions(conditions, keep_reference & keep_both, keep_audio & keep_both)
+    return emo.to_residual(x0, conditions), conditions
 
 
 def _sum_and_count(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, "2"]:

@@ -19,11 +19,10 @@ from ml_collections import ConfigDict
 from emo_jax.data import pipeline, transforms
 from emo_jax.data.latents import LatentSource
 from emo_jax.data.sources import Source
-from emo_jax.diffusion.guidance import guidance_mode
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import replicated
 from emo_jax.files import atomic_write
-from emo_jax.generation.guided import mesh_for
+from emo_jax.generation.guided import mesh_for, mode_of
 from emo_jax.generation.sampler import VideoSampler
 from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.media import mp4
@@ -79,7 +78,7 @@ class SampleWriter:
     def _mesh(self) -> Mesh | None:
         """This process's devices, which share guidance passes and frames; None for one device."""
         sampling = self._config.sampling
-        mode = guidance_mode(sampling.reference_scale, sampling.audio_scale)
+        mode = mode_of(self._config.model, (sampling.reference_scale, sampling.audio_scale))
         is_vae = self._config.train.stage == "vae"  # single images
         return None if is_vae else mesh_for(mode, self._config.clip.frames, jax.local_devices())
 

@@ -19,6 +19,7 @@ class Stage:
         sound: whether it is given audio.
         after: the stage whose weights it starts from; None for fresh parameters.
         only: rows of `train.only`, which restrict the parameters of `trains`; (): none does.
+        distills: whether it learns from the predictions of a teacher, a frozen copy of the Backbone.
     """
 
     trains: tuple[str, ...]
@@ -26,6 +27,7 @@ class Stage:
     sound: bool
     after: str | None
     only: tuple[str, ...] = ()
+    distills: bool = False
 
     @property
     def speed(self) -> bool:
@@ -42,6 +44,10 @@ STAGES = {
     "image": Stage(_trained_parts("image"), video=False, sound=False, after="vae"),
     "video": Stage(_trained_parts("video"), video=True, sound=True, after="image"),
     "speed": Stage(_trained_parts("speed"), video=True, sound=True, after="video"),
+    # After speed, if there is one. Student and teacher share the encoders, whose results they both get.
+    "distill": Stage(
+        _trained_parts("distill"), video=True, sound=True, after="video", only=("backbone/*",), distills=True
+    ),
 }
 
 
@@ -60,14 +66,21 @@ def stage_of(config: ConfigDict) -> Stage:
     """Returns the stage of a config's `train.stage`, with `train.also` added to `trains`, and with `train.only`.
 
     Raises:
-        ValueError: an unknown stage or part.
+        ValueError: an unknown stage or part, or further parts for a stage that distils.
     """
     stage, parts = get_stage(config.train.stage), [part.name for part in PARTS]
     unknown = [part for part in config.train.also if part not in parts]
     if unknown:
         raise ValueError(f"train.also has {unknown[0]!r}; expected names out of {', '.join(parts)}")
-    only = tuple(config.train.get("only", ()))  # absent in configs of earlier versions
-    return dataclasses.replace(stage, trains=(*stage.trains, *config.train.also), only=only)
+    only = tuple(config.train.get("only", ())) or stage.only  # absent in configs of earlier versions
+    trains = (*stage.trains, *config.train.also)
+    if stage.distills:
+        if config.train.also:
+            raise ValueError(f"train.also is {tuple(config.train.also)}; expected () in stage distill: student and "
+                             "teacher share all networks but the Backbone")  # fmt: skip
+        if not config.model.speed_layers:  # then it needs no speeds
+            trains = tuple(part for part in trains if part != "speed_layers")
+    return dataclasses.replace(stage, trains=trains, only=only)
 
 
 def stages_before(name: str) -> list[str]:

@@ -17,9 +17,9 @@ from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.distributed.mesh import batch_sharding, replicated, traced_for_mesh
 from emo_jax.models import lora
 from emo_jax.models.emo import EMO
-from emo_jax.models.parts import layer_of, part_of
+from emo_jax.models.parts import is_of_teacher, layer_of, part_of
 from emo_jax.models.placement import state_sharding
-from emo_jax.training import losses
+from emo_jax.training import distillation, losses
 from emo_jax.training.optimizer import learning_rate, make_optimizer
 from emo_jax.training.stages import split, stage_of
 
@@ -32,7 +32,8 @@ Loss = Callable[..., tuple[Array, Metrics]]
 class TrainState:
     """Everything that a step changes, and the frozen parameters.
 
-    With LoRA, adapters are among the trained parameters, and their kernels among the frozen ones.
+    With LoRA, adapters are among the trained parameters, and their kernels among the frozen ones. In stage distill, the
+    teacher is among the frozen ones.
 
     Attributes:
         step: () int32, the number of steps done.
@@ -49,8 +50,9 @@ class TrainState:
     opt_state: Any
 
     def flat(self, ema: bool = False) -> dict[str, Any]:
-        """Returns all parameters as {path: array}, the trained ones averaged if `ema`, adapters merged."""
-        return lora.merge({**self.frozen, **(self.ema if ema else self.trained)})
+        """Returns the networks' parameters {path: array}, the trained ones averaged if `ema`, adapters merged."""
+        frozen = {path: a for path, a in self.frozen.items() if not is_of_teacher(path)}
+        return lora.merge({**frozen, **(self.ema if ema else self.trained)})
 
     def params(self, ema: bool = False) -> dict[str, Any]:
         """Returns the same as a nested params tree."""
@@ -62,9 +64,12 @@ def new_state(config: ConfigDict, params: PyTree) -> TrainState:
 
     Args:
         config: the full config.
-        params: nested params tree of all networks.
+        params: nested params tree of all networks; in stage distill it may have a branch `teacher`.
     """
-    trained, frozen = split(flatten_dict(params, sep="/"), stage_of(config))
+    stage, flat = stage_of(config), flatten_dict(params, sep="/")
+    if stage.distills and "teacher" not in params:
+        flat |= distillation.teacher_of(flat, config.train.distill.guidance)
+    trained, frozen = split(flat, stage)
     if "lora" in config.train and config.train.lora.rank:
         rank, parts = config.train.lora.rank, config.train.lora.parts
         base = {path: trained.pop(path) for path in lora.adapted_paths(list(trained), rank, parts)}
@@ -89,8 +94,22 @@ def make_loss(emo: EMO, config: ConfigDict) -> Loss:
     """Returns loss(params, batch, key) -> (loss, metrics) of the config's stage."""
     if config.train.stage == "vae":
         return functools.partial(losses.vae_loss, emo, config.train)
+    return make_denoising_loss(emo, config, config.train)
+
+
+def make_denoising_loss(emo: EMO, config: ConfigDict, train: ConfigDict) -> Loss:
+    """Returns loss(params, batch, key, timesteps=None) -> (loss, metrics) of a stage other than vae.
+
+    Args:
+        emo: the networks.
+        config: the full config.
+        train: its `train`, or a variant of it.
+    """
     schedule, stage = make_schedule(config.diffusion), stage_of(config)
-    return functools.partial(losses.denoising_loss, emo, schedule, stage, config.train)
+    if stage.distills:
+        distillation.check(train.distill, schedule.train_steps)
+        return functools.partial(distillation.distillation_loss, emo, schedule, stage, train, config.sampling)
+    return functools.partial(losses.denoising_loss, emo, schedule, stage, train)
 
 
 def make_flat_loss(emo: EMO, config: ConfigDict) -> Loss:

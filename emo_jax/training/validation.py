@@ -7,7 +7,6 @@ motion frames. Timesteps are spread evenly, one for each clip.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -21,14 +20,13 @@ from ml_collections import ConfigDict
 
 from emo_jax.data.pipeline import make_iterator
 from emo_jax.data.sources import Source, open_held_out
-from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import batch_sharding, local_rows, place_batch, replicated, traced_for_mesh
 from emo_jax.models.emo import EMO
 from emo_jax.models.placement import state_sharding
 from emo_jax.training import losses
 from emo_jax.training.stages import clip_of, stage_of
-from emo_jax.training.step import TrainState, nested
+from emo_jax.training.step import TrainState, make_denoising_loss, nested
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -142,8 +140,7 @@ class Validation:
         train.update(drop_reference=0.0, drop_audio=0.0, drop_both=0.0, motion_noise=0.0, motion_patch_drop=0.0)
         if train.stage == "vae":
             return lambda params, batch, key, _: losses.vae_loss(self._emo, train, params, batch, key)
-        schedule, stage = make_schedule(config.diffusion), stage_of(config)
-        return functools.partial(losses.denoising_loss, self._emo, schedule, stage, train)
+        return make_denoising_loss(self._emo, config, train)
 
 
 def is_due(step: int, every: int, steps: int) -> bool:

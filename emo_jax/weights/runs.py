@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from emo_jax.distributed import processes
 from emo_jax.models import lora
 from emo_jax.models.config_schema import config_from_fields
+from emo_jax.models.parts import is_of_teacher
 from emo_jax.weights.integrity import Damaged, check_files, write_manifest
 
 T = TypeVar("T")
@@ -177,7 +178,7 @@ def load_run(
         merged: whether to return all parameters, adapters merged, or only the trained ones, with adapters apart.
 
     Returns:
-        (config, {path: array}).
+        (config, {path: array}), without the teacher of stage distill.
 
     Raises:
         ValueError: there is no checkpoint, or none that can be read.
@@ -235,7 +236,7 @@ def _read_arrays(folder: epath.Path, names: tuple[str, ...]) -> dict[str, np.nda
     """Returns {path: array} of parts of a state, read in groups because orbax holds each array more than once."""
     handler, flat = ocp.PyTreeCheckpointHandler(), {}
     metadata = handler.metadata(folder).tree
-    leaves = [(name, path, leaf) for name in names for path, leaf in metadata[name].items()]
+    leaves = [(n, path, leaf) for n in names for path, leaf in metadata[n].items() if not is_of_teacher(path)]
     ends = np.cumsum([math.prod(leaf.shape) * leaf.dtype.itemsize for _, _, leaf in leaves])
     for _, group in itertools.groupby(zip(ends // _GROUP, leaves, strict=True), key=lambda pair: pair[0]):
         wanted = {}

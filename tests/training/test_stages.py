@@ -14,13 +14,14 @@ from tests.small import WAV2VEC2, as_hallo, small_config
 
 @functools.cache
 def paths_of(mode):
-    return flatten_dict(build(small_config(reference_attention=mode, audio=WAV2VEC2)).abstract_params(), sep="/")
+    config = small_config(reference_attention=mode, audio=WAV2VEC2, guidance_inputs=True)
+    return flatten_dict(build(config).abstract_params(), sep="/")
 
 
 @pytest.mark.parametrize("mode", ["cross", "concat"])
 def test_every_parameter_belongs_to_a_part_and_every_part_has_parameters(mode):
     paths = paths_of(mode)
-    assert {part_of(path) for path in paths} == {part.name for part in PARTS} - {"face_projector"}
+    assert {part_of(path) for path in paths} == {part.name for part in PARTS} - {"face_projector", "teacher"}
 
 
 def test_the_face_projector_is_a_part_of_hallo():
@@ -32,6 +33,7 @@ EXAMPLES = {
     "vae/scaling_factor": "vae_scale",
     "vae/encoder/conv_in/kernel": "vae",
     "backbone/conv_in/kernel": "backbone",
+    "backbone/guidance_embedding/linear_1/kernel": "guidance_inputs",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/attn2/to_q/kernel": "backbone",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/norm_reference/scale": "backbone",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/audio_attn/to_v/kernel": "audio_layers",
@@ -58,9 +60,10 @@ def test_part_of_examples():
 
 TRAINS = {  # written down again, independently of the table
     "vae": r"vae/(?!scaling_factor)",
-    "image": r"(backbone/(?!.*(motion_modules|audio_attn|norm_audio))|reference_net/|face_locator/)",
-    "video": r"(backbone/(?!.*(speed_attn|norm_speed))|reference_net/|face_locator/|audio_projector/)",
+    "image": r"(backbone/(?!.*(motion_modules|audio_attn|norm_audio|guidance))|reference_net/|face_locator/)",
+    "video": r"(backbone/(?!.*(speed_attn|norm_speed|guidance))|reference_net/|face_locator/|audio_projector/)",
     "speed": r"(backbone/.*motion_modules|speed_encoder/)",
+    "distill": r"backbone/",  # ours
 }
 
 
@@ -89,10 +92,10 @@ def test_train_also_adds_parts():
 
 def test_order_and_inputs_of_the_stages():
     assert [(name, stage.after) for name, stage in STAGES.items()] == [
-        ("vae", None), ("image", "vae"), ("video", "image"), ("speed", "video"),
+        ("vae", None), ("image", "vae"), ("video", "image"), ("speed", "video"), ("distill", "video"),
     ]  # fmt: skip
     inputs = {name: (stage.video, stage.sound, stage.speed) for name, stage in STAGES.items()}
-    assert inputs == dict(vae=(0, 0, 0), image=(0, 0, 0), video=(1, 1, 0), speed=(1, 1, 1))
+    assert inputs == dict(vae=(0, 0, 0), image=(0, 0, 0), video=(1, 1, 0), speed=(1, 1, 1), distill=(1, 1, 1))
     with pytest.raises(ValueError, match="train.stage"):
         get_stage("sound")
 
