@@ -94,6 +94,9 @@ def get_config(stage: str = "image") -> ConfigDict:
                 max_speed=0.0,  # records whose head rotates faster on average (degrees per frame) are left out; 0: off
                 first_clip_prob=0.1,  # of training on a clip without motion frames
                 flip_prob=0.0,
+                # none | videos | all: records without sound that stages video and speed use nevertheless, with null
+                # audio; all: pictures too, which stand still
+                without_sound="none",
                 color_jitter=0.0,  # scales a sample's brightness, contrast and saturation by up to 1 +- this
                 num_workers=2,
                 prefetch=2,

@@ -120,6 +120,14 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
         "--identity-from", default="", metavar="REGEX",
         help="finds the person in a video's name: its first group, such as '^(id\\d+)' (default: all videos differ)",
     )  # fmt: skip
+    videos.add_argument(
+        "--max-offset", type=int, default=5, metavar="FRAMES",
+        help="largest offset of sound against lips that is not flagged as off-sync (default %(default)s)",
+    )  # fmt: skip
+    videos.add_argument(
+        "--drop", nargs="+", default=(), metavar="FLAG",
+        help="leave out records with these flags, such as off-sync weak-sync off-screen music overlap (default: none)",
+    )  # fmt: skip
     videos.add_argument("--licence", default="unknown", help="licence of the videos, stored in each record")
     videos.add_argument(
         "--workers",
@@ -226,6 +234,8 @@ def _main_videos(args: argparse.Namespace) -> None:
         args.output,
         held_out=args.held_out,
         identity_from=args.identity_from,
+        max_offset=args.max_offset,
+        drop=args.drop,
         runner=args.runner,
         runner_options=shlex.split(args.runner_options),
         **{name: getattr(args, name) for name in names},

@@ -45,13 +45,16 @@ class ClipSampler:
 
     def _draw(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         total = len(record["boxes"])
+        if picture := total < self.frames:  # it stands still
+            total = self.motion_frames + self.frames
         has_motion = self.motion_frames > 0 and bool(rng.random() >= self.first_clip_prob)
         before = self.motion_frames if has_motion else 0
         start = transforms.choose_start(rng, total, self.frames, before)
         gap = transforms.gap_frames(self.min_reference_gap, self.fps)
-        reference = transforms.choose_reference(rng, total, start, self.frames, gap, before)
+        reference = start if picture else transforms.choose_reference(rng, total, start, self.frames, gap, before)
         return self._images(record, rng, reference, start, before) | {
             **self._audio(record, start),
+            "has_sound": np.asarray(self._has_sound(record)),
             "speed": transforms.speed_window(record["speed"], start, self.frames, self.audio_window),
         }
 
@@ -59,8 +62,13 @@ class ClipSampler:
         self, record: dict[str, Any], rng: np.random.Generator, reference: int, start: int, before: int
     ) -> dict[str, np.ndarray]:
         """Returns the augmented reference, motion frames, frames and mask; `before` is the number of motion frames."""
-        clip = mp4.decode_video(record["video"], start - before, before + self.frames)
-        reference_frame = mp4.decode_video(record["video"], reference, 1)
+        picture = len(record["boxes"]) == 1
+        if picture:
+            reference_frame = mp4.decode_video(record["video"], 0, 1)
+            clip = reference_frame.repeat(before + self.frames, 0)
+        else:
+            clip = mp4.decode_video(record["video"], start - before, before + self.frames)
+            reference_frame = mp4.decode_video(record["video"], reference, 1)
         size = clip.shape[1:3]
         # With one window for both, the face position in the reference would reveal what the mask says. With probability
         # same_window_prob it is one window nevertheless, so that the model also learns to copy a static background.
@@ -71,7 +79,7 @@ class ClipSampler:
         if rng.random() < self.same_window_prob and not in_clip:
             reference_window = window
         clip = transforms.crop(clip, window, self.image_size)
-        boxes = record["boxes"][start : start + self.frames]
+        boxes = self._boxes(record, start)
         sample = {
             "reference": transforms.crop(reference_frame, reference_window, self.image_size)[0],
             "motion": self._motion(clip[:before]),
@@ -84,6 +92,14 @@ class ClipSampler:
         if self.color_jitter:
             sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
         return sample
+
+    def _boxes(self, record: dict[str, Any], start: int) -> np.ndarray:
+        """Returns the boxes (frames, 4) of a clip."""
+        boxes = record["boxes"]
+        return boxes if len(boxes) == 1 else boxes[start : start + self.frames]
+
+    def _has_sound(self, record: dict[str, Any]) -> bool:
+        return len(record["audio"]) > 0
 
     def _in_clip(self, reference: int, start: int) -> bool:
         """Returns whether the reference is a frame of the clip, as for a single picture."""
@@ -116,9 +132,12 @@ class LatentClipSampler(ClipSampler):
             reference_window = (window + int(rng.integers(1, count))) % count
         mirrored = bool(rng.random() < self.flip_prob)
         position = record["position"]
-        clip = self.source.frames(position, window, mirrored, start - before, before + self.frames)
-        boxes = record["boxes"][start : start + self.frames]
-        mask = transforms.union_mask(boxes, tuple(record["windows"][window]), self.image_size)
+        if len(record["boxes"]) == 1:
+            reference = 0
+            clip = self.source.frames(position, window, mirrored, 0, 1).repeat(before + self.frames, 0)
+        else:
+            clip = self.source.frames(position, window, mirrored, start - before, before + self.frames)
+        mask = transforms.union_mask(self._boxes(record, start), tuple(record["windows"][window]), self.image_size)
         return {
             "reference": self.source.frames(position, reference_window, mirrored, reference, 1)[0],
             "motion": self._motion(clip[:before]),
@@ -126,6 +145,9 @@ class LatentClipSampler(ClipSampler):
             "has_motion": np.asarray(before > 0),
             "mask": mask[:, ::-1] if mirrored else mask,
         }
+
+    def _has_sound(self, record: dict[str, Any]) -> bool:
+        return bool(self.source.index()["sound"][record["position"]])
 
     def _audio(self, record: dict[str, Any], start: int) -> dict[str, np.ndarray]:
         if not self.source.layout.layers:

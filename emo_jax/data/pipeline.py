@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from emo_jax.data import elastic
 
 
+WITHOUT_SOUND = ("none", "videos", "all")
+"""Choices of `data.without_sound`."""
+
+
 def element_spec(
     clip_config: ConfigDict, batch_size: int, layout: latents.Layout | None = None
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -52,6 +56,7 @@ def element_spec(
         "motion": ((n, *image), image_dtype),
         "frames": ((f, *image), image_dtype),
         "has_motion": ((), np.bool_),
+        "has_sound": ((), np.bool_),
         "audio": audio,
         "mask": ((*size, 1), np.uint8),
         "speed": ((f + 2 * m,), np.float32),
@@ -81,13 +86,14 @@ def make_dataset(
     `data_config` (except num_workers and prefetch); batch_size and the number of processes may differ.
 
     Args:
-        data_config: `config.data`: directory and split, or sources; max_speed, crop_scale, min_reference_gap (seconds),
-            same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers, prefetch (batches per worker).
+        data_config: `config.data`: directory and split, or sources; max_speed, without_sound, crop_scale,
+            min_reference_gap (seconds), same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers,
+            prefetch (batches per worker).
         clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
         batch_size: clips per batch, over all processes.
         seed: seed of the order and of every draw; equal in all processes.
         rows: rows of each batch that this process makes, in this order (see `distributed.mesh.local_rows`); None: all.
-        needs_sound: leaves out records without sound.
+        needs_sound: leaves out records without sound, except those of `data_config.without_sound`.
         needs_speed: leaves out records without reliable head rotation speeds.
         epochs: passes over the records (for several sources: until one of them is used up); None: endless.
         sources: the result of `open_sources`, if already opened.
@@ -109,9 +115,10 @@ def make_dataset(
     sources = sources or open_sources(data_config)
     common_layout([source for source, _ in sources], data_config, clip_config)
     needs = dict(needs_sound=needs_sound, needs_speed=needs_speed)
-    selected = [select_records(source, clip_config, **needs, max_speed=data_config.max_speed) for source, _ in sources]
+    limits: dict[str, Any] = dict(max_speed=data_config.max_speed, without_sound=data_config.without_sound)
+    selected = [select_records(source, clip_config, **needs, **limits) for source, _ in sources]
     if sum(map(len, selected)) < (1 if repeats else batch_size):
-        raise ValueError(_too_few_records(sources, clip_config, batch_size, **needs, max_speed=data_config.max_speed))
+        raise ValueError(_too_few_records(sources, clip_config, batch_size, **needs, **limits))
     clips, weights = [], []
     for number, ((source, weight), positions) in enumerate(zip(sources, selected, strict=True)):
         if len(positions):
@@ -138,18 +145,22 @@ def _too_few_records(
     needs_sound: bool,
     needs_speed: bool,
     max_speed: float,
+    without_sound: str,
 ) -> str:
     """Returns an error message that names the requirement that leaves fewer records than a batch."""
     names = "; ".join(f"{source.directory}, split {source.split}" for source, _ in sources)
 
     def count(**needs: bool) -> int:
-        return sum(len(select_records(source, clip, **needs)) for source, _ in sources)
+        return sum(len(select_records(source, clip, **needs, without_sound=without_sound)) for source, _ in sources)
 
     total = count()
     if max_speed and count(needs_sound=needs_sound, needs_speed=needs_speed) >= batch_size:
         return f"{names}: too few records are as slow as data.max_speed, {max_speed:g}; raise it, or 0 keeps all"
     if needs_sound and total and not count(needs_sound=True):
-        return f"{names}: none of {total} records has sound; prepare videos with sound, or train the stage image"
+        return (
+            f"{names}: none of {total} records has sound; prepare videos with sound, train the stage image, or set "
+            "data.without_sound"
+        )
     if needs_speed and count(needs_sound=needs_sound) >= batch_size:
         left = count(needs_sound=needs_sound, needs_speed=True)
         return (
@@ -189,6 +200,7 @@ def _check_settings(
         "data.min_reference_gap": (data.min_reference_gap, data.min_reference_gap >= 0, "seconds, at least 0"),
         "data.same_window_prob": (data.same_window_prob, 0 <= data.same_window_prob <= 1, "a probability in [0, 1]"),
         "data.max_speed": (data.max_speed, data.max_speed >= 0, "degrees per frame, or 0 for no limit"),
+        "data.without_sound": (data.without_sound, data.without_sound in WITHOUT_SOUND, " or ".join(WITHOUT_SOUND)),
         "data.first_clip_prob": (data.first_clip_prob, 0 <= data.first_clip_prob <= 1, "a probability in [0, 1]"),
         "data.flip_prob": (data.flip_prob, 0 <= data.flip_prob <= 1, "a probability in [0, 1]"),
         "data.color_jitter": (data.color_jitter, 0 <= data.color_jitter < 1, "at least 0 (off) and below 1"),

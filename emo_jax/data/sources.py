@@ -132,6 +132,7 @@ def select_records(
     needs_sound: bool = False,
     needs_speed: bool = False,
     max_speed: float = 0.0,
+    without_sound: str = "none",
 ) -> np.ndarray:
     """Selects the records that are long enough for a clip and its motion frames.
 
@@ -142,6 +143,8 @@ def select_records(
         needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
         max_speed: leaves out records whose head rotates faster on average, in degrees per frame; 0 keeps all. See
             `mean_speeds`.
+        without_sound: which records `needs_sound` nevertheless selects without sound: "none"; "videos"; "all", those of
+            a single picture, too, of whatever speed.
 
     Returns:
         The positions (selected,) of these records.
@@ -157,12 +160,14 @@ def select_records(
                 "prepare the records at that rate, or change clip.fps"
             )
     keep = index["frames"] >= clip_config.frames + clip_config.motion_frames
-    if needs_sound:
+    if needs_sound and without_sound == "none":
         keep &= index["sound"]
     if needs_speed:
         keep &= source.reliable_speed()
     if max_speed:
         keep &= mean_speeds(source) <= max_speed
+    if needs_sound and without_sound == "all":
+        keep |= index["frames"] == 1
     if not keep.all():
         logging.info("%s, split %s: %d of %d records fit.", source.directory, source.split, keep.sum(), len(keep))
     return np.flatnonzero(keep)

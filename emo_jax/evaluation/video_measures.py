@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from emo_jax.evaluation.face_track import FaceTrack
-from emo_jax.evaluation.lip_sync import lip_sync
+from emo_jax.faces.lip_sync import lip_sync
 from emo_jax.preparation.video_records import head_motion
 
 CLOSED_LIPS = 0.2

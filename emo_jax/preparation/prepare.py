@@ -34,6 +34,8 @@ def prepare_videos(
     runner_options: Sequence[str] = (),
     held_out: float = 0.0,
     identity_from: str = "",
+    max_offset: int = 5,
+    drop: Sequence[str] = (),
 ) -> dict:
     """Crops talking heads from videos and writes them as the splits train and validation of a dataset.
 
@@ -56,6 +58,8 @@ def prepare_videos(
         runner_options: options of the runner.
         held_out: share of the people whose videos are the split validation; 0: there is none.
         identity_from: regular expression that finds the person in a video's name, see `splits.held_out_videos`.
+        max_offset: largest offset in frames between sound and lips that is not flagged as off-sync.
+        drop: flags whose records are left out, see `gates.FLAGS`.
 
     Returns:
         The report, see `report.make_report`.
@@ -67,6 +71,7 @@ def prepare_videos(
     from emo_jax.faces.analyzers import make_analyzer
     from emo_jax.preparation import report
     from emo_jax.preparation.beam import make_beam_runner
+    from emo_jax.preparation.gates import check_options
     from emo_jax.preparation.shots import Rules
     from emo_jax.preparation.splits import held_out_videos, same_people
     from emo_jax.preparation.video_records import FPS, Settings
@@ -74,6 +79,7 @@ def prepare_videos(
     from emo_jax.preparation.workers import make_shards
 
     _check_size(size)
+    check_options(max_offset, drop)
     for name, value, minimum in (
         ("--seconds", seconds, min_seconds),
         ("--min-seconds", min_seconds, 2 / FPS),
@@ -87,7 +93,8 @@ def prepare_videos(
     analyzer = make_analyzer(faces, models)  # raises errors before the work starts
     if runner_options and not runner:
         raise ValueError(f"--runner-options {' '.join(runner_options)} needs --runner")
-    settings = Settings(Rules(seconds, min_seconds, min_face, size), analyzer.name, models, licence)
+    rules = Rules(seconds, min_seconds, min_face, size)
+    settings = Settings(rules, analyzer.name, models, licence, max_offset, tuple(sorted(set(drop))))
     videos = find_inputs(inputs)
     held_out_names = held_out_videos([name for _, name in videos], held_out, identity_from)
     build = VideoBuild(pathlib.Path(output).absolute(), videos, settings, shards, frozenset(held_out_names))

@@ -1,9 +1,14 @@
-"""Reports on the videos of a dataset: `report.json` and `rejected.jsonl` for programs, `report.html` for people."""
+"""Reports on the videos of a dataset.
+
+`report.json`, `records.csv` and `rejected.jsonl` are for programs, `report.html` is for people.
+"""
 
 from __future__ import annotations
 
 import collections
+import csv
 import html
+import io
 import json
 import pathlib
 
@@ -12,6 +17,7 @@ import numpy as np
 from emo_jax.files import write_text
 
 REPORT_FILE, REJECTED_FILE, PAGE_FILE = "report.json", "rejected.jsonl", "report.html"
+TABLE_FILE = "records.csv"
 MAX_THUMBNAILS = 200
 BINS = 24
 QUANTITIES = {
@@ -19,11 +25,19 @@ QUANTITIES = {
     "face_pixels": "height of the face in the source in pixels",
     "speed": "mean head rotation speed in degrees per frame",
     "loudness": "loudness in dB of full scale (root mean square)",
+    "sync_offset": "frames by which the sound is late",
+    "sync_correlation": "correlation of sound and lips there",
+    "sync_confidence": "confidence of this offset",
+    "off_screen": "share of the voice during which the lips are still",
+    "music": "share of the sound with music",
+    "overlap": "share of the sound with two voices at once",
 }
+COLUMNS = ("id", "source", "frames", *(name for name in QUANTITIES if name != "seconds"), "flags")
+"""Columns of `records.csv`."""
 
 
 def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> None:
-    """Writes the three files of the report.
+    """Writes the files of the report.
 
     `rejected.jsonl` has one line for each video that was rejected or only partly used, with the fields of
     `video_records.Outcome`.
@@ -38,9 +52,19 @@ def write_report(directory: pathlib.Path, summaries: list[dict], fps: float) -> 
     rejected = [video for video in videos if video["reason"]]
     lines = "".join(json.dumps(video, ensure_ascii=False) + "\n" for video in rejected)
     write_text(directory / REJECTED_FILE, lines)
+    write_text(directory / TABLE_FILE, _table(rows))
     report = make_report(rows, videos, fps)
     write_text(directory / REPORT_FILE, json.dumps(report, indent=1) + "\n")
     write_text(directory / PAGE_FILE, _page(report, rows, rejected))
+
+
+def _table(rows: list[dict]) -> str:
+    """Returns `records.csv`: a line for each record, empty where something cannot be measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row | {"flags": " ".join(row["flags"])} for row in rows)
+    return text.getvalue()
 
 
 def read_report(directory: pathlib.Path) -> dict:

@@ -8,10 +8,11 @@ import math
 import pathlib
 import re
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
-from emo_jax.data.records import open_records
+from emo_jax.data.records import RecordSource, open_records
 from emo_jax.faces.landmarks import find_landmarks, load_networks
 from emo_jax.faces.models import has_models
 from emo_jax.faces.networks import Recognizer, five_points
@@ -20,8 +21,16 @@ from emo_jax.media.mp4 import decode_video
 from emo_jax.progress import Progress
 
 TRAIN, HELD_OUT = "train", "validation"
-SAME_PERSON = 0.5
-"""Similarity of two SFace embeddings from which on they count as one person; 0.36 is OpenCV's, for pictures."""
+SAME_PERSON, SURELY_SAME = 0.5, 0.8
+"""Bounds of the similarity from which on two records count as one person, see `person_threshold`."""
+ALL_ALIKE = 0.66
+"""If half of all pairs are at least so similar, the data set shows one person."""
+FALSE_WARNINGS = 0.05
+"""Expected number of pairs of different people above the threshold."""
+MIN_PAIRS = 30
+"""Number of pairs from which on their spread is estimated."""
+VIEWS = (0.1, 0.5, 0.9)
+"""Places in a record whose faces are averaged."""
 MAX_TRAINED = 2000
 """Number of records that train, evenly spaced, with which held-out ones are compared."""
 MATCHES_FILE = "same_people.jsonl"
@@ -88,27 +97,19 @@ def same_people(directory: pathlib.Path, face_models: str | None = None) -> list
         sources = [open_records(directory, split) for split in (TRAIN, HELD_OUT)]
     except ValueError:  # all videos of a split were rejected
         return [f"{directory} has no records in one of the splits {TRAIN} and {HELD_OUT}; see rejected.jsonl"]
-    recognizer, networks = Recognizer(face_models), load_networks(face_models)
     chosen = [np.unique(np.linspace(0, len(s) - 1, min(len(s), MAX_TRAINED)).round().astype(int)) for s in sources]
-    names: list[list[str]] = [[], []]
-    embeddings: list[list[np.ndarray]] = [[], []]
     with Progress(sum(map(len, chosen)), "comparing faces", "record") as progress:
-        for split, (source, positions) in enumerate(zip(sources, chosen, strict=True)):
-            for position in positions:
-                record = source[int(position)]
-                image = decode_video(record["video"], len(record["boxes"]) // 2, 1)[0]
-                faces = find_landmarks(image, networks)
-                if faces and faces[0].landmarks is not None:
-                    names[split].append(record["source"])
-                    embeddings[split].append(recognizer.embed(image, five_points(faces[0].landmarks)))
-                progress.add()
-    if not all(embeddings):
+        trained, held_out = (
+            _embed_records(source, positions, face_models, progress)
+            for source, positions in zip(sources, chosen, strict=True)
+        )
+    if not trained or not held_out:
         return []
-    similarity = np.stack(embeddings[1]) @ np.stack(embeddings[0]).T
+    similarity, threshold = compare_people(*(np.stack([e for _, e in split]) for split in (held_out, trained)))
     matches = [
-        dict(held_out=names[1][k], trained=names[0][int(row.argmax())], similarity=round(float(row.max()), 3))
+        dict(held_out=held_out[k][0], trained=trained[row.argmax()][0], similarity=round(float(row.max()), 3))
         for k, row in enumerate(similarity)
-        if row.max() > SAME_PERSON
+        if row.max() > threshold
     ]
     if not matches:
         return []
@@ -119,3 +120,60 @@ def same_people(directory: pathlib.Path, face_models: str | None = None) -> list
         f"{len(matches)} held-out records may show people who also train, such as {first['held_out']} and "
         f"{first['trained']} (similarity {first['similarity']}); see {file}, and --identity-from"
     ]
+
+
+def _embed_records(
+    source: RecordSource, positions: np.ndarray, face_models: str | None, progress: Progress
+) -> list[tuple[str, np.ndarray]]:
+    """Returns the source's name and the mean embedding (128,) of each record that shows a face."""
+    recognizer, networks = Recognizer(face_models), load_networks(face_models)
+    found = []
+    for position in positions:
+        record, embeddings = source[int(position)], []
+        for view in VIEWS:
+            image = decode_video(record["video"], int(view * len(record["boxes"])), 1)[0]
+            faces = find_landmarks(image, networks)
+            if faces and faces[0].landmarks is not None:
+                embeddings.append(recognizer.embed(image, five_points(faces[0].landmarks)))
+        if embeddings:
+            found.append((record["source"], np.mean(embeddings, 0)))
+        progress.add()
+    return found
+
+
+def compare_people(held_out: np.ndarray, trained: np.ndarray) -> tuple[np.ndarray, float]:
+    """Compares embeddings of records.
+
+    The mean of all records is subtracted, because people who are rendered, or filmed, in one manner have much in common
+    that does not belong to the person. A data set that shows one person only is compared without it.
+
+    Args:
+        held_out: (H, 128).
+        trained: (T, 128).
+
+    Returns:
+        Cosines (H, T), and the threshold above which they count as one person.
+    """
+    raw = _cosines(held_out, trained)
+    if np.median(raw) > ALL_ALIKE:
+        return raw, SAME_PERSON
+    centre = np.concatenate([held_out, trained]).mean(0)
+    similarity = _cosines(held_out - centre, trained - centre)
+    return similarity, person_threshold(similarity)
+
+
+def person_threshold(similarity: np.ndarray) -> float:
+    """Returns the similarity that FALSE_WARNINGS of the given pairs exceed if all show different people.
+
+    Median and spread of the pairs are those of different people, because few pairs show one person.
+    """
+    if similarity.size < MIN_PAIRS:
+        return SAME_PERSON
+    low, median, high = np.quantile(similarity, [0.25, 0.5, 0.75])
+    deviations = NormalDist().inv_cdf(1 - FALSE_WARNINGS / similarity.size)
+    return float(np.clip(median + deviations * (high - low) / 1.349, SAME_PERSON, SURELY_SAME))
+
+
+def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    first, second = (a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-9) for a in (first, second))
+    return first @ second.T

@@ -25,6 +25,7 @@ from emo_jax.media.moments import audio_moments
 from emo_jax.media.mp4 import encode_video
 from emo_jax.media.timing import SAMPLE_RATE, cut
 from emo_jax.media.video import read_video
+from emo_jax.preparation.gates import measure_sound, sound_flags
 from emo_jax.preparation.shots import MEDIAN_FRAMES, Measurements, Meter, Rules, Span, choose_spans, crop_square
 
 FPS = 25
@@ -45,12 +46,16 @@ class Settings:
         faces: name of the face analyzer.
         face_models: folder of its model files; None for the default.
         licence: licence of the videos.
+        max_offset: largest offset in frames between sound and lips that is not flagged.
+        drop: flags whose records are left out.
     """
 
     rules: Rules = Rules()
     faces: str = "auto"
     face_models: str | None = None
     licence: str = "unknown"
+    max_offset: int = 5
+    drop: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +147,18 @@ def _make_records(
     flags += analyzer_flags(analyzer)
     for span, frames in _read_spans(path, spans, settings.rules.size):
         record = _make_record(outcome.source, settings, analyzer, measurements, span, frames, sound, flags)
-        outcome.records += 1
-        yield record_example(record), _report_row(record, measurements, span, frames)
+        measures = measure_sound(record.audio, record.landmarks, FPS)
+        record.flags = " ".join([*record.flags.split(), *sound_flags(measures, settings.max_offset)])
         tick((1 - MEASURING_SHARE) / len(spans))
+        if unwanted := [flag for flag in record.flags.split() if flag in settings.drop]:
+            reason = f"flag {unwanted[0]}"
+            outcome.dropped[reason] = outcome.dropped.get(reason, 0) + len(frames)
+            continue
+        outcome.records += 1
+        yield record_example(record), _report_row(record, measurements, span, frames) | measures.row()
+    if not outcome.records:
+        reasons = ", ".join(reason for reason in outcome.dropped if reason.startswith("flag "))
+        outcome.reason = "; ".join(filter(None, (f"all records dropped: {reasons}", outcome.reason)))
 
 
 def _measure(

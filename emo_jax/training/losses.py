@@ -267,6 +267,8 @@ def clean_inputs(
         temporal=stage.video,
         tiled=tiled,
     )
+    if "has_sound" in batch:
+        conditions = mask_conditions(conditions, jnp.ones(len(x0), bool), batch["has_sound"])
     return emo.to_residual(x0, conditions), conditions
 
 

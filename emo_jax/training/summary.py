@@ -27,7 +27,8 @@ def start_lines(
     clip = clip_of(config, stage)
     lines = []
     for source, _ in sources:
-        count = len(select_records(source, clip, stage.sound, stage.speed, config.data.max_speed))
+        limits = dict(max_speed=config.data.max_speed, without_sound=config.data.without_sound)
+        count = len(select_records(source, clip, stage.sound, stage.speed, **limits))
         total = len(source.index()["frames"])
         lines.append(f"records: {count} of {total} in {source.directory}, split {source.split}")
     trained, frozen = (_parameters(flat) for flat in (state.trained, state.frozen))

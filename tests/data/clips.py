@@ -10,7 +10,7 @@ from emo_jax.media import mp4
 def configs(directory, fps=25, **changes):
     data = dict(directory=str(directory), split="train", sources=(), crop_scale=(1.0, 1.0), min_reference_gap=0.4)
     data |= dict(same_window_prob=0.0, first_clip_prob=0.3, flip_prob=0.0, color_jitter=0.0, num_workers=0, prefetch=2)
-    data["max_speed"] = 0.0
+    data |= dict(max_speed=0.0, without_sound="none")
     clip = dict(frames=4, motion_frames=2, audio_window=2, fps=fps, image_size=(48, 64))
     for name, value in changes.items():
         (data if name in data else clip)[name] = value

@@ -132,3 +132,36 @@ def test_invalid_sources_raise(mixed, changes, message):
 def test_too_few_records_error_names_all_sources(mixed, pictures):
     with pytest.raises(ValueError, match=f"{pictures}, split train: 9 records .* 10"):
         pipeline.make_dataset(*mixed, batch_size=10, seed=0)
+
+
+@pytest.mark.parametrize("without_sound, chosen", [
+    ("none", set()), ("videos", {*range(6)}), ("all", {*range(6), 9, 10, 11}),
+])  # fmt: skip
+def test_records_without_sound_join_the_stages_with_sound(record_dir, pictures, without_sound, chosen):
+    both = (str(record_dir), "train", 1), (str(pictures), "train", 1)
+    data, clip = configs("", sources=both, without_sound=without_sound, max_speed=0.0)
+    found = [sources.select_records(source, clip, True, False, 0.0, without_sound) for source, _ in
+             sources.open_sources(data)]  # fmt: skip
+    videos = sources.open_sources(data)[0][0]
+    sound = {int(videos[int(k)]["speed"][0]) // 100 for k in np.flatnonzero(videos.index()["sound"])}
+    assert sum(map(len, found)) == len(chosen | sound) and len(sound) == 4
+    drawn = samples(take(9, data, clip, batch_size=2, seed=3, needs_sound=True))
+    assert {record_number(sample) for sample in drawn} == chosen | sound
+    for sample in drawn:
+        assert sample["has_sound"] == (record_number(sample) in sound)
+        assert sample["has_sound"] or not sample["audio"].any()
+        if record_number(sample) >= 9:  # a picture stands still, also after motion frames
+            still = np.concatenate([sample["motion"][: 2 * sample["has_motion"]], sample["frames"]])
+            assert (still == still[:1]).all() and not np.array_equal(sample["reference"], still[0])
+            assert sample["mask"].any() and sample["frames"].shape == (4, 48, 64, 3)
+
+
+def test_pictures_join_the_stage_speed_whose_videos_need_speeds(pictures):
+    source, (_, clip) = sources.open_sources(configs(pictures)[0])[0][0], configs(pictures)
+    assert len(sources.select_records(source, clip, True, True, 0.1, "all")) == PICTURES
+    assert not len(sources.select_records(source, clip, True, True, 0.1, "videos"))
+
+
+def test_unknown_choice_of_records_without_sound_is_named(record_dir):
+    with pytest.raises(ValueError, match="data.without_sound.*pictures"):
+        take(1, *configs(record_dir, without_sound="pictures"), batch_size=1, seed=0)

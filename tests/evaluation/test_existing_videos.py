@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from emo_jax.cli import main as cli
-from emo_jax.evaluation import face_track, lip_sync, video_measures
+from emo_jax.evaluation import face_track, video_measures
+from emo_jax.faces import lip_sync
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import render

@@ -17,6 +17,7 @@ def row(name, frames=250, loudness=-20.0, speed=0.5, flags=("roll-only",)):
         face_pixels=120.0,
         speed=speed,
         loudness=loudness,
+        **dict.fromkeys(("sync_offset", "sync_correlation", "sync_confidence", "off_screen", "music", "overlap")),
         flags=list(flags),
         thumbnail="QUJD",
     )

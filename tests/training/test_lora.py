@@ -10,6 +10,7 @@ import pytest
 from emo_jax.configs import base
 
 from emo_jax.cli import main as cli
+from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.models import lora
 from emo_jax.models.emo import build
 from emo_jax.models.parts import part_of
@@ -17,6 +18,7 @@ from emo_jax.training.stages import stage_of
 from emo_jax.training.step import TrainState, nested, new_state
 from emo_jax.weights.checkpoint import Checkpoints
 from emo_jax.weights.store import read_flat, save_weights
+from tests.generation.media import random_portrait, random_voice
 from tests.small import small_config
 
 KERNEL = "backbone/mid_block/attentions_0/transformer_blocks_0/attn1/to_q/kernel"
@@ -164,3 +166,31 @@ def test_exports_are_merged_or_separate_and_separate_ones_are_added(run, tmp_pat
     ):
         assert export(folder, "wrong", *options) == 2 and word in capsys.readouterr().err
     assert export(start, "wrong", "--lora", "separate") == 2 and "base" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_merged_and_added_weights_generate_equal_frames(weights_dir, tmp_path):
+    """Adapters in the temporal modules of a small EMO, through both exports, to videos."""
+    config, flat = read_flat(weights_dir)
+    config.train.lora.update(rank=2, parts=("temporal_modules",))
+    kernels = {p: a for p, a in flat.items() if part_of(p) == "temporal_modules" and lora.has_adapter(p)}
+    rng = np.random.default_rng(0)
+    adapters = {p: np.asarray(a) for p, a in lora.new_adapters(kernels, 2, seed=0).items()}
+    adapters |= {p: rng.normal(0, 0.3, a.shape).astype(np.float32) for p, a in adapters.items() if p.endswith("_b")}
+    state = TrainState(np.int32(1), adapters, flat, adapters, {})
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, state, iter(grain.MapDataset.range(4).to_iter_dataset()), config)
+    checkpoints.close()
+    for arguments in (
+        ["--workdir", str(tmp_path / "run"), "-o", str(tmp_path / "merged")],
+        ["--workdir", str(tmp_path / "run"), "-o", str(tmp_path / "apart"), "--lora", "separate"],
+        ["--checkpoint", str(weights_dir), "--lora", str(tmp_path / "apart"), "-o", str(tmp_path / "added")],
+    ):
+        assert cli.main(["export", "--dtype", "float32", *arguments]) == 0
+    portrait, voice = random_portrait(), random_voice(4000)
+    start, merged, added = (
+        EmoPipeline.from_pretrained(folder)(portrait, voice, seed=3, face_box=(60, 60, 120, 130), framing="crop").frames
+        for folder in (weights_dir, tmp_path / "merged", tmp_path / "added")
+    )
+    np.testing.assert_array_equal(merged, added)
+    assert np.abs(merged.astype(int) - start).mean() > 0.5

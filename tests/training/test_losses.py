@@ -72,6 +72,14 @@ def test_conditions_are_dropped_per_sample_at_the_given_rates():
     assert kept["reference"]["layer"].reshape(64, -1).any(axis=1).all() and kept["motion"]["layer"][::2].any()
 
 
+def test_audio_of_samples_without_sound_is_null():
+    batch = fixed_batch(training_config("video"), 2) | {"has_sound": np.array([True, False])}
+    batch["audio"][1] = 0  # normalization must not make a silent sample infinite
+    inputs, metrics, *_ = conditions_of("video", batch=batch)
+    assert inputs["audio"][0].any() and not inputs["audio"][1].any() and np.isfinite(metrics["loss"])
+    assert inputs["reference"]["layer"][1].any()
+
+
 def test_motion_noise_does_not_change_the_reference():
     clean, *_ = conditions_of("video")
     noisy, *_ = conditions_of("video", motion_noise=0.3)
