@@ -56,7 +56,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 min_snr_gamma=0.0,  # 0: off
                 noise_offset=0.0,
                 # Ours, for small models: differences from the reference's latents are diffused, divided by this
-                # standard deviation; 0: the latents themselves. With prediction v, an output of zeros is the portrait.
+                # standard deviation, so that the network need not repeat the portrait; 0: the latents themselves.
                 residual_std=0.0,
             ),
             sampling=dict(  # steps as in Section 4.1, the rest ours
@@ -94,8 +94,8 @@ def get_config(stage: str = "image") -> ConfigDict:
                 max_speed=0.0,  # records whose head rotates faster on average (degrees per frame) are left out; 0: off
                 first_clip_prob=0.1,  # of training on a clip without motion frames
                 flip_prob=0.0,
-                # none | videos | all: records without sound that stages video and speed use nevertheless, with null
-                # audio; all: pictures too, which stand still
+                # none | videos | all: records without sound that stages with sound use nevertheless, with null audio;
+                # all: pictures too, which stand still
                 without_sound="none",
                 color_jitter=0.0,  # scales a sample's brightness, contrast and saturation by up to 1 +- this
                 num_workers=2,

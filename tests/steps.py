@@ -49,6 +49,9 @@ def fixed_batch(config, size=2, seed=0):
     rng = np.random.default_rng(seed)
     batch = {}
     for name, (shape, dtype) in element_spec(clip_of(config, get_stage(config.train.stage)), size).items():
+        if name == "has_sound":
+            batch[name] = np.ones(shape, dtype)
+            continue
         draw = rng.integers(0, 256, shape) if dtype == np.uint8 else rng.uniform(0, 1, shape)
         batch[name] = draw.astype(dtype)
     batch["audio"] = 0.4 * batch["audio"] - 0.2

@@ -68,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--head-motion",
         type=float,
         default=1.0,
-        help="factor of how far and how fast the heads move (default %(default)s)",
+        help="factor of how far and how fast the heads move, above 0 and at most 1 (default %(default)s)",
     )
     synthetic.add_argument(
         "--workers",

@@ -79,7 +79,7 @@ LAYERS = (
     Layer(r".*/lora_[ab]$", None, None, "float32", "kernel"),
     # The networks' outputs are computed in float32.
     Layer(r".*(backbone|teacher|decoder)/conv_out/kernel$", None, "largest", "float32", "kernel"),
-    Layer(r"(\w+/){0,2}conv_(in|out)(_reference|_motion)?/kernel$", None, "largest", "networks", "kernel"),
+    Layer(r"(\w+/){0,2}conv_(in|out|in_reference|in_motion)/kernel$", None, "largest", "networks", "kernel"),
     Layer(r".*(time|guidance)_embedding/.*kernel$", None, "largest", "networks", "kernel"),
     Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_[qkv]/kernel$", "output", "largest", "networks", "matrix"),
     Layer(r".*(^|/)(attn[12](_\d)?|\w+_attn)/to_out_0/kernel$", "input", "largest", "networks", "matrix"),

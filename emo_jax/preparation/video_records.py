@@ -156,8 +156,8 @@ def _make_records(
             continue
         outcome.records += 1
         yield record_example(record), _report_row(record, measurements, span, frames) | measures.row()
-    if not outcome.records:
-        reasons = ", ".join(reason for reason in outcome.dropped if reason.startswith("flag "))
+    reasons = ", ".join(reason for reason in outcome.dropped if reason.startswith("flag "))
+    if reasons and not outcome.records:
         outcome.reason = "; ".join(filter(None, (f"all records dropped: {reasons}", outcome.reason)))
 
 

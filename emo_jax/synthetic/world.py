@@ -70,7 +70,7 @@ class Track:
         follow: float = 0.0,
         head_motion: float = 1.0,
     ) -> Track:
-        """Draws a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps.
+        """Draws a track whose mean speed is log-uniform in 0.15-2.5 degrees per frame at 25 fps, times `head_motion`.
 
         Args:
             rng: source of randomness.
@@ -79,7 +79,7 @@ class Track:
             opening: mouth opening (N,), which raises the brows.
             follow: fraction of the head's speed that follows the voice; with 1 the head moves only while the mouth is
                 open.
-            head_motion: factor of the head's speed, and of how far it turns and moves.
+            head_motion: factor of the head's speed, and of how far it turns and moves, in (0, 1].
 
         Raises:
             ValueError: there are fewer than two frames, or `fps` is not positive.

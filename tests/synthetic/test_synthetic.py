@@ -135,6 +135,17 @@ def test_heads_may_follow_the_voice():
     assert np.array_equal(silent.rotation, free[0].rotation)  # nothing to follow
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_heads_may_move_less(seed):
+    full, calm = (Track.sample(np.random.default_rng([seed, 1]), 250, 25, head_motion=factor) for factor in (1.0, 0.2))
+    assert np.isclose(calm.speed.mean(), 0.2 * full.speed.mean(), rtol=0.02)
+    assert np.allclose(np.ptp(calm.rotation, axis=0), 0.2 * np.ptp(full.rotation, axis=0), rtol=0.02)
+    middle = (calm.rotation - 0.2 * full.rotation) / 0.8  # from which all angles are 0.2 times as far
+    assert np.ptp(middle, axis=0).max() < 0.2 * np.ptp(full.rotation, axis=0).min()
+    assert (full.rotation.min(0) < middle.mean(0)).all() and (middle.mean(0) < full.rotation.max(0)).all()
+    assert np.allclose(calm.shift, 0.2 * full.shift) and np.array_equal(calm.blink, full.blink)
+
+
 def test_record_contains_what_was_drawn():
     record = synthetic.make_record(7, seconds=1.0, size=64, fps=25)
     frames = mp4.decode_video(record.video, 0, 25)
@@ -221,6 +232,8 @@ def test_records_are_made_on_demand_and_workers_are_stopped():
         ("--seconds", "0"),
         ("--follow", "1.5"),
         ("--babble", "-1"),
+        ("--head-motion", "0"),
+        ("--head-motion", "2"),
     ],
 )
 def test_error_names_the_bad_option(tmp_path, option, value):

@@ -14,7 +14,7 @@ from tests.small import WAV2VEC2, as_hallo, small_config
 
 @functools.cache
 def paths_of(mode):
-    config = small_config(reference_attention=mode, audio=WAV2VEC2, guidance_inputs=True)
+    config = small_config(reference_attention=mode, audio=WAV2VEC2, image_inputs=True, guidance_inputs=True)
     return flatten_dict(build(config).abstract_params(), sep="/")
 
 
@@ -34,6 +34,8 @@ EXAMPLES = {
     "vae/encoder/conv_in/kernel": "vae",
     "backbone/conv_in/kernel": "backbone",
     "backbone/guidance_embedding/linear_1/kernel": "guidance_inputs",
+    "backbone/conv_in_reference/kernel": "backbone",
+    "backbone/conv_in_motion/kernel": "temporal_modules",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/attn2/to_q/kernel": "backbone",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/norm_reference/scale": "backbone",
     "backbone/down_blocks_0/attentions_0/transformer_blocks_0/audio_attn/to_v/kernel": "audio_layers",
@@ -60,9 +62,9 @@ def test_part_of_examples():
 
 TRAINS = {  # written down again, independently of the table
     "vae": r"vae/(?!scaling_factor)",
-    "image": r"(backbone/(?!.*(motion_modules|audio_attn|norm_audio|guidance))|reference_net/|face_locator/)",
+    "image": r"(backbone/(?!.*(motion|audio_attn|norm_audio|guidance))|reference_net/|face_locator/)",
     "video": r"(backbone/(?!.*(speed_attn|norm_speed|guidance))|reference_net/|face_locator/|audio_projector/)",
-    "speed": r"(backbone/.*motion_modules|speed_encoder/)",
+    "speed": r"(backbone/(.*motion_modules|conv_in_motion)|speed_encoder/)",
     "distill": r"backbone/",  # ours
 }
 
