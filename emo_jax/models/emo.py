@@ -305,8 +305,7 @@ class EMO:
 
     def _trace(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Runs `Module.init` of all parts on the smallest inputs."""
-        factor = self.vae.config.factor
-        side = 2 ** (self.backbone.config.levels - 1)
+        factor, side = self.vae.config.factor, 2 ** (self.backbone.config.levels - 1)
         speed = jnp.zeros((1, 1 + 2 * self.config.clip.audio_window))
         latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
         audio = jnp.zeros((*speed.shape, *features_shape(self.config.model.audio)))
