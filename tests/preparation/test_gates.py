@@ -51,8 +51,10 @@ def test_sound_that_is_late_is_flagged(late, flags):
     assert "off-sync" not in sound_flags(measures, 15)
 
 
-def test_lips_that_do_not_follow_the_sound_are_flagged():
-    measures = measure_sound(speech(200)[0], landmarks(speech(200, seed=1)[1]), FPS)
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_lips_that_do_not_follow_the_sound_are_flagged(seed):
+    """In records of ten seconds; in shorter ones, chance reaches the thresholds now and then."""
+    measures = measure_sound(speech(250, seed)[0], landmarks(speech(250, seed + 1)[1]), FPS)
     assert "weak-sync" in sound_flags(measures, 20) and "off-sync" not in sound_flags(measures, 0)
 
 

@@ -1,9 +1,13 @@
 """Reports on kept and rejected videos."""
 
+import csv
 import json
 from html.parser import HTMLParser
 
 from emo_jax.preparation import report
+
+MEASURES = ("sync_offset", "sync_correlation", "sync_confidence", "off_screen", "music", "overlap")
+"""Columns of what is measured of the sound."""
 
 
 def row(name, frames=250, loudness=-20.0, speed=0.5, flags=("roll-only",)):
@@ -17,7 +21,7 @@ def row(name, frames=250, loudness=-20.0, speed=0.5, flags=("roll-only",)):
         face_pixels=120.0,
         speed=speed,
         loudness=loudness,
-        **dict.fromkeys(("sync_offset", "sync_correlation", "sync_confidence", "off_screen", "music", "overlap")),
+        **dict.fromkeys(MEASURES, None if loudness is None else 0.25),
         flags=list(flags),
         thumbnail="QUJD",
     )
@@ -75,6 +79,13 @@ def test_rejected_videos_are_listed(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert [line["source"] for line in lines] == ["<i>.mp4", "c.txt"]
     assert lines[0]["dropped"] == {"no face": 30, "face too dark": 20}
+
+
+def test_table_of_records(tmp_path):
+    report.write_report(tmp_path, SUMMARIES, 25)
+    first, second = csv.DictReader((tmp_path / "records.csv").read_text().splitlines())
+    assert (first["id"], first["frames"], first["loudness"], first["music"]) == ("a", "200", "-20.0", "0.25")
+    assert second["flags"] == "roll-only no-sound" and not any(second[name] for name in ("loudness", *MEASURES))
 
 
 def test_html_page(tmp_path):
