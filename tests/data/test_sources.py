@@ -23,7 +23,8 @@ def pictures(tmp_path_factory):
     """Three records of a single picture, identified by their speed: 900, 1000, 1100."""
 
     def record(k):
-        picture = np.full((1, 48, 64, 3), 80 * k, np.uint8)  # the frame rate has no meaning
+        # A ramp, so that crops differ. The frame rate has no meaning.
+        picture = np.broadcast_to(80 * k + np.arange(64, dtype=np.uint8)[:, None], (1, 48, 64, 3))
         return plain_record(f"picture-{k}", picture, 30, (12, 8, 30, 28), [900 + 100 * k])
 
     directory = tmp_path_factory.mktemp("pictures") / "records"
