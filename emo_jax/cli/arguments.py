@@ -28,14 +28,15 @@ def add_output(parser: argparse.ArgumentParser, help: str, **options: Any) -> No
     parser.add_argument("-o", "--output", "--out", metavar="PATH", help=help, **options)
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds --preset, --checkpoint and --seed."""
+def add_weights(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    """Adds --preset and --checkpoint, and unless `seed` is False --seed."""
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--preset", help=f"bundled weights to use (default: {DEFAULT})")
     model.add_argument(
         "--checkpoint", metavar="DIR", help="folder of emo export, run of emo train, or id of a model on the hub"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
 
 
 def weights(args: argparse.Namespace) -> str:

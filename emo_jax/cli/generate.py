@@ -18,7 +18,7 @@ from emo_jax.cli.arguments import add_output, add_verb, add_weights, sampling_fi
 
 _LEGEND = "yellow: where the face may move, cyan: numbered faces, dark: stays as it is"
 
-_OF_MANIFESTS = ("batch", "runner", "workers")
+_OF_MANIFESTS = ("batch", "devices_per_video", "runner", "workers")
 """Options that need --manifest."""
 _LIVE = "--audio -, a named pipe or microphone; -o - (mp4), .mp4, .m3u8 (HLS) or rtmp://..."
 
@@ -28,6 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--manifest", metavar="CSV|JSONL", help="list of portraits and recordings; -o is a folder")
     parser.add_argument("--batch", type=int, metavar="N", help="videos of a manifest that a device makes together")
+    text = "devices that share a video of a manifest (default: 1; emo plan --program generate says what is best)"
+    parser.add_argument("--devices-per-video", type=int, metavar="N", help=text)
     parser.add_argument("--runner", metavar="local|ray", help="where: this machine, or a Ray cluster (extra ray)")
     parser.add_argument("--workers", type=int, metavar="N", help="workers on Ray (default: one for each GPU or CPU)")
     parser.add_argument("--portrait", help="image file: PNG, JPEG, WebP, ...")
@@ -144,7 +146,8 @@ def _check_combination(args: argparse.Namespace) -> None:
     else:
         for name in _OF_MANIFESTS:
             if getattr(args, name) is not None:
-                raise ValueError(f"--{name} is given without --manifest; it is for the videos of a list")
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is given without --manifest; it is for the videos of a list")
     if args.live:
         for name in ("manifest", "soundtrack", "codec", "fps", "preview", "face_embedding"):
             if getattr(args, name) is not None:

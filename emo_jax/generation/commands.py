@@ -134,6 +134,7 @@ def generate_batch(
     seed: int = 0,
     vocals: str = "off",
     batch: int = 1,
+    devices_per_video: int = 1,
     runner: str = "local",
     workers: int | None = None,
     sampling: dict[str, Any] | None = None,
@@ -152,6 +153,8 @@ def generate_batch(
         seed: the seed of videos without one.
         vocals: what to hear of recordings without `vocals`.
         batch: number of videos that a device makes together in one program.
+        devices_per_video: devices that share a video, or a batch; see `emo plan --program generate`. Those left
+            over stay idle.
         runner: "local" for the devices of this process, or "ray" for those of a Ray cluster.
         workers: number of workers on Ray, see `make_on_ray`.
         sampling: fields of the config's `sampling` to override.
@@ -166,7 +169,7 @@ def generate_batch(
     stream_fields, fields = _split(sampling)
     _check(seed, stream_fields, fields, options.get("fps"))
     check_framing(options.get("framing", "portrait"), options.get("max_size", MAX_SIZE))
-    for name, value in (("batch", batch), ("workers", workers)):
+    for name, value in (("batch", batch), ("devices-per-video", devices_per_video), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}; expected 1 or more")
     if runner not in RUNNERS:
@@ -187,7 +190,7 @@ def generate_batch(
         return 0
     options = {name: value for name, value in options.items() if value is not None} | stream_fields
     load, defaults = functools.partial(load_pipeline, weights, size, fields), dict(seed=seed, vocals=vocals)
-    make = functools.partial(_make_here, load, missing, folder, options, defaults, batch)
+    make = functools.partial(_make_here, load, missing, folder, options, defaults, batch, devices_per_video)
     if runner == "ray":
         from emo_jax.generation.ray_pool import make_on_ray
 
@@ -210,16 +213,25 @@ def _make_here(
     options: dict[str, Any],
     defaults: dict[str, Any],
     batch: int,
+    devices_per_video: int = 1,
     shown: bool = True,
 ) -> Outcome:
-    """Makes videos on the devices of this process, as `Batch` does, with the pipeline that `load` returns."""
+    """Makes videos on the devices of this process, as `Batch` does, with the pipeline that `load` returns.
+
+    Raises:
+        ValueError: this process has fewer devices than a video is to have.
+    """
     pipe = load()
     import jax
 
     from emo_jax.generation.batch import Batch
 
     devices = jax.local_devices()
-    pipes = [pipe] if len(devices) == 1 else [pipe.on([device]) for device in devices]
+    if devices_per_video > len(devices):
+        raise ValueError(f"--devices-per-video is {devices_per_video}; this process has {len(devices)}")
+    starts = range(0, len(devices) - devices_per_video + 1, devices_per_video)
+    groups = [devices[start : start + devices_per_video] for start in starts]
+    pipes = [pipe] if len(devices) == 1 else [pipe.on(group) for group in groups]
     return Batch(items, folder, pipes, options, defaults, batch, shown).run()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emo_jax.configs import base
 
-from emo_jax.benchmarks import attention, pipeline, program
+from emo_jax.benchmarks import attention, generate, pipeline, program
 from emo_jax.cli import main as cli
 from emo_jax.data import records
 from emo_jax.planning.plan import Program
@@ -72,3 +72,42 @@ def test_denoising_step_is_timed_against_its_plan():
 def test_counts_below_one_are_rejected(option, capsys):
     assert cli.main(["bench", *option]) == 2
     assert option[1] in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_kept_programs(monkeypatch):
+    """Programs are traced as in other tests, instead of being stored for later commands."""
+    from emo_jax.generation.pipeline import EmoPipeline
+
+    load = EmoPipeline.from_pretrained
+
+    def load_without(*arguments, **options):
+        pipe = load(*arguments, **options)
+        pipe._keeps_programs = False
+        return pipe
+
+    monkeypatch.setattr(EmoPipeline, "from_pretrained", load_without)
+
+
+def test_parts_of_a_generation_are_measured_in_turn(weights_dir, no_kept_programs, tmp_path, capsys):
+    output = tmp_path / "table.json"
+    given = ["bench", "generate", "--checkpoint", str(weights_dir), "--seconds", "0.4", "--rounds", "2"]
+    assert cli.main([*given, "--against.steps=1", "-o", str(output)]) == 0
+    rows = {row["part"]: row for row in json.loads(output.read_text())["rows"]}
+    assert set(rows) == {*generate.PARTS, "frames a second", "speed", "peak memory"}
+    for name in ("A", "B"):
+        assert 0 < rows["denoising step"][name] <= rows["clip"][name] < rows["video"][name]
+        assert rows["first frames"][name] <= rows["video"][name]
+        assert rows["frames a second"][name] == pytest.approx(0.4 * 25 / rows["video"][name])
+    assert rows["clip"]["B / A"] > 0 and rows["peak memory"]["A"] > 0.1
+    capsys.readouterr()
+    assert cli.main([*given, "--check", str(output)]) == 0
+    assert "A / earlier" in capsys.readouterr().out
+
+
+def test_a_table_of_another_benchmark_is_refused(tmp_path, capsys):
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps(dict(benchmark="attention", rows=[])))
+    for path, named in ((table, "emo bench generate"), (tmp_path / "none.json", "cannot be read")):
+        assert cli.main(["bench", "generate", "--check", str(path)]) == 2
+        assert named in capsys.readouterr().err
