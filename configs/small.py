@@ -1,6 +1,6 @@
 """A small EMO at 256x256 pixels and 25 frames per second with all parts of base.py, in the same order.
 
-    make small-weights    # data, small.py:vae, :vae-full, latents, :image, :video, :speed (launch/small_weights.sh)
+    make small-weights    # data, small.py:vae, :vae-full, latents, lips, :image, :video, :speed (launch/small_weights.sh)
 
 Its data are 1600 records of `emo prepare synthetic --world mix`, and photographs that packages ship
 (launch/photographs.py). The autoencoder's encoder is a cosine transform of squares of 16x16 pixels to 48 numbers. Its

@@ -15,11 +15,11 @@ RECORDS=${RECORDS:-200}
 FACES=${FACES:-720} # short records for the autoencoder, which sees one frame of a record at a time
 HELD_OUT=${HELD_OUT:-16}
 LENGTH=${LENGTH:-5} # seconds of a long record
-STAGES=${STAGES:-vae vae-full latents image video speed export}
+STAGES=${STAGES:-vae vae-full latents lips image video speed export}
 
 for stage in $STAGES; do
-  if [[ ! " vae vae-full latents image video speed export " == *" $stage "* ]]; then
-    echo "STAGES has $stage; expected some of vae vae-full latents image video speed export" >&2
+  if [[ ! " vae vae-full latents lips image video speed export " == *" $stage "* ]]; then
+    echo "STAGES has $stage; expected some of vae vae-full latents lips image video speed export" >&2
     exit 2
   fi
 done
@@ -58,7 +58,11 @@ for stage in $STAGES; do
       "$VENV/bin/emo" prepare latents "$DATA/people-$k" -o "$DATA/latents-$k" --checkpoint "$RUNS/vae-full"
     done
     ;;
-  image) train image "$latents" "$RUNS/vae-full" "$@" ;;
+  lips)
+    [ -d "$RUNS/lips" ] || "$VENV/bin/python" -m emo_jax.training.lip_pretraining --checkpoint "$RUNS/vae-full" \
+      --data "$DATA"/people-* -o "$RUNS/lips"
+    ;;
+  image) train image "$latents" "$RUNS/lips" "$@" ;;
   video) train video "$latents" "$RUNS/image" "$@" ;;
   speed) train speed "$latents" "$RUNS/video" "$@" ;;
   export) "$VENV/bin/emo" export --workdir "$RUNS/speed" --output "$OUTPUT" ;;
