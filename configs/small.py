@@ -1,6 +1,6 @@
 """A small EMO at 256x256 pixels and 25 frames per second with all parts of base.py, in the same order.
 
-    make small-weights    # data, small.py:vae, :vae-full, latents, lips, :image, :video, :speed (launch/small_weights.sh)
+    make small-weights    # data, :vae, :vae-full, latents, lips, :image, :video, :speed (launch/small_weights.sh)
 
 Its data are 1600 records of `emo prepare synthetic --world mix`, and photographs that packages ship
 (launch/photographs.py). The autoencoder's encoder is a cosine transform of squares of 16x16 pixels to 48 numbers. Its
@@ -60,7 +60,7 @@ def get_config(stage: str = "video") -> ConfigDict:
         radii=(0.099, 0.091, 0.092, 0.122, 0.169, 0.233, 0.372, 0.762, 1.055),
     )
     config.diffusion.update(
-        zero_terminal_snr=True, prediction="v", spacing="trailing", min_snr_gamma=2.0, residual_std=0.3
+        zero_terminal_snr=True, prediction="v", spacing="trailing", min_snr_gamma=2.0, residual_std=0.35
     )
     config.sampling.update(solver="dpm++2m", steps=4, reference_scale=2.0, audio_scale=2.0)
     # A video starts at the portrait's pose: the portrait is the motion frames of the first clip, in the clip's crop.

@@ -75,7 +75,7 @@ class LipReader:
 
 
 def read_voices(directories: Sequence[str], split: str) -> list[Voice]:
-    """Reads the sound and the mouth of records that are long enough.
+    """Reads the sound and the mouth of rendered records that are long enough.
 
     Raises:
         ValueError: there is no such record.
@@ -84,16 +84,16 @@ def read_voices(directories: Sequence[str], split: str) -> list[Voice]:
     voices = [_voice(source, index) for source in sources for index in range(len(source))]
     voices = [voice for voice in voices if len(voice[1]) >= FRAMES and len(voice[0])]
     if not voices:
-        raise ValueError(f"{', '.join(directories)} has no record with sound and {FRAMES} frames in the split {split}")
+        raise ValueError(
+            f"{', '.join(directories)} has no record in the split {split} with sound and the mouth of {FRAMES} frames; "
+            "use rendered records (emo prepare synthetic), since those of real videos hold no mouths"
+        )
     return voices
 
 
 def _voice(source: RecordSource, index: int) -> Voice:
     with open_record(source, index) as record:
-        sound, mouth = np.asarray(record["audio"], np.float32) / 32768, np.asarray(record["mouth"], np.float32)
-        if np.isnan(mouth).any():
-            raise ValueError(f"record {record['id']} has no measures of its mouth; use rendered records")
-        return sound, mouth
+        return np.asarray(record["audio"], np.float32) / 32768, np.asarray(record["mouth"], np.float32)
 
 
 def pretrain(

@@ -37,5 +37,5 @@ def test_the_projector_learns_the_lips_and_nothing_else_changes(weights_dir, voi
 
 
 def test_records_without_measures_of_the_mouth_are_refused(record_dir):
-    with pytest.raises(ValueError, match="no measures of its mouth"):
+    with pytest.raises(ValueError, match="no record in the split train"):
         lips.read_voices([str(record_dir)], "train")
