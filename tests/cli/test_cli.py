@@ -97,7 +97,7 @@ def test_output_is_checked_before_the_inputs_are_read(tmp_path, capsys, name, te
 @pytest.mark.parametrize("name", ["new/deep/out.mp4", "new/frames/"])
 def test_missing_folders_of_the_output_are_created(inputs, loaded, tmp_path, name):
     output = f"{tmp_path}/{name}"
-    assert generate(inputs, output, "--framing", "crop") == 0
+    assert generate(inputs, output) == 0
     assert pathlib.Path(output).exists()
     shutil.rmtree(tmp_path / "new")
     assert generate(inputs, output, portrait="none.png") == 2 and not (tmp_path / "new").exists()

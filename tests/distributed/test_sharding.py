@@ -57,6 +57,7 @@ def check_collectives(name, result, clips=True):
         assert result["all-to-all"], name
 
 
+@pytest.mark.slow
 def test_a_unet_level_on_all_axes_equals_one_device():
     names = ["data 2 fsdp 2 frame 2", "fsdp 2 frame 2 tensor 2"]
     results = report(f"level({names!r})")
@@ -152,6 +153,7 @@ def test_a_module_splits_its_parameters_by_their_paths_inside_it():
         assert parameter_spec(relative, shape, 4, 2) == parameter_spec(path, shape, 4, 2), path
 
 
+@pytest.mark.slow
 def test_every_row_of_layers_is_used():
     config = small_config("speed", audio=WAV2VEC2)
     paths = flat_shapes(config)

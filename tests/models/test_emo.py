@@ -144,6 +144,7 @@ def test_stage_3_starts_from_the_predictions_of_stage_2(world, params):
     assert np.abs(world.predict(params, there) - world.predict(params, there.replace(speed=None))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(world, params):
     half = World(dtype="bfloat16")
     exact = world.predict(params, world.conditions(params))

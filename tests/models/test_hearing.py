@@ -210,6 +210,7 @@ def test_a_training_window_is_standardised_and_interpolated_at_its_frames(emo):
     assert emo.audio_features(params, found, 6) is found
 
 
+@pytest.mark.slow
 def test_context_brings_the_features_of_a_clip_close_to_those_of_its_recording(emo, listen):
     record = np.round(make_voice(np.random.default_rng([5, 2]), 10.0)[0] * 32767).astype(np.int16)
     recording = Recording(listen, record[None].astype(np.float32) / 32768, FPS, M, emo.audio_encoder.config)
@@ -311,6 +312,7 @@ def test_sampling_conditions_every_clip_on_its_part_of_the_recording():
     assert sampler.compilations() == sampler.time._hidden_states._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_generation_with_wav2vec2():
     parts = dict(reference_attention="off", temporal_modules=False, speed_layers=False, face_locator=False)
     config = small_config(audio=WAV2VEC2, **parts)

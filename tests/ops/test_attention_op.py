@@ -147,6 +147,7 @@ def test_a_block_fits_the_fast_memory(width, dtype, count):
     assert sequences_per_block(wide, wide) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel, lead, queries, keys, dim", [
     (op._flash, (), 1024, 1024, 40), (op._flash, (), 1024, 1024, 160),
     (attention_over_frames, (2, 12), 16, 16, 40), (attention_over_frames, (4,), 16, 12, 8),

@@ -177,6 +177,7 @@ def places(latent_source, frames):
                         yield position, window, mirrored, start
 
 
+@pytest.mark.slow
 def test_loss_inputs_equal_those_of_records(model, encoded, talking_records):
     """The same clip from records and from latents gives the same inputs of the denoising loss, up to float16."""
     emo, params, _ = model

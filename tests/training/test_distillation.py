@@ -168,6 +168,7 @@ def test_one_step_of_the_student_is_all_steps_of_the_teacher():
     assert videos[0].std() > 5 and np.abs(videos[1] - videos[0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_more_steps_of_the_student_have_the_teacher_s_distribution_with_new_noise():
     schedule = make_schedule(distill_config().diffusion)
     rule, conditions = gaussian(schedule, 8), Conditions(scales=jnp.ones(()))
@@ -293,6 +294,7 @@ def teacher_weights():
     return config, flatten_dict(random_params(build(config)), sep="/")
 
 
+@pytest.mark.slow
 def test_student_and_teacher_start_from_any_weights(tmp_path):
     teacher_config, weights = teacher_weights()
     save_weights_as_run(tmp_path / "teacher", teacher_config, weights)
@@ -314,6 +316,7 @@ def test_student_and_teacher_start_from_any_weights(tmp_path):
         initial_weights.initial_params(config, build(config))
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_with_the_teacher_s_weights_and_other_encoders_are_refused(tmp_path):
     teacher_config, weights = teacher_weights()
     save_weights_as_run(tmp_path / "teacher", teacher_config, weights)
@@ -338,6 +341,7 @@ def test_a_student_goes_on_with_the_teacher_s_weights_and_other_encoders_are_ref
         initial_weights.initial_params(config, emo)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_the_teacher_and_exports_do_not(tmp_path):
     config, weights = smallest_config("distill"), teacher_weights()[1]
     emo = build(config)

@@ -81,6 +81,7 @@ def count_step(count, stage, remat="none"):
 small_step_flops = functools.partial(count_step, step_flops)
 
 
+@pytest.mark.slow
 def test_step_flops_agree_with_xla():
     """XLA leaves out products with padding and counts additions, so the two differ slightly."""
     assert small_step_flops("vae") == pytest.approx(step_of("vae")[2].cost_analysis()["flops"], rel=0.03)
@@ -101,6 +102,7 @@ def test_remat_reduces_activations():
     assert 0 < kept["blocks"] < 0.4 * kept["none"]
 
 
+@pytest.mark.slow
 def test_flops_of_stable_diffusion_s_vae():
     """By XLA's count of the compiled program, encoding a frame of 512x512 takes 1.117 TFLOP."""
     config = base.get_config()

@@ -99,6 +99,7 @@ def test_resumed_after_an_error_equals_uninterrupted(config, uninterrupted, tmp_
     assert "random weights" in printed and "from step 2" in printed and "step 4/4" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number, word",
     [(signal.SIGTERM, "terminated"), pytest.param(signal.SIGINT, "interrupted", marks=pytest.mark.slow)],
@@ -265,6 +266,7 @@ def test_init_from_loads_the_previous_stage(uninterrupted, capsys):
         initial_params(config, build(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field, value", [
     ("model.reference_attention", "concat"), ("model.reference_attention", "off"), ("model.audio_attention", False),
     ("model.face_locator", False), ("model.speed_layers", False), ("clip.audio_window", 1), ("clip.frames", 6),

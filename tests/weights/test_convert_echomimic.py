@@ -70,6 +70,7 @@ def test_every_tensor_is_used_or_has_a_reason(release, tmp_path, capsys):
             assert to_path(name, value)[0] == path
 
 
+@pytest.mark.slow
 def test_temporal_modules_may_be_in_their_own_file_alone(release, tmp_path, converted):
     """As the accelerated weights are read: two files with another name."""
     folder, tensors = release
