@@ -1,4 +1,5 @@
 # Two commands on a fresh machine: make demo, make test. Each sets up .venv from the pinned versions by itself.
+# make slow DEADLINE=$(( $(date +%s) + 600 )) begins no slow test after ten minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(if $(DEADLINE),--deadline=$(DEADLINE) -rs)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

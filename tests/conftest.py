@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -25,6 +26,28 @@ SILENT = (1, 4)
 
 FACE_MODELS = os.environ.get("EMO_FACE_MODELS") or cache.folder() / "models"
 """Where tests.fetch_models puts the model files."""
+
+
+def pytest_addoption(parser):
+    """Adds --deadline, which keeps .ci/run within its time on slow machines."""
+    text = "slow tests do not begin after this time, in seconds since 1970; each day they start with another file"
+    parser.addoption("--deadline", type=float, help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With a deadline, begins each day with another file, so that no test is always left out."""
+    if config.getoption("--deadline") and items:
+        files = list(dict.fromkeys(item.path for item in items))
+        first = int(time.time() // 86400) * 7 % len(files)
+        order = {path: number for number, path in enumerate(files[first:] + files[:first])}
+        items.sort(key=lambda item: order[item.path])
+
+
+def pytest_runtest_setup(item):
+    """Skips slow tests after the deadline."""
+    deadline = item.config.getoption("--deadline")
+    if deadline and time.time() > deadline and item.get_closest_marker("slow"):
+        pytest.skip("the time for slow tests is over; make slow runs all of them")
 
 
 def pytest_configure(config):
