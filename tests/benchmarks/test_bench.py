@@ -89,6 +89,7 @@ def no_kept_programs(monkeypatch):
     monkeypatch.setattr(EmoPipeline, "from_pretrained", load_without)
 
 
+@pytest.mark.slow
 def test_parts_of_a_generation_are_measured_in_turn(weights_dir, no_kept_programs, tmp_path, capsys):
     output = tmp_path / "table.json"
     given = ["bench", "generate", "--checkpoint", str(weights_dir), "--seconds", "0.4", "--rounds", "2"]

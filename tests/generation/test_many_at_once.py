@@ -11,6 +11,7 @@ from tests.generation.media import BOX, random_portrait, random_voice
 LENGTHS = (9000, 3000, 6400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_videos_of_a_batch_equal_those_made_one_by_one(pipeline, eta):
     """Portraits, lengths, speeds and seeds differ; eta 1 draws noise in each step."""
@@ -34,6 +35,7 @@ def test_videos_of_a_batch_equal_those_made_one_by_one(pipeline, eta):
         assert np.abs(together[index, : len(alone)].astype(int) - alone).max() <= 1
 
 
+@pytest.mark.slow
 def test_lists_are_made_together_and_other_lengths_compile_nothing(pipeline):
     options = dict(face_box=BOX, framing="crop")
     portraits = [random_portrait(index) for index in range(3)]
@@ -60,6 +62,7 @@ def test_lists_are_made_together_and_other_lengths_compile_nothing(pipeline):
         pipeline(portraits, voices, batch_size=0, **options)
 
 
+@pytest.mark.slow
 def test_pipelines_on_single_devices_are_traced_once(pipeline, monkeypatch):
     from emo_jax.generation.sampler import VideoSampler
 

@@ -38,6 +38,7 @@ def shown():
     return emo, emo.init(jax.random.key(0)), draw(emo, 1, 4), jnp.array([3, 700])
 
 
+@pytest.mark.slow
 def test_the_backbone_reads_the_reference_and_the_null_condition_is_zeros(shown):
     emo, params, x, t = shown
     given = emo.conditions(params, reference=draw(emo, 2, 1), temporal=False)
@@ -73,6 +74,7 @@ def test_modes_of_reference_attention_without_image_inputs(mode):
 # ---- differences from the reference
 
 
+@pytest.mark.slow
 def test_the_loss_diffuses_the_difference_from_the_reference(monkeypatch):
     seen = []
     monkeypatch.setattr(EMO, "denoise", lambda self, params, x, t, conditions: seen.append(x) or jnp.zeros_like(x))
