@@ -13,7 +13,6 @@ The config is given by --config NAME_OR_FILE[:STAGE] and --config.key=value.
 Example:
   emo plan --config base:video --topology v5e:4x4 --config.train.mesh.fsdp=16 --config.train.mesh.data=1 \
       --config.train.batch_size=16
-  emo plan --program generate --topology v5e:2x4 --videos 20 --seconds 10 --no-compile
 """
 
 from __future__ import annotations
@@ -54,8 +53,11 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         if args.slices > 1 or args.composed:
             raise ValueError("--program generate plans for one slice, without --composed; leave these options out")
         videos, seconds = 1 if args.videos is None else args.videos, 10.0 if args.seconds is None else args.seconds
-        options = dict(videos=videos, seconds=seconds, compile=not args.no_compile, output=args.output)
-        return run_video_plan(config.parse(rest or ["--config=base:speed"]), args.topology, **options)
+        wanted = config.parse(rest or ["--config=base:speed"])
+        compile, output = not args.no_compile, args.output
+        return run_video_plan(
+            wanted, args.topology, videos=videos, seconds=seconds, compile=compile, output=output
+        )
     if args.videos is not None or args.seconds is not None:
         raise ValueError(f"--videos and --seconds are for --program generate; --program is {args.program}")
     return run_plan(

@@ -67,12 +67,13 @@ def encode_images(
         encoded["base"] = base.base
     if use_motion and motion is not None:
         ends = range(count, images.shape[1] + 1, count)
-        halves = [_images(features, slice(end - motion.shape[1], end)) for end in ends]
+        halves: list[Any] = [_images(features, slice(end - motion.shape[1], end)) for end in ends]
         halves = [half if has_motion is None else mask_features(half, has_motion) for half in halves]
         encoded["motion"] = halves[-1]
         if emo.backbone.config.image_inputs:
             last = emo.to_residual(motion[:, -1:], base)
-            encoded["motion"] |= {LATENTS: last if has_motion is None else mask_features(last, has_motion)}
+            last = last if has_motion is None else mask_features(last, has_motion)
+            encoded["motion"] = halves[-1] | {LATENTS: last}
         if tiled:
             encoded["null"] = dataclasses.replace(base.null, motion=halves[0])
     return encoded

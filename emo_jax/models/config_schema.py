@@ -48,6 +48,8 @@ _LENGTHS = {
     "clip.face.centre": (2, 2),
     "clip.face.growth": (4, 4),
     "data.crop_scale": (2, 2),
+    "train.distill.reference_scale": (2, 2),
+    "train.distill.audio_scale": (2, 2),
     "data.sources": (0, 2**12),
     "sampling.guidance_interval": (2, 2),
     "train.also": (0, 64),

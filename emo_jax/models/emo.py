@@ -327,7 +327,7 @@ class EMO:
         regions = [jnp.ones((1, side >> i, side >> i, len(BRANCHES))) for i in range(self.backbone.config.levels)]
         motion = latents if self.backbone.config.image_inputs else None
         given: dict[str, Any] = dict(reference=latents, motion=motion, audio=audio, speed=speed, regions=regions)
-        conditions = self.conditions(nn.meta.unbox(params), **given).replace(scales=jnp.ones((1, 2)))
+        conditions = dataclasses.replace(self.conditions(nn.meta.unbox(params), **given), scales=jnp.ones((1, 2)))
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
 

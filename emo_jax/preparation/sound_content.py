@@ -14,7 +14,6 @@ import pathlib
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from scipy.fft import rfft
 
 from emo_jax.media.timing import SAMPLE_RATE
 
@@ -68,7 +67,7 @@ def spectral_rows(sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[: max(len(sound), 1) : HOP]
     window = np.hanning(WINDOW).astype(np.float32)
     blocks = range(0, len(windows), 4096)  # in blocks: the spectra of an hour take gigabytes
-    spectra = np.concatenate([_bands(np.abs(rfft(windows[i : i + 4096] * window, FFT, axis=1))) for i in blocks])
+    spectra = np.concatenate([_bands(np.abs(np.fft.rfft(windows[i : i + 4096] * window, FFT, axis=1))) for i in blocks])
     power = (windows.astype(np.float64) ** 2).mean(1)
     return np.log(spectra / np.sqrt(WINDOW) + _FLOOR).astype(np.float32), 10 * np.log10(power + 1e-12)
 

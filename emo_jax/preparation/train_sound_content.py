@@ -9,13 +9,14 @@ drums. Mixtures are filtered, reverberated and made noisy at random, so that the
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from safetensors.numpy import save_file
-from scipy.fft import irfft, rfft
 from scipy.signal import fftconvolve
 
 from emo_jax.data.records import open_records
@@ -87,9 +88,9 @@ def _add_drums(rng: np.random.Generator, out: np.ndarray, seconds: float, beat: 
 
 def _colour(rng: np.random.Generator, sound: np.ndarray) -> np.ndarray:
     """Filters a sound by a random smooth curve, and adds reverberation to half of them."""
-    spectrum = rfft(sound)
+    spectrum = np.fft.rfft(sound)
     curve = np.interp(np.linspace(0, 1, len(spectrum)) ** 0.5, np.linspace(0, 1, 8), rng.normal(0, 5, 8))
-    sound = irfft(spectrum * 10 ** (curve / 20), len(sound)).astype(np.float32)
+    sound = np.fft.irfft(spectrum * 10 ** (curve / 20), len(sound)).astype(np.float32)
     if rng.random() < 0.5:
         tail = np.arange(int(rng.uniform(0.05, 0.6) * SAMPLE_RATE))
         echo = rng.normal(0, 1, len(tail)) * np.exp(-6.9 * tail / len(tail))
@@ -171,10 +172,10 @@ def init(seed: int) -> dict[str, np.ndarray]:
         channels, bands = out, (bands - width) // stride + 1
     weights |= dict(hidden=kernel(bands * channels, content.HIDDEN), hidden_bias=np.zeros(content.HIDDEN, np.float32))
     weights |= dict(out=kernel(content.HIDDEN, 2), out_bias=np.zeros(2, np.float32))
-    return weights | dict(scale=np.float32([0.5]), shift=np.float32([1.0]))
+    return weights | dict(scale=np.full(1, 0.5, np.float32), shift=np.ones(1, np.float32))
 
 
-def apply(weights: dict[str, jax.Array], features: jax.Array) -> jax.Array:
+def apply(weights: Mapping[str, Any], features: Any) -> jax.Array:
     """Computes `sound_content.forward` for a batch (B, N + 2 * REACH, BANDS)."""
     x = features[..., None] * weights["scale"] + weights["shift"]
     for level, (_, _, stride, _) in enumerate(content.KERNELS):

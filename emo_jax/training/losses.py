@@ -209,7 +209,7 @@ def draws(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
 
 def _inputs(
     emo: EMO, stage: Stage, config: ConfigDict, params: PyTree, batch: Batch, keys: Mapping[str, Key[Array, ""]]
-) -> tuple[Float[Array, "batch f h w c"], Conditions]:
+) -> tuple[Float[AnyArray, "batch f h w c"], Conditions]:
     """Returns clean latents and the conditions of a batch, with conditions dropped at random."""
     x0, conditions = clean_inputs(emo, stage, config, params, batch, keys["motion"])
     size = x0.shape[:1]
@@ -227,7 +227,7 @@ def clean_inputs(
     batch: Batch,
     key: Key[Array, ""],
     tiled: bool = False,
-) -> tuple[Float[Array, "batch f h w c"], Conditions]:
+) -> tuple[Float[AnyArray, "batch f h w c"], Conditions]:
     """Returns the clean values of what is diffused, and all conditions of a batch.
 
     Args:

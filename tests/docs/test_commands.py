@@ -38,9 +38,10 @@ def with_marks(mark):
 def check(words):
     """Parses a command as `emo` would, without running it; raises ValueError if it is wrong."""
     args, rest = cli.make_parser(words[0]).parse_known_args(words)
-    fields = [word for word in rest if word.startswith("--sampling.")]
-    config.parse_fields(fields, "sampling")
-    rest = [word for word in rest if word not in fields]
+    for prefix in ("sampling", "against"):
+        fields = [word for word in rest if word.startswith(f"--{prefix}.")]
+        config.parse_fields(fields, prefix)
+        rest = [word for word in rest if word not in fields]
     assert not rest or getattr(args, "takes_more", False) or getattr(args, "takes_config", False), rest
     if rest:
         config.parse(rest, default=base.get_config())

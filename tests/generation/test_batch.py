@@ -216,9 +216,10 @@ def test_batch_makes_what_is_missing_and_lists_failures(pipeline, folder, monkey
     assert cli.main(["generate", *files, "-o", str(single), "--seed", "3", "--framing", "crop"]) == 0
     if size is None:
         assert single.read_bytes() == (out / "p1_v1.mp4").read_bytes()
-    else:  # equal up to rounding
-        frames = [np.stack([frame for frame, _ in read_video(path)]) for path in (single, out / "p1_v1.mp4")]
-        assert np.abs(frames[0].astype(int) - frames[1]).mean() < 0.2
+    else:  # equal up to rounding, which lossy video amplifies; test_many_at_once compares the frames themselves
+        files = single, out / "p1_v1.mp4", out / "p0_v1.mp4"
+        frames = [np.stack([frame for frame, _ in read_video(path)]).astype(int) for path in files]
+        assert np.abs(frames[0] - frames[1]).mean() < 3 < 10 < np.abs(frames[0] - frames[2]).mean()
     (out / "p0_v0.mp4").unlink()
     before = (out / "p1_v1.mp4").stat().st_mtime_ns
     assert cli.main(command) == 1 and "1 made, 3 were there, 1 failed" in capsys.readouterr().out
