@@ -297,7 +297,10 @@ def test_small_weights_runs_every_stage_on_the_stage_before(tmp_path):
     stages = re.findall(r"--config small:(\S+) --workdir (\S+)", "\n".join(trained))
     assert stages == [(name, str(runs / name)) for name in ("vae", "vae-full", "image", "video", "speed")]
     before = re.findall(r"init_from=(\S*) ", "\n".join(trained))
-    assert before == ["", *(str(runs / name) for name in ("vae", "vae-full", "image", "video"))]
+    assert before == ["", *(str(runs / name) for name in ("vae", "lips", "image", "video"))]
+    (lips,) = [line for line in lines if "lip_pretraining" in line]
+    assert f"--checkpoint {runs / 'vae-full'} --data {tmp_path}/data/people-0 " in lips
+    assert lips.endswith(f"people-1 -o {runs / 'lips'}")
     assert all(line.endswith("--config.train.steps=3") for line in trained)
     for line in trained:
         (text,) = re.findall(r"data.sources=(\S+)", line)
