@@ -84,7 +84,7 @@ def _parts(pipe: EmoPipeline, portrait: np.ndarray, voice: np.ndarray) -> dict[s
     frames, first = pipe.stream(portrait, voice, framing="crop"), 0.0
     for _ in frames:
         first = first or time.perf_counter() - started
-    whole = time.perf_counter() - started
+    total = time.perf_counter() - started
     segment, decode = sampler._segment, sampler._decode
     try:
         sampler._segment = _timed(segment, spent, "clip")
@@ -95,7 +95,7 @@ def _parts(pipe: EmoPipeline, portrait: np.ndarray, voice: np.ndarray) -> dict[s
         sampler._segment, sampler._decode = segment, decode
     clip = spent["clip"] / clips
     step, decoded = clip / pipe.config.sampling.steps, spent["decoded"] / clips
-    return dict(zip(PARTS, (step, clip, decoded, first, whole), strict=True))
+    return dict(zip(PARTS, (step, clip, decoded, first, total), strict=True))
 
 
 def _timed(program: Callable, spent: dict[str, float], name: str) -> Callable:

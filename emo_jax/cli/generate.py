@@ -28,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = add_verb(subparsers, "generate", __doc__)
     parser.add_argument("--manifest", metavar="CSV|JSONL", help="list of portraits and recordings; -o is a folder")
     parser.add_argument("--batch", type=int, metavar="N", help="videos of a manifest that a device makes together")
-    text = "devices that share a video of a manifest (default: 1; emo plan --program generate says what is best)"
+    text = "number of devices that share a video (default: 1); emo plan --program generate recommends a number"
     parser.add_argument("--devices-per-video", type=int, metavar="N", help=text)
     parser.add_argument("--runner", metavar="local|ray", help="where: this machine, or a Ray cluster (extra ray)")
     parser.add_argument("--workers", type=int, metavar="N", help="workers on Ray (default: one for each GPU or CPU)")

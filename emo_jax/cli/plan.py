@@ -53,10 +53,13 @@ def main(args: argparse.Namespace, rest: list[str]) -> int:
         if args.slices > 1 or args.composed:
             raise ValueError("--program generate plans for one slice, without --composed; leave these options out")
         videos, seconds = 1 if args.videos is None else args.videos, 10.0 if args.seconds is None else args.seconds
-        wanted = config.parse(rest or ["--config=base:speed"])
-        compile, output = not args.no_compile, args.output
         return run_video_plan(
-            wanted, args.topology, videos=videos, seconds=seconds, compile=compile, output=output
+            config.parse(rest or ["--config=base:speed"]),
+            args.topology,
+            videos=videos,
+            seconds=seconds,
+            compile=not args.no_compile,
+            output=args.output,
         )
     if args.videos is not None or args.seconds is not None:
         raise ValueError(f"--videos and --seconds are for --program generate; --program is {args.program}")

@@ -115,11 +115,11 @@ class EMO:
         return self.config.diffusion.get("residual_std", 0.0)  # older weights: 0
 
     def to_residual(self, latents: AnyArray, conditions: Conditions) -> AnyArray:
-        """Returns what is diffused for latents."""
+        """Converts latents to the values that are diffused: with a base, their scaled differences from it."""
         return latents if conditions.base is None else (latents - conditions.base) / self.residual_std
 
     def from_residual(self, diffused: AnyArray, conditions: Conditions) -> AnyArray:
-        """Inverts `to_residual`."""
+        """Converts diffused values back to latents; the inverse of `to_residual`."""
         return diffused if conditions.base is None else conditions.base + self.residual_std * diffused
 
     def conditions(

@@ -1,4 +1,4 @@
-"""How independent videos are best spread over devices: each on a device of its own, or on several together."""
+"""Compares the ways to spread independent videos over devices: one device for each video, or several for each."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ class Spread:
 
     @property
     def cost(self) -> tuple[float, int]:
-        """What is compared: the time, or in its place the FLOPs; of equal ones, the fewest devices for a video."""
+        """The time, or the FLOPs if the time is not known; ties prefer fewer devices for each video."""
         return (self.flops if self.seconds is None else self.seconds), self.devices
 
 

@@ -228,7 +228,7 @@ def clean_inputs(
     key: Key[Array, ""],
     tiled: bool = False,
 ) -> tuple[Float[AnyArray, "batch f h w c"], Conditions]:
-    """Returns the clean values of what is diffused, and all conditions of a batch.
+    """Computes the clean values that the diffusion of a batch starts from, and all its conditions.
 
     Args:
         emo: the networks.

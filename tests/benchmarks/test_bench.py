@@ -74,23 +74,8 @@ def test_counts_below_one_are_rejected(option, capsys):
     assert option[1] in capsys.readouterr().err
 
 
-@pytest.fixture
-def no_kept_programs(monkeypatch):
-    """Programs are traced as in other tests, instead of being stored for later commands."""
-    from emo_jax.generation.pipeline import EmoPipeline
-
-    load = EmoPipeline.from_pretrained
-
-    def load_without(*arguments, **options):
-        pipe = load(*arguments, **options)
-        pipe._keeps_programs = False
-        return pipe
-
-    monkeypatch.setattr(EmoPipeline, "from_pretrained", load_without)
-
-
 @pytest.mark.slow
-def test_parts_of_a_generation_are_measured_in_turn(weights_dir, no_kept_programs, tmp_path, capsys):
+def test_parts_of_a_generation_are_measured_in_turn(weights_dir, tmp_path, capsys):
     output = tmp_path / "table.json"
     given = ["bench", "generate", "--checkpoint", str(weights_dir), "--seconds", "0.4", "--rounds", "2"]
     assert cli.main([*given, "--against.steps=1", "-o", str(output)]) == 0

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from emo_jax.preparation import report
 
 MEASURES = ("sync_offset", "sync_correlation", "sync_confidence", "off_screen", "music", "overlap")
-"""Columns of what is measured of the sound."""
+"""The names of the columns that hold measurements of the sound."""
 
 
 def row(name, frames=250, loudness=-20.0, speed=0.5, flags=("roll-only",)):
