@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,13 +64,9 @@ class ClipSampler:
         self, record: dict[str, Any], rng: np.random.Generator, reference: int, start: int, before: int
     ) -> dict[str, np.ndarray]:
         """Returns the augmented reference, motion frames, frames and mask; `before` is the number of motion frames."""
-        picture = len(record["boxes"]) == 1
-        if picture:
-            reference_frame = mp4.decode_video(record["video"], 0, 1)
-            clip = reference_frame.repeat(before + self.frames, 0)
-        else:
-            clip = mp4.decode_video(record["video"], start - before, before + self.frames)
-            reference_frame = mp4.decode_video(record["video"], reference, 1)
+        decode = functools.partial(mp4.decode_video, record["video"])
+        clip = _still_or_moving(record, decode, start - before, before + self.frames)
+        reference_frame = _still_or_moving(record, decode, reference, 1)
         size = clip.shape[1:3]
         # With one window for both, the face position in the reference would reveal what the mask says. With probability
         # same_window_prob it is one window nevertheless, so that the model also learns to copy a static background.
@@ -117,6 +115,13 @@ class ClipSampler:
         }
 
 
+def _still_or_moving(
+    record: dict[str, Any], read: Callable[[int, int], np.ndarray], first: int, count: int
+) -> np.ndarray:
+    """Reads `count` frames from `first` on with read(first, count); the single frame of a picture is repeated."""
+    return read(0, 1).repeat(count, 0) if len(record["boxes"]) == 1 else read(first, count)
+
+
 @dataclasses.dataclass(frozen=True)
 class LatentClipSampler(ClipSampler):
     """Draws a clip from latents. Requires color_jitter = 0, and flip_prob = 0 unless mirrored latents were encoded."""
@@ -132,14 +137,12 @@ class LatentClipSampler(ClipSampler):
             reference_window = (window + int(rng.integers(1, count))) % count
         mirrored = bool(rng.random() < self.flip_prob)
         position = record["position"]
-        if len(record["boxes"]) == 1:
-            reference = 0
-            clip = self.source.frames(position, window, mirrored, 0, 1).repeat(before + self.frames, 0)
-        else:
-            clip = self.source.frames(position, window, mirrored, start - before, before + self.frames)
+        read = functools.partial(self.source.frames, position, window, mirrored)
+        read_reference = functools.partial(self.source.frames, position, reference_window, mirrored)
+        clip = _still_or_moving(record, read, start - before, before + self.frames)
         mask = transforms.union_mask(self._boxes(record, start), tuple(record["windows"][window]), self.image_size)
         return {
-            "reference": self.source.frames(position, reference_window, mirrored, reference, 1)[0],
+            "reference": _still_or_moving(record, read_reference, reference, 1)[0],
             "motion": self._motion(clip[:before]),
             "frames": clip[before:],
             "has_motion": np.asarray(before > 0),
