@@ -15,6 +15,8 @@ RECORDS=${RECORDS:-200}
 FACES=${FACES:-720} # short records for the autoencoder, which sees one frame of a record at a time
 HELD_OUT=${HELD_OUT:-16}
 LENGTH=${LENGTH:-5} # seconds of a long record
+VOICES=${VOICES:-3000}       # voices with lips but without pictures, for the audio projector
+LIP_STEPS=${LIP_STEPS:-1500} # of its training, 0.05 s each
 STAGES=${STAGES:-vae vae-full latents lips image video speed export}
 
 for stage in $STAGES; do
@@ -59,8 +61,10 @@ for stage in $STAGES; do
     done
     ;;
   lips)
+    [ -f "$DATA/lips.npz" ] || "$VENV/bin/python" -m emo_jax.synthetic.people.lips --people "$VOICES" \
+      -o "$DATA/lips.npz"
     [ -d "$RUNS/lips" ] || "$VENV/bin/python" -m emo_jax.training.lip_pretraining --checkpoint "$RUNS/vae-full" \
-      --data "$DATA"/people-* -o "$RUNS/lips"
+      --data "$DATA"/people-* "$DATA/lips.npz" --steps "$LIP_STEPS" -o "$RUNS/lips"
     ;;
   image) train image "$latents" "$RUNS/lips" "$@" ;;
   video) train video "$latents" "$RUNS/image" "$@" ;;

@@ -300,7 +300,9 @@ def test_small_weights_runs_every_stage_on_the_stage_before(tmp_path):
     assert before == ["", *(str(runs / name) for name in ("vae", "lips", "image", "video"))]
     (lips,) = [line for line in lines if "lip_pretraining" in line]
     assert f"--checkpoint {runs / 'vae-full'} --data {tmp_path}/data/people-0 " in lips
-    assert lips.endswith(f"people-1 -o {runs / 'lips'}")
+    assert lips.endswith(f"people-1 {tmp_path}/data/lips.npz --steps 1500 -o {runs / 'lips'}")
+    (voices,) = [line for line in lines if "synthetic.people.lips" in line]
+    assert voices.endswith(f"--people 3000 -o {tmp_path}/data/lips.npz")
     assert all(line.endswith("--config.train.steps=3") for line in trained)
     for line in trained:
         (text,) = re.findall(r"data.sources=(\S+)", line)

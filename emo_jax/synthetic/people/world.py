@@ -150,6 +150,11 @@ def _eyes(blink: float, squint: float, x: float, y: float) -> dict[str, float]:
     }
 
 
+def mouth_of(head: Head, vertices: np.ndarray) -> tuple[float, float]:
+    """Returns the mouth's opening and width as `Record.mouth` has them."""
+    return head.gap(vertices), 0.5 + (head.width(vertices) - 1)
+
+
 def make_record(
     seed: int, *, seconds: float, size: int = 256, fps: float = 25, head_motion: float = 1.0
 ) -> Record:
@@ -181,7 +186,7 @@ def make_record(
         points.append(pixels[: len(POINT_NAMES)])
         face = pixels[len(POINT_NAMES) :]
         boxes.append(np.concatenate([face.min(0), face.max(0)]))
-        mouth.append((head.gap(vertices), 0.5 + (head.width(vertices) - 1)))
+        mouth.append(mouth_of(head, vertices))
     rotation = np.array([pose.rotation for pose in done.poses], np.float32)
     return Record(
         id=f"people-{seed:010d}",

