@@ -72,6 +72,8 @@ def get_config(stage: str = "image") -> ConfigDict:
                 audio_scale=3.5,
                 guidance_rescale=0.0,  # phi of Lin et al. 2023; 0: off
                 guidance_interval=(0.0, 1.0),  # shares of the timesteps with guidance, from clean (0) to noise (1)
+                # Steps from one computation of the levels below the first to the next (DeepCache); 1: in each step.
+                deep_interval=1,
                 speed=0.6,
                 stride=False,  # DDIM goes to t - T // steps, as in diffusers, rather than to the next timestep
                 bank_tiling=False,  # hallo: the reference and face tokens of guidance alternate between its halves

@@ -58,7 +58,8 @@ def guide(
     Args:
         denoise: (x (P * batch, ...), t (P * batch,), reference_on (P * batch,) bool, audio_on (P * batch,) bool) ->
             prediction (P * batch, ...), for the P = len(PASSES[mode]) passes together; with an interval also for the
-            last pass alone.
+            last pass alone. It may return (prediction, features): then the guided denoiser returns its prediction and
+            these features, and passes further arguments on.
         mode: a key of PASSES.
         reference_scale: scale of the reference. Scales may be traced, so that a new value does not recompile.
         audio_scale: scale of the audio.
@@ -88,15 +89,17 @@ def guide(
     flags = jnp.asarray(PASSES[mode])  # (P, 2)
     passes = len(PASSES[mode])
 
-    def guided(x: Float[AnyArray, "batch ..."], t: Int[AnyArray, " batch"]) -> Float[Array, "batch ..."]:
+    def guided(x: Float[AnyArray, "batch ..."], t: Int[AnyArray, " batch"], *reused: Any) -> Any:
         reference_on, audio_on = jnp.repeat(flags, x.shape[0], axis=0).T  # (P * batch,) each
         tiled = jnp.tile(x, (passes,) + (1,) * (x.ndim - 1))
-        predictions = denoise(tiled, jnp.tile(t, passes), reference_on, audio_on)
+        found = denoise(tiled, jnp.tile(t, passes), reference_on, audio_on, *reused)
+        predictions, *features = found if isinstance(found, tuple) else (found,)
         predictions = rearrange(predictions, "(passes batch) ... -> passes batch ...", passes=passes)
         combined = predictions[0]
         for scale, before, after in zip(scales, predictions, predictions[1:], strict=False):
             combined = combined + scale * (after - before)
-        return _rescale(combined, predictions[-1], rescale) if rescale and passes > 1 else combined
+        combined = _rescale(combined, predictions[-1], rescale) if rescale and passes > 1 else combined
+        return (combined, *features) if features else combined
 
     def conditional(x: Float[AnyArray, "batch ..."], t: Int[AnyArray, " batch"]) -> Float[Array, "batch ..."]:
         on = jnp.ones(x.shape[0], bool)

@@ -1,5 +1,6 @@
 """The sampler: one `lax.scan` over the denoising steps."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from emo_jax.arrays import AnyArray
-from emo_jax.diffusion.guidance import Denoiser
 from emo_jax.diffusion.noise import split
 from emo_jax.diffusion.schedule import Schedule, coefficients, convert
 from emo_jax.diffusion.solvers import Solver
@@ -30,7 +30,7 @@ class Hold(NamedTuple):
 
 
 def sample(
-    denoise: Denoiser,
+    denoise: Callable[..., Any],
     schedule: Schedule,
     solver: Solver,
     x_T: Float[AnyArray, "batch ..."],
@@ -38,6 +38,7 @@ def sample(
     key: Key[Array, "*samples"],
     hold: Hold | None = None,
     t_nexts: Int[AnyArray, " steps"] | None = None,
+    deep_interval: int = 1,
 ) -> Float[Array, "batch ..."]:
     """Denoises x_T along descending timesteps and returns x0, float32 (Section 4.1: DDIM, 40 steps).
 
@@ -51,6 +52,8 @@ def sample(
         hold: places whose x0 is replaced in each step. The noise there stays that of x_T, so that the network sees the
             known values at the right noise level (as in blended latent diffusion, Avrahami et al. 2023).
         t_nexts: the timestep to which each step goes, -1 for clean data; None: the one that follows in ts.
+        deep_interval: above 1, `denoise` also returns features, and is given them as a third argument in all steps but
+            each `deep_interval`-th, which it computes with less work.
     """
     x_T = jnp.asarray(x_T, jnp.float32)
     ts = jnp.asarray(ts, jnp.int32)
@@ -58,12 +61,25 @@ def sample(
     keys = split(key, ts.shape[0])
 
     def body(carry, inputs):
-        x, state = carry
-        t, t_next, step_key = inputs
-        prediction = denoise(x, jnp.full(x.shape[:1], t))
-        return advance(schedule, solver, x, state, prediction, t, t_next, step_key, hold), None
+        x, state, features = carry
+        t, t_next, step_key, is_complete = inputs
+        times = jnp.full(x.shape[:1], t)
+        if deep_interval == 1:
+            prediction = denoise(x, times)
+        else:
+            prediction, features = jax.lax.cond(is_complete, lambda x, _: denoise(x, times), reuse(times), x, features)
+        x, state = advance(schedule, solver, x, state, prediction, t, t_next, step_key, hold)
+        return (x, state, features), None
 
-    (x, _), _ = jax.lax.scan(body, (x_T, solver.init(x_T)), (ts, t_nexts, keys))
+    def reuse(times):
+        return lambda x, features: denoise(x, times, features)
+
+    features = None
+    if deep_interval > 1:
+        _, shape = jax.eval_shape(denoise, x_T, jnp.zeros(x_T.shape[:1], jnp.int32))
+        features = jnp.zeros(shape.shape, shape.dtype)
+    is_complete = jnp.arange(len(ts)) % deep_interval == 0
+    (x, _, _), _ = jax.lax.scan(body, (x_T, solver.init(x_T), features), (ts, t_nexts, keys, is_complete))
     return x
 
 

@@ -1,6 +1,7 @@
 """The guided Backbone: which conditions each pass of guidance gets, and the options of guidance in a config."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from emo_jax.distributed.mesh import make_mesh
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.models.conditions import Conditions, mask_conditions
 from emo_jax.models.emo import EMO
+from emo_jax.models.unet import DEEP
 
 Params: TypeAlias = Mapping[str, Any]
 Scales: TypeAlias = tuple[Any, Any]
@@ -50,7 +52,13 @@ def guidance_options(sampling: ConfigDict, train_steps: int) -> dict[str, Any]:
 
 
 def guided_denoiser(
-    emo: EMO, params: Params, conditions: Conditions, mode: str, scales: Scales, **options: Any
+    emo: EMO,
+    params: Params,
+    conditions: Conditions,
+    mode: str,
+    scales: Scales,
+    reuses_deep: bool = False,
+    **options: Any,
 ) -> Callable:
     """Returns the guided Backbone: (x (B, f, h, w, c), t (B,)) -> prediction (B, f, h, w, c).
 
@@ -60,24 +68,35 @@ def guided_denoiser(
         conditions: the conditions of the B samples.
         mode: the guidance mode, a key of `PASSES`.
         scales: the guidance scales, which may be traced.
+        reuses_deep: whether it returns (prediction, features of the deep levels), and takes the features of an earlier
+            step as its third argument, with which it computes the first level alone.
         **options: `rescale` and `interval`, see `diffusion.guidance.guide`.
     """
     passes = len(PASSES[mode])
     given = _given_conditions(emo, conditions, mode)
     tiled = _tile(dataclasses.replace(conditions, **dict.fromkeys(given)), passes)
 
-    def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any) -> Any:
+    with_deep, alone = functools.partial(_predict_with_deep, emo, params), functools.partial(emo.denoise, params)
+    predict: Callable = with_deep if reuses_deep else alone
+
+    def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any, *deep: Any) -> Any:
         leaves = jax.tree.leaves(conditions)
         if mode == "inputs":
             pairs = [jnp.broadcast_to(jnp.ravel(jnp.asarray(scale, jnp.float32)), len(x)) for scale in scales]
-            return emo.denoise(params, x, t, dataclasses.replace(conditions, scales=jnp.stack(pairs, axis=-1)))
+            return predict(x, t, dataclasses.replace(conditions, scales=jnp.stack(pairs, axis=-1)), *deep)
         is_one_pass = passes == 1 or bool(leaves) and len(x) == len(leaves[0])
         if is_one_pass:
-            return emo.denoise(params, x, t, mask_conditions(conditions, reference_on, audio_on))
-        rows = dataclasses.replace(mask_conditions(tiled, reference_on, audio_on), **given)
-        return emo.denoise(params, x, t, rows)
+            return predict(x, t, mask_conditions(conditions, reference_on, audio_on), *deep)
+        return predict(x, t, dataclasses.replace(mask_conditions(tiled, reference_on, audio_on), **given), *deep)
 
     return guide(denoise, mode, *scales, **options)
+
+
+def _predict_with_deep(
+    emo: EMO, params: Params, x: Any, t: Any, conditions: Conditions, deep: Any = None
+) -> tuple[Any, Any]:
+    prediction, features = emo.backbone_outputs(params, x, t, conditions, deep)
+    return prediction, features[DEEP]
 
 
 def _tile(tree: Any, times: int) -> Any:

@@ -9,6 +9,7 @@ from emo_jax.models.conditions import BRANCHES
 SAMPLING_OPTIONS = dict(
     guidance_rescale=0.0, guidance_interval=(0.0, 1.0), hold_colors=False, stride=False, bank_tiling=False,
     reencode_motion=False, pose_weight=1.0, face_weight=1.0, lip_weight=1.0, strategy="clips", overlap=3, shift=2,
+    deep_interval=1,
 )  # fmt: skip
 """Fields of `sampling` that configs of older weights lack, with the values that leave sampling as it was."""
 
@@ -19,7 +20,7 @@ def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
     Raises:
         ValueError: `steps` is not in 1..`train_steps`, `clips` is below 1, `guidance_rescale` is not in 0..1,
             `guidance_interval` is not an interval in 0..1, a branch's weight is negative or not finite, or `shift` or
-            `overlap` is negative.
+            `overlap` is negative; `deep_interval` is below 1, or above it beside a guidance interval or windows.
     """
     if not 1 <= sampling.steps <= train_steps:
         raise ValueError(
@@ -39,4 +40,11 @@ def check_sampling(sampling: ConfigDict, train_steps: int) -> None:
     if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
         raise ValueError(
             f"sampling.guidance_interval is {interval}; expected (low, high) with 0 <= low < high <= 1, such as (0, 1)"
+        )
+    if options.deep_interval < 1:
+        raise ValueError(f"sampling.deep_interval is {options.deep_interval}; expected 1 (off) or more")
+    if options.deep_interval > 1 and (interval != (0, 1) or options.strategy != "clips"):
+        raise ValueError(
+            f"sampling.deep_interval is {options.deep_interval}; expected 1 with sampling.guidance_interval {interval} "
+            f"and sampling.strategy {options.strategy!r}, since only clips with guidance in all steps reuse features"
         )

@@ -107,6 +107,7 @@ class VideoSampler:
         self._timesteps = timesteps(self._schedule, sampling.steps, self._schedule.spacing)
         options, ddim = ConfigDict({**SAMPLING_OPTIONS, **sampling}), sampling.solver == "ddim"
         self._t_nexts = strided(self._schedule, self._timesteps) if options.stride and ddim else None
+        self._deep_interval = int(options.deep_interval)
         self._tiled = tiles_bank(sampling, self.mode)
         self._reencodes = bool(options.reencode_motion) and emo.config.clip.motion_frames > 0
         self._starts_with_portrait = emo.config.clip.get("first_motion", "zeros") == "portrait"
@@ -340,9 +341,11 @@ class VideoSampler:
         conditions = self._conditions(params, constants, audio_features, speed, motion=motion, has_motion=has_motion)
         noise_key, solver_key = split(key, 2)
         noise = self._noise(noise_key, len(motion))
-        guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, **self._guidance)
+        interval = self._deep_interval
+        guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, interval > 1, **self._guidance)
         held = None if held is None else held._replace(clean=self.emo.to_residual(held.clean, conditions))
-        x0 = sample(guided, self._schedule, self._solver, noise, self._timesteps, solver_key, held, self._t_nexts)
+        times = self._timesteps, solver_key, held, self._t_nexts
+        x0 = sample(guided, self._schedule, self._solver, noise, *times, interval)
         return self.emo.from_residual(x0, conditions)
 
     def _conditions(self, params: Params, constants: Any, features: Array, speed: Array, **motion: Any) -> Conditions:

@@ -79,6 +79,7 @@ _NEW = (
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
     "sampling.face_weight", "sampling.lip_weight", "model.vae.linear_encoder", "sampling.strategy", "sampling.overlap",
     "sampling.shift", "model.image_inputs", "model.guidance_inputs", "diffusion.residual_std",
+    "sampling.deep_interval",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

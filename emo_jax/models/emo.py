@@ -68,8 +68,6 @@ class EMO:
     speed_encoder: SpeedEncoder | None
     face_projector: FaceProjector | None = None
 
-    # -- images and latents
-
     def encode(
         self, params: Params, images: Num[AnyArray, "*lead height width 3"]
     ) -> Float[Array, "*lead latent_height latent_width channels"]:
@@ -106,8 +104,6 @@ class EMO:
         height, width = self.config.clip.image_size
         factor = self.vae.config.factor
         return height // factor, width // factor, self.vae.config.latent_channels
-
-    # -- conditions
 
     @property
     def residual_std(self) -> float:
@@ -255,16 +251,17 @@ class EMO:
         self, params: Params, latents: Latents, timesteps: Num[AnyArray, " batch"], conditions: Conditions
     ) -> Latents:
         """Computes the Backbone's prediction for noisy latents."""
+        return self.backbone_outputs(params, latents, timesteps, conditions)[0]
+
+    def backbone_outputs(self, params: Params, *inputs: Any) -> tuple[Latents, Any]:
+        """Computes the Backbone's prediction and features, see `UNet`."""
         backbone: Any = self.backbone
-        variables = part_variables(params["backbone"], self.config.model.dtype, keep=("conv_out",))
-        return backbone.apply(variables, latents, timesteps, conditions)[0]
+        return backbone.apply(part_variables(params["backbone"], self.config.model.dtype, ("conv_out",)), *inputs)
 
     def apply(self, part: str, params: Params, *inputs: Any) -> Any:
         """Runs the network of a part; returns None if the config switches it off."""
         module = getattr(self, part)
         return None if module is None else module.apply(part_variables(params[part], self.config.model.dtype), *inputs)
-
-    # -- parameters
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Draws new params of all parts, float32 NumPy arrays, by the initialisers that the modules declare.

@@ -92,6 +92,10 @@ class UNetConfig:
         return len(self.channels)
 
 
+DEEP = "deep"
+"""Key of the features that the last level receives from the levels below it."""
+
+
 class Block(nn.Module):
     """A level of the UNet: layers of resnet, spatial transformer, audio and temporal module, then a resampling layer.
 
@@ -224,8 +228,17 @@ class UNet(nn.Module):
         latents: Float[AnyArray, "batch frames height width channels"],
         timesteps: Num[AnyArray, " batch"],
         conditions: Conditions = Conditions(),  # noqa: B008 (an immutable default)
+        deep: Float[AnyArray, "batch frames height width deep_channels"] | None = None,
     ) -> tuple[Float[AnyArray, "batch frames height width channels"] | None, Features]:
-        """Returns the prediction and the features of all layers; with `features_only` the prediction is None."""
+        """Returns the prediction and the features of all layers; with `features_only` the prediction is None.
+
+        Args:
+            latents: noisy latents.
+            timesteps: of the samples.
+            conditions: the conditions.
+            deep: `features[DEEP]` of another timestep, which replaces the levels below the first (DeepCache, Ma et al.
+                2024, arXiv 2312.00858).
+        """
         c = self.config
         temb = TimestepEmbedding(c.channels[0], c.dtype, name="time_embedding")(timesteps)[:, None]
         if c.guidance_inputs and conditions.scales is not None:
@@ -239,20 +252,27 @@ class UNet(nn.Module):
         x = constrain(x, "spatial")
         skips, features = [x], {}
 
-        for i, width in enumerate(c.channels):
+        for i, width in enumerate(c.channels if deep is None else c.channels[:1]):
             name = f"down_blocks_{i}"
-            resample = "down" if i < c.levels - 1 else None
+            resample = "down" if i < c.levels - 1 and deep is None else None
             audio_widths = (c.channels[max(i - 1, 0)], *[width] * (c.layers - 1))  # hallo's layers, as released
             level = Block(c, name, width, c.layers, c.attention[i], resample, audio_widths=audio_widths, name=name)
             x, outputs, level_features = level(x, temb, conditions)
             skips, features = skips + outputs, features | level_features
 
-        level = Block(c, "mid_block", c.channels[-1], 1, True, "mid", audio_widths=c.channels[-1:], name="mid_block")
-        x, _, level_features = level(x, temb, conditions)
-        features |= level_features
+        if deep is None:
+            fields = c, "mid_block", c.channels[-1], 1, True, "mid"
+            x, _, level_features = Block(*fields, audio_widths=c.channels[-1:], name="mid_block")(x, temb, conditions)
+            features |= level_features
+        else:
+            x = deep
 
         for i, width in enumerate(reversed(c.channels)):
             name, is_last = f"up_blocks_{i}", i == c.levels - 1
+            if is_last and not c.features_only:
+                features[DEEP] = x
+            elif not is_last and deep is not None:
+                continue
             level_skips = [skips.pop() for _ in range(c.layers + 1)]
             resample = None if is_last else "up"
             audio_widths = (c.channels[max(c.levels - 2 - i, 0)],) * (c.layers + 1)

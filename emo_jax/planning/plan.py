@@ -241,8 +241,8 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
         )
 
     def step(params: Any, x: jax.Array, t: jax.Array, conditions: Conditions) -> jax.Array:
-        options = guidance_options(config.sampling, config.diffusion.train_steps) | dict(interval=None)
-        return guided_denoiser(emo, params, conditions, mode, scales, **options)(x, t)
+        rescale = guidance_options(config.sampling, config.diffusion.train_steps)["rescale"]
+        return guided_denoiser(emo, params, conditions, mode, scales, rescale=rescale)(x, t)
 
     conditions = jax.eval_shape(known, params, spec)
     latents = jax.ShapeDtypeStruct((1, f, *emo.latent_shape), np.float32)
