@@ -27,7 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     add_output(parser, "folder to write; an earlier export in it is replaced", required=True)
     parser.add_argument("--to", choices=FORMATS, default="emo", help="format to write (default: %(default)s)")
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="type of the numbers (default: %(default)s)")
+    types = "type of the numbers; int8: of large kernels (default: %(default)s)"
+    parser.add_argument("--dtype", default="float16", choices=DTYPES, help=types)
     parser.add_argument("--step", default="", help="of a run: a step, or best (default: the newest checkpoint)")
     parser.add_argument(
         "--lora", default="merged", metavar="HOW",

@@ -26,6 +26,7 @@ from emo_jax.generation.sampler import VideoSampler
 from emo_jax.generation.video import FrameStream, Video, provenance
 from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.models.emo import EMO
+from emo_jax.models.int8 import dequantised_flat
 from emo_jax.weights.store import load_model, save_weights
 
 Callback: TypeAlias = Callable[["EmoPipeline", int, np.ndarray], None]
@@ -244,7 +245,8 @@ class EmoPipeline:
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float16'")
         with np.errstate(over="ignore"):
-            flat = {path: np.asarray(a).astype(dtype) for path, a in flatten_dict(dict(self.params), sep="/").items()}
+            stored = dequantised_flat(flatten_dict(dict(self.params), sep="/"))
+            flat = {path: np.asarray(a).astype(dtype) for path, a in stored.items()}
         for path, array in flat.items():
             if not np.isfinite(array).all():
                 raise ValueError(f"{path} is not finite as {dtype}; save in float32, or train again")

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from emo_jax.distributed.mesh import replicated
 from emo_jax.distributed.parameters import gather as gather_parameter
 from emo_jax.distributed.parameters import partition_spec, splits_parameters
+from emo_jax.models.int8 import dequantised
 from emo_jax.models.parts import layer_of
 
 LARGE = 2**24
@@ -84,7 +86,7 @@ def gathered(params: Any, dtype: Any = None) -> Any:
 
 
 def part_variables(params: Any, dtype: Any = None, keep: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the Flax variables of a part, with its params gathered where a mesh splits them.
+    """Returns the Flax variables of a part, with kernels of 8 bits as floats, and gathered where a mesh splits them.
 
     Without the gather, XLA's partitioner would split activations instead. The levels of UNets are left out: each
     gathers its params when it runs.
@@ -94,6 +96,7 @@ def part_variables(params: Any, dtype: Any = None, keep: Sequence[str] = ()) -> 
         dtype: precision in which params are gathered; None keeps theirs.
         keep: names of layers that compute in float32 and keep their precision.
     """
+    params = dequantised(params, dtype or jnp.float32)
     rest = {name: sub for name, sub in params.items() if not _LEVEL.match(name)}
     rest = {name: gathered({name: sub}, None if name in keep else dtype)[name] for name, sub in rest.items()}
     return {"params": {**params, **rest}}

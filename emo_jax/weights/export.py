@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from emo_jax.files import atomic_folder
+from emo_jax.models.int8 import quantised
 from emo_jax.weights import diffusers_folder
 
-DTYPES = ("float16", "float32")
+DTYPES = ("float16", "float32", "int8")
 FORMATS = ("emo", "diffusers")
 _FILES = {"config.json", "model.safetensors"}
 
@@ -31,7 +32,7 @@ def export(
     Args:
         weights: a training run, a folder of weights, or a preset.
         output: the folder to write.
-        dtype: one of DTYPES.
+        dtype: one of DTYPES; int8 has large kernels in 8 bits (`models.int8`) and the rest in float16.
         format: one of FORMATS.
         step: of a training run, the checkpoint: its step, "best" for the lowest validation loss, or "" for the newest.
         lora: "merged", "separate" for what a run with LoRA has trained, without the weights that it started from, or
@@ -52,6 +53,10 @@ def export(
     _check_range(flat, dtype)
     if lora == "separate" and format != "emo":
         raise ValueError(f"--lora separate has no format {format!r}; expected emo, or --lora merged")
+    if dtype == "int8" and format != "emo":
+        raise ValueError(f"--dtype int8 has no format {format!r}; expected emo, or another type")
+    if dtype == "int8":
+        flat, dtype = quantised(flat), "float16"  # the others stay as precise as in the default
     save = diffusers_folder.save if format == "diffusers" else save_weights
     try:
         with atomic_folder(output) as partial:
@@ -95,6 +100,7 @@ def _check_output(output: Path) -> None:
 
 
 def _check_range(flat: dict[str, Any], dtype: str) -> None:
+    dtype = "float16" if dtype == "int8" else dtype
     limit = float(np.finfo(dtype).max)
     for path, array in flat.items():
         peak = float(np.abs(np.asarray(array, np.float32)).max(initial=0.0))

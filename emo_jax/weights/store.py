@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from emo_jax import cache, schema
 from emo_jax import config as config_lib
 from emo_jax.files import atomic_write, write_text
+from emo_jax.models import int8
 from emo_jax.models.config_schema import config_from_fields, config_schema
 from emo_jax.models.parts import part_of
 from emo_jax.weights import diffusers_folder, hub
@@ -45,11 +46,12 @@ def save_weights(directory: Name, config: ConfigDict, flat: Flat, dtype: type = 
         directory: the folder; it is created.
         config: the config of the networks.
         flat: the params.
-        dtype: the type of the stored numbers.
+        dtype: the type of the stored numbers, apart from kernels in 8 bits.
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {path: np.asarray(a, dtype, order="C") for path, a in flat.items()}
+    types = {path: None if int8.kernel_of(path, flat) else dtype for path in flat}
+    tensors = {path: np.asarray(a, types[path], order="C") for path, a in flat.items()}
     write_text(directory / _CONFIG, config_lib.to_json(config) + "\n")
     with atomic_write(directory / _TENSORS) as partial:
         save_tensors(partial, tensors)
@@ -67,7 +69,7 @@ def load_weights(name: Name) -> tuple[ConfigDict, dict[str, jax.Array]]:
 
 
 def read_flat(name: Name) -> tuple[ConfigDict, Flat]:
-    """Reads weights as numpy arrays, in the type that they are stored in.
+    """Reads weights as numpy arrays, in the type that they are stored in; kernels in 8 bits as float32.
 
     Args:
         name: a preset, a folder of weights (ours or in diffusers' layout), a training run, or a hub id.
@@ -79,6 +81,11 @@ def read_flat(name: Name) -> tuple[ConfigDict, Flat]:
         ValueError: an unknown preset, a folder without weights, damaged files, a run without a readable checkpoint, or
             a hub that cannot be reached.
     """
+    config, flat = _read_stored(name)
+    return config, int8.dequantised_flat(flat)
+
+
+def _read_stored(name: Name) -> tuple[ConfigDict, Flat]:
     folder = _locate(name)
     if folder is None:
         from emo_jax.weights.runs import load_run
@@ -171,7 +178,7 @@ def load_model(name: Name, image_size: tuple[int, int] | None = None) -> tuple[E
     """
     from emo_jax.models.emo import build
 
-    config, flat = read_flat(name)
+    config, flat = _read_stored(name)
     if image_size is not None:
         check_trained_size(name, tuple(image_size), tuple(config.clip.image_size))
         config.clip.image_size = tuple(image_size)
@@ -180,7 +187,8 @@ def load_model(name: Name, image_size: tuple[int, int] | None = None) -> tuple[E
     except (KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{name}: its config does not fit this version of emo_jax ({error})") from error
     for path, array in flat.items():  # One at a time: at full size, two copies of all may not fit in memory.
-        flat[path] = jnp.asarray(array, config.model.dtype if array.ndim else jnp.float32)
+        floats = config.model.dtype if array.ndim else jnp.float32
+        flat[path] = jnp.asarray(array, array.dtype if int8.kernel_of(path, flat) else floats)
     return emo, nest(emo, flat, str(name))
 
 
@@ -206,12 +214,12 @@ def nest(emo: EMO, flat: Flat, origin: object, only: re.Pattern[str] | None = No
     Raises:
         ValueError: a parameter is missing, unknown or of another shape.
     """
-    shapes = _shapes(emo)
+    shapes, found = _shapes(emo), int8.logical_shapes(flat)
     if only is not None:
-        shapes, flat = ({p: a for p, a in tree.items() if only.match(p)} for tree in (shapes, flat))
-    wrong = [f"{p} is missing" for p in shapes if p not in flat]
-    wrong += [f"{p} is unknown" for p in flat if p not in shapes]
-    common = {p: (flat[p].shape, shape) for p, shape in shapes.items() if p in flat}
+        shapes, found, flat = ({p: a for p, a in tree.items() if only.match(p)} for tree in (shapes, found, flat))
+    wrong = [f"{p} is missing" for p in shapes if p not in found]
+    wrong += [f"{p} is unknown" for p in found if p not in shapes]
+    common = {p: (found[p], shape) for p, shape in shapes.items() if p in found}
     wrong += [f"{p} has shape {shape}; expected {want}" for p, (shape, want) in common.items() if shape != want]
     if wrong:
         raise ValueError(f"{origin}: the weights are of another config: {wrong[0]} (and {len(wrong) - 1} more)")
