@@ -67,12 +67,11 @@ def sample(
         if deep_interval == 1:
             prediction = denoise(x, times)
         else:
-            prediction, features = jax.lax.cond(is_complete, lambda x, _: denoise(x, times), reuse(times), x, features)
+            prediction, features = jax.lax.cond(
+                is_complete, lambda _: denoise(x, times), lambda reused: denoise(x, times, reused), features
+            )
         x, state = advance(schedule, solver, x, state, prediction, t, t_next, step_key, hold)
         return (x, state, features), None
-
-    def reuse(times):
-        return lambda x, features: denoise(x, times, features)
 
     features = None
     if deep_interval > 1:

@@ -76,18 +76,18 @@ def guided_denoiser(
     given = _given_conditions(emo, conditions, mode)
     tiled = _tile(dataclasses.replace(conditions, **dict.fromkeys(given)), passes)
 
-    with_deep, alone = functools.partial(_predict_with_deep, emo, params), functools.partial(emo.denoise, params)
-    predict: Callable = with_deep if reuses_deep else alone
+    predict: Callable = functools.partial(_predict_with_deep, emo) if reuses_deep else emo.denoise
 
     def denoise(x: Any, t: Any, reference_on: Any, audio_on: Any, *deep: Any) -> Any:
         leaves = jax.tree.leaves(conditions)
         if mode == "inputs":
             pairs = [jnp.broadcast_to(jnp.ravel(jnp.asarray(scale, jnp.float32)), len(x)) for scale in scales]
-            return predict(x, t, dataclasses.replace(conditions, scales=jnp.stack(pairs, axis=-1)), *deep)
+            return predict(params, x, t, dataclasses.replace(conditions, scales=jnp.stack(pairs, axis=-1)), *deep)
         is_one_pass = passes == 1 or bool(leaves) and len(x) == len(leaves[0])
         if is_one_pass:
-            return predict(x, t, mask_conditions(conditions, reference_on, audio_on), *deep)
-        return predict(x, t, dataclasses.replace(mask_conditions(tiled, reference_on, audio_on), **given), *deep)
+            return predict(params, x, t, mask_conditions(conditions, reference_on, audio_on), *deep)
+        rows = dataclasses.replace(mask_conditions(tiled, reference_on, audio_on), **given)
+        return predict(params, x, t, rows, *deep)
 
     return guide(denoise, mode, *scales, **options)
 

@@ -6,10 +6,10 @@
 The paper's audio features come from a pretrained encoder, which knows speech. A projector of log-mel spectra starts
 from nothing, and what a voice moves is a small part of a clip's error: stage video needs thousands of steps to find it.
 Here a linear map of the audio tokens predicts the mouth's opening and width, which rendered records hold, and is then
-thrown away. 250 steps over 257 rendered voices reached a correlation of 0.81 with the opening and 0.63 with the width
-of held-out lips; 700 steps with 1300 voices of `emo_jax.synthetic.people.lips` more, 0.89 and 0.77. A step takes 0.05 s
-on two CPU cores. The weights that are written are those of the checkpoint with another
-audio projector; stage image starts from them (`train.init_from`), and stage video goes on training the projector.
+thrown away. With 257 rendered voices, 250 steps reach a correlation of 0.81 with the opening of held-out lips and 0.63
+with their width. With 1300 more voices from `emo_jax.synthetic.people.lips`, 700 steps reach 0.89 and 0.77. A step
+takes 0.05 s on two CPU cores. The weights that are written are those of the checkpoint with another audio projector.
+Stage image starts from them (`train.init_from`), and stage video goes on training the projector.
 """
 
 from __future__ import annotations

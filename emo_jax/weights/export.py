@@ -50,17 +50,17 @@ def export(
     from emo_jax.weights.store import read_flat, save_weights
 
     config, flat = _read(weights, step, lora) if step or lora != "merged" else read_flat(weights)
-    _check_range(flat, dtype)
+    rest = "float16" if dtype == "int8" else dtype  # the type of what is not in 8 bits
+    _check_range(flat, rest)
     if lora == "separate" and format != "emo":
         raise ValueError(f"--lora separate has no format {format!r}; expected emo, or --lora merged")
     if dtype == "int8" and format != "emo":
         raise ValueError(f"--dtype int8 has no format {format!r}; expected emo, or another type")
-    if dtype == "int8":
-        flat, dtype = quantised(flat), "float16"  # the others stay as precise as in the default
+    flat = quantised(flat) if dtype == "int8" else flat
     save = diffusers_folder.save if format == "diffusers" else save_weights
     try:
         with atomic_folder(output) as partial:
-            save(partial, config, flat, np.dtype(dtype).type)
+            save(partial, config, flat, np.dtype(rest).type)
             return sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
     except OSError as error:
         raise ValueError(f"{output} cannot be written ({error.strerror}); choose another folder") from error
@@ -100,7 +100,6 @@ def _check_output(output: Path) -> None:
 
 
 def _check_range(flat: dict[str, Any], dtype: str) -> None:
-    dtype = "float16" if dtype == "int8" else dtype
     limit = float(np.finfo(dtype).max)
     for path, array in flat.items():
         peak = float(np.abs(np.asarray(array, np.float32)).max(initial=0.0))

@@ -20,7 +20,8 @@ from emo_jax.synthetic.people.geometry import Head
 from emo_jax.synthetic.people.identity import Person
 from emo_jax.synthetic.people.voices import check_voices
 from emo_jax.synthetic.people.world import mouth_of, perform
-from emo_jax.synthetic.world import SPLIT_SEEDS, map_in_order
+from emo_jax.synthetic.world import SPLIT_SEEDS
+from emo_jax.workers import map_in_order
 
 VALIDATION = 64
 """People of the split validation."""
