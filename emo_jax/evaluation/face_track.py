@@ -9,7 +9,7 @@ import numpy as np
 
 from emo_jax.faces.boxes import Box
 from emo_jax.faces.landmarks import LandmarkTracker
-from emo_jax.faces.mesh import LEFT_EYE, LEFT_LIDS, RIGHT_EYE, RIGHT_LIDS, lip_gap
+from emo_jax.faces.mesh import LEFT_EYE, LEFT_LIDS, RIGHT_EYE, RIGHT_LIDS, lip_gap, mouth_width
 from emo_jax.faces.networks import Recognizer, five_points
 
 EMBED_EVERY = 5
@@ -26,6 +26,7 @@ class FaceTrack:
         found: (N,) bool.
         rotation: (N, 3) yaw, pitch and roll in degrees.
         lip_gap: (N,) distance between the inner lips, relative to that from the bridge of the nose to below it.
+        mouth_width: (N,) distance between the mouth's corners, relative to that between the outer corners of the eyes.
         eye_opening: (N, 2) distance between the lids of the right and left eye, relative to the eye's width.
         eye_sharpness: (N, 2) see `sharpness`.
         face_sharpness: (N,) likewise.
@@ -39,6 +40,7 @@ class FaceTrack:
     found: np.ndarray
     rotation: np.ndarray
     lip_gap: np.ndarray
+    mouth_width: np.ndarray
     eye_opening: np.ndarray
     eye_sharpness: np.ndarray
     face_sharpness: np.ndarray
@@ -83,8 +85,8 @@ class FaceMeter:
         self._previous = image
         faces = self._tracker.detect(image)
         if not faces:
-            nan = np.nan
-            self._rows.append((False, (nan,) * 3, nan, (nan,) * 2, (nan,) * 2, nan, (nan,) * 3, (nan,) * 4, change))
+            nan, eyes = np.nan, (np.nan,) * 2
+            self._rows.append((False, (nan,) * 3, nan, nan, eyes, eyes, nan, (nan,) * 3, (nan,) * 4, change))
             return
         face, points = faces[0], faces[0].landmarks
         assert points is not None
@@ -95,7 +97,7 @@ class FaceMeter:
         lab = cv2.cvtColor(crop.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
         eyes = [_eye_box(points[list(corners)]) for corners in (RIGHT_EYE, LEFT_EYE)]
         self._rows.append((
-            True, face.rotation, lip_gap(points),
+            True, face.rotation, lip_gap(points), mouth_width(points),
             (_distance(points, *RIGHT_LIDS) / _distance(points, *RIGHT_EYE),
              _distance(points, *LEFT_LIDS) / _distance(points, *LEFT_EYE)),
             [sharpness(_crop(image, eye), EYE_SIDE) for eye in eyes], sharpness(crop, FACE_SIDE),
@@ -112,7 +114,7 @@ class FaceMeter:
             raise ValueError("the video has no frames")
         found, *columns = zip(*self._rows, strict=True)
         names = [field.name for field in dataclasses.fields(FaceTrack)]
-        measured = {name: np.array(column, float) for name, column in zip(names[1:9], columns, strict=True)}
+        measured = {name: np.array(column, float) for name, column in zip(names[1:10], columns, strict=True)}
         embeddings = np.array(self._embeddings).reshape(-1, 128)
         return FaceTrack(
             found=np.array(found), **measured, embeddings=embeddings, embedded=np.array(self._embedded, int)

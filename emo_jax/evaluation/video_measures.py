@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from emo_jax.evaluation import lip_voice
 from emo_jax.evaluation.face_track import FaceTrack
 from emo_jax.faces.lip_sync import lip_sync
 from emo_jax.preparation.video_records import head_motion
@@ -28,6 +29,8 @@ MEASURES = {
     "sync_offset": "frames by which the sound is late",
     "sync_correlation": "Pearson's r of the lip gap predicted from the sound, at this offset",
     "sync_confidence": "this r minus the median over offsets; under 0.3 the offset means little",
+    "voice_offset": "frames by which the sound is late, by the package's network of lips and voices",
+    "voice_confidence": "mean cosine of lips and voice at this offset minus the median over offsets",
     "sync_c": "Sync-C: SyncNet's confidence, higher is better (--syncnet)",
     "sync_d": "Sync-D: SyncNet's distance, lower is better (--syncnet)",
     "syncnet_offset": "frames by which the sound is late, by SyncNet (--syncnet)",
@@ -81,6 +84,8 @@ def measure_track(
         figures |= dict(
             sync_offset=sync.offset, sync_correlation=sync.correlation, sync_confidence=sync.confidence
         )
+    if fps == lip_voice.FPS and (sync := lip_voice.lip_voice_sync(track.lip_gap, track.mouth_width, sound)):
+        figures |= dict(voice_offset=sync.offset, voice_confidence=sync.confidence)
     gap = track.lip_gap[track.found]
     figures["lip_gap"] = float(gap.mean())
     figures["lips_closed"] = float((gap < CLOSED_LIPS * np.percentile(gap, 90)).mean())

@@ -104,6 +104,17 @@ def lip_gap(points: np.ndarray) -> float:
     return float(np.linalg.norm(upper - lower) / max(float(np.linalg.norm(bridge - below)), 1e-6))
 
 
+def mouth_width(points: np.ndarray) -> float:
+    """Returns the distance between the mouth's corners, relative to that between the outer corners of the eyes.
+
+    Args:
+        points: (478, 2 or more) landmarks in pixels.
+    """
+    corners = points[[*LIP_CORNERS, RIGHT_EYE[0], LEFT_EYE[1]], :2]
+    mouth, eyes = (np.linalg.norm(corners[k] - corners[k + 1]) for k in (0, 2))
+    return float(mouth / max(eyes, 1e-6))
+
+
 def matrix_angles(matrix: np.ndarray) -> tuple[float, float, float]:
     """Returns yaw, pitch and roll in degrees of a rotation matrix (3, 3), the inverse of `rotation_matrices`."""
     # matrix = roll @ yaw @ pitch: its third row depends on yaw and pitch, its first column on yaw and roll.
