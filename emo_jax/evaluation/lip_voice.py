@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from emo_jax.arrays import AnyArray
+from emo_jax.evaluation.bundled import read_bundled
 from emo_jax.faces.lip_sync import MAX_LAG, MIN_FRAMES, Sync
 from emo_jax.files import atomic_write
 from emo_jax.media.timing import cut, window_bounds
@@ -135,12 +135,7 @@ def load_weights(path: str | os.PathLike = WEIGHTS) -> Params:
     Raises:
         ValueError: the file does not exist, is damaged, or holds something else.
     """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{path} does not exist: train it with `python -m emo_jax.evaluation.train_lip_voice`")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    tensors = read_bundled(path, "train_lip_voice")
     found, wanted = (jax.tree.map(np.shape, a) for a in (unflatten_dict(tensors, sep="/"), jax.eval_shape(init)))
     if found != wanted:
         raise ValueError(f"{path} holds other weights than those of lips and voice; train it again")

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from emo_jax.evaluation.bundled import read_bundled
 from emo_jax.evaluation.identity import FEATURES, thumbnail
 from emo_jax.files import atomic_write
 
@@ -153,12 +153,7 @@ def load_probe(path: str | os.PathLike = WEIGHTS) -> dict:
     Raises:
         ValueError: the file does not exist, is damaged, or holds something else.
     """
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{path} does not exist: train it with `python -m emo_jax.evaluation.train_probe`")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+    tensors = read_bundled(path, "train_probe")
     flat = {k.removeprefix("weights/"): v.astype(np.float32) for k, v in tensors.items() if k.startswith("weights/")}
     wanted = flatten_dict(jax.eval_shape(_init, jax.random.key(0))["params"], sep="/")
     shapes = {name: np.shape(leaf) for name, leaf in wanted.items()}  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -3,9 +3,9 @@
     python -m emo_jax.synthetic.people.lips --people 3000 -o lips.npz
     python -m emo_jax.evaluation.train_lip_voice --data lips.npz --output lip_voice.safetensors
 
-Each frame's lips must be told from those of other moments of the same clip by the voice (InfoNCE, van den Oord et al.
-2018). Rooms, noise, smoothing, jitter and expressions that the voice does not explain are added, which real recordings
-and landmarks have.
+The loss is InfoNCE (van den Oord et al. 2018): from the lips of a frame, the network must find its moment of the voice
+among all other shifts of the same clip. As in real recordings, the sound has room echo and noise, and the lips have
+jitter and expressions that the voice does not explain.
 """
 
 from __future__ import annotations

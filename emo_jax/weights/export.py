@@ -50,7 +50,7 @@ def export(
     from emo_jax.weights.store import read_flat, save_weights
 
     config, flat = _read(weights, step, lora) if step or lora != "merged" else read_flat(weights)
-    rest = "float16" if dtype == "int8" else dtype  # the type of what is not in 8 bits
+    rest = "float16" if dtype == "int8" else dtype  # the dtype of the tensors that are not quantised
     _check_range(flat, rest)
     if lora == "separate" and format != "emo":
         raise ValueError(f"--lora separate has no format {format!r}; expected emo, or --lora merged")
