@@ -1,4 +1,5 @@
-# emo_jax on CPU or NVIDIA GPUs. This file has not been built yet: no Docker engine was available.
+# emo_jax on CPU or NVIDIA GPUs. Built with buildah, for CPU and with the extra app, on Debian 12's Python 3.11 in place of
+# the official image below, which the development machines cannot fetch. The CUDA image has not been built.
 #   docker build -t emo .                          # CPU
 #   docker build -t emo --build-arg EXTRA=cuda .   # CUDA: the driver is the host's, its libraries come with pip
 #   docker run --rm --shm-size=1g -v "$PWD:/data" emo generate --portrait me.jpg --audio song.mp3 -o me.mp4
@@ -14,7 +15,6 @@ ENV PYTHONUNBUFFERED=1 \
     EMO_CACHE=/cache
 
 WORKDIR /opt/emo_jax
-
 
 COPY constraints.txt setup.cfg pyproject.toml README.md LICENSE ./
 COPY emo_jax ./emo_jax

@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import itertools
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -124,7 +126,7 @@ def write_live(
 ) -> None:
     """Generates a video from sound as it comes, writes it as it grows, and prints the latency to stderr.
 
-    Ends with the sound. The latency of a frame is the time from the arrival of its sound until it is written.
+    Ends with the sound, or with the first Ctrl-C; the second one interrupts. The latency of a frame is the time from the arrival of its sound until it is written.
 
     Args:
         pipe: the pipeline.
@@ -145,7 +147,10 @@ def write_live(
     sound = LiveSound(open_sound())
     comment = provenance(pipe.name, options.get("seed", 0))
     latencies = list[float]()
-    with LiveWriter(output, video.size, video.fps, sound.track, metadata={"comment": comment}) as writer:
+    with (
+        LiveWriter(output, video.size, video.fps, sound.track, metadata={"comment": comment}) as writer,
+        _stopped_by_ctrl_c(sound),
+    ):
         with contextlib.closing(video.frames(sound)) as segments:  # pyright: ignore[reportArgumentType]
             for frames in segments:
                 first = writer.frames
@@ -158,6 +163,25 @@ def write_live(
         f"generate: {len(latencies)} frames, {len(latencies) / video.fps:.2f} s; latency {np.median(latencies):.2f} s "
         f"in the median, {max(latencies):.2f} s at most"
     )
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(sound: LiveSound) -> Iterator[None]:
+    """Within this context, the first Ctrl-C ends the sound, so that the video ends as it does with a recording."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        sound.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say(text: str) -> None:

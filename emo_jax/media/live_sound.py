@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -109,9 +109,13 @@ class LiveSound:
         self.track = SoundTrack(rate, source.channels, lambda: clip_blocks(self._rest(), rate))
         self._samples, self._first = np.zeros(0, np.float32), 0
         self._arrivals: list[tuple[int, float]] = []
-        self._ended, self._error = False, None
+        self._stopped, self._ended, self._error = False, False, None
         self._changed = threading.Condition()
         threading.Thread(target=self._read, name="read sound", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the sound at its next block; what has come is still used. May be called by a signal handler."""
+        self._stopped = True  # takes no lock, since the interrupted thread may hold it
 
     def _rest(self) -> Iterator[tuple[int, np.ndarray]]:
         while (block := self._played.get()) is not None:
@@ -119,8 +123,12 @@ class LiveSound:
 
     def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         for block in self._source.blocks:
+            if self._stopped:
+                break
             self._played.put(block)
             yield self._source.rate, to_mono(block)
+        if isinstance(self._source.blocks, Generator):
+            self._source.blocks.close()  # releases the microphone
 
     def _read(self) -> None:
         try:

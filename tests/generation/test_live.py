@@ -1,9 +1,11 @@
 """Live generation: sound from a pipe, a video that is written while it comes."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -71,6 +73,22 @@ def test_frames_come_while_the_sound_is_still_coming(pipeline):
     assert len(shown) == video._sampler.frames_per_segment
     more.set()
     assert len(shown) + sum(map(len, frames)) == 38  # ceil of 1.5 s
+
+
+def test_ctrl_c_ends_a_sound_without_an_end(pipeline, tmp_path, capsys):
+    def blocks():
+        for index in itertools.count():
+            if index == 60:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield random_voice(640)[:, None]
+            time.sleep(0.002)
+
+    output, before = str(tmp_path / "a.mp4"), signal.getsignal(signal.SIGINT)
+    options = dict(face_box=BOX, framing="crop")
+    live.write_live(pipeline, random_portrait(), lambda: Source(RATE, 1, blocks()), output, **options)
+    frames = int(re.search(r"generate: (\d+) frames", capsys.readouterr().err)[1])
+    assert decoded(output) == frames >= 60
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_weights_that_need_the_complete_sound_are_refused(pipeline):
