@@ -99,6 +99,9 @@ def get_config(stage: str = "image") -> ConfigDict:
                 # none | videos | all: records without sound that stages with sound use nevertheless, with null audio;
                 # all: pictures too, which stand still
                 without_sound="none",
+                # (height, width) of buckets for records of other aspect ratios than clip.image_size, with a training
+                # step compiled for each; none: records are cut to clip.image_size
+                buckets=(),
                 color_jitter=0.0,  # scales a sample's brightness, contrast and saturation by up to 1 +- this
                 num_workers=2,
                 prefetch=2,

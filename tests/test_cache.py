@@ -62,6 +62,7 @@ for fast in (True, False, False):
 """
 
 
+@pytest.mark.slow
 def test_long_compilations_are_announced_once_and_programs_from_the_cache_are_not(tmp_path):
     uncached = run_program(SLOW, JAX_ENABLE_COMPILATION_CACHE="false")
     assert uncached.stdout.split() == ["done", "compiling", "done", "compiling", "done"]

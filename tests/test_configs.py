@@ -30,13 +30,16 @@ ARGUMENTS["echomimic_acc.py"] = ("video",)
 
 
 def every_config():
-    """Yields (file, argument) of every config; the argument is None if the file takes none."""
+    """Yields (file, argument) of every config, as pytest parameters; the argument is None if the file takes none."""
     for file in FILES:
         module = importlib.import_module("emo_jax.configs." + file.removesuffix(".py").replace("/", "."))
         if not hasattr(module, "get_config"):
             continue
         takes = inspect.signature(module.get_config).parameters
-        yield from ((file, argument) for argument in (ARGUMENTS[file] if takes else (None,)))
+        for argument in ARGUMENTS[file] if takes else (None,):
+            # The networks of a file's stages are nearly equal, and take seconds to trace.
+            marks = [] if argument in (None, "video") or file == "tiny.py" else [pytest.mark.slow]
+            yield pytest.param(file, argument, marks=marks)
 
 
 def shapes(config):

@@ -43,8 +43,8 @@ def loss_of(emo, config, batch):
 
 @pytest.mark.parametrize("changes", [
     dict(),
-    dict(beta_schedule="linear", zero_terminal_snr=False, prediction="eps"),
-    dict(beta_end=0.03, zero_terminal_snr=False),
+    pytest.param(dict(beta_schedule="linear", zero_terminal_snr=False, prediction="eps"), marks=pytest.mark.slow),
+    pytest.param(dict(beta_end=0.03, zero_terminal_snr=False), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_trap_1_one_schedule_serves_training_and_sampling(changes):
     """An oracle that knows the clean latents and the config's schedule has loss 0, and samples those latents."""
@@ -109,9 +109,8 @@ def test_trap_3_first_clip_is_conditioned_as_in_training():
     assert inputs["motion"].keys() == sampled.calls[0]["motion"].keys()
 
 
-@pytest.mark.parametrize(
-    "size, mode", [((64, 128), "cross"), pytest.param((128, 64), "concat", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size, mode", [((64, 128), "cross"), ((128, 64), "concat")])
 def test_trap_4_height_and_width_may_differ(size, mode):
     config = training_config("speed")
     config.model.reference_attention = mode

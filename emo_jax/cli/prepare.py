@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from typing import TYPE_CHECKING
@@ -84,6 +85,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_latents(sources)
 
 
+def _aspect(text: str) -> float:
+    """Returns width / height of a text such as 9:16."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or 0 in map(int, match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTH:HEIGHT, such as 9:16")
+    return int(match[1]) / int(match[2])
+
+
 def _add_videos(sources: argparse._SubParsersAction) -> None:
     videos = sources.add_parser("videos", help="crop talking heads from videos")
     videos.add_argument(
@@ -91,8 +100,12 @@ def _add_videos(sources: argparse._SubParsersAction) -> None:
     )
     add_output(videos, "output directory; an interrupted run resumes", required=True)
     videos.add_argument(
-        "--size", type=int, default=512, help="side of the frames in pixels, even (default %(default)s)"
+        "--size", type=int, default=512, help="shorter side of the frames in pixels, even (default %(default)s)"
     )
+    videos.add_argument(
+        "--aspect", type=_aspect, default=1.0, metavar="W:H",
+        help="width and height of the frames, such as 9:16 (default: 1:1); see data.buckets of emo train",
+    )  # fmt: skip
     videos.add_argument(
         "--seconds", type=float, default=10.0, help="approximate length of a record in seconds (default %(default)s)"
     )
@@ -156,8 +169,12 @@ def _add_images(sources: argparse._SubParsersAction) -> None:
     images.add_argument("--input", required=True, nargs="+", metavar="GLOB", help="files, folders, or patterns")
     add_output(images, "output directory; must not exist, or be empty", required=True)
     images.add_argument(
-        "--size", type=int, default=512, help="side of the frames in pixels, even (default %(default)s)"
+        "--size", type=int, default=512, help="shorter side of the frames in pixels, even (default %(default)s)"
     )
+    images.add_argument(
+        "--aspect", type=_aspect, default=1.0, metavar="W:H",
+        help="width and height of the frames, such as 9:16 (default: 1:1); see data.buckets of emo train",
+    )  # fmt: skip
     images.add_argument(
         "--min-face", type=float, default=64.0, help="minimum height of the face in pixels (default %(default)s)"
     )
@@ -228,7 +245,7 @@ def _main_synthetic(args: argparse.Namespace) -> None:
 
 
 def _main_videos(args: argparse.Namespace) -> None:
-    names = ("size", "seconds", "min_seconds", "min_face", "faces", "face_models", "licence", "workers", "shards")
+    names = ("size", "aspect", "seconds", "min_seconds", "min_face", "faces", "face_models", "licence")
     report = prepare_videos(
         args.input,
         args.output,
@@ -238,6 +255,8 @@ def _main_videos(args: argparse.Namespace) -> None:
         drop=args.drop,
         runner=args.runner,
         runner_options=shlex.split(args.runner_options),
+        workers=args.workers,
+        shards=args.shards,
         **{name: getattr(args, name) for name in names},
     )
     print(
@@ -247,7 +266,7 @@ def _main_videos(args: argparse.Namespace) -> None:
 
 
 def _main_images(args: argparse.Namespace) -> None:
-    names = ("size", "min_face", "faces", "face_models", "licence")
+    names = ("size", "aspect", "min_face", "faces", "face_models", "licence")
     count, rejected = prepare_images(args.input, args.output, **{name: getattr(args, name) for name in names})
     print(f"{args.output}: {count} records; {rejected} pictures were rejected, see rejected.jsonl")
 

@@ -17,7 +17,16 @@ class ElasticDataset(grain.IterDataset):
     of processes.
     """
 
-    def __init__(self, samples: grain.MapDataset, batch_size: int, rows: Sequence[int], *, workers: int, prefetch: int):
+    def __init__(
+        self,
+        samples: grain.MapDataset,
+        batch_size: int,
+        rows: Sequence[int],
+        *,
+        workers: int,
+        prefetch: int,
+        aligned: bool = False,
+    ):
         """Initializes the dataset.
 
         Args:
@@ -26,13 +35,17 @@ class ElasticDataset(grain.IterDataset):
             rows: rows of each global batch that this process reads, in this order.
             workers: number of worker processes; 0 reads in threads of this process.
             prefetch: batches read ahead, per worker.
+            aligned: whether batches begin at multiples of `batch_size` only. After a change of `batch_size`, up to one
+                batch of samples is then left out.
         """
         super().__init__()
         self._samples, self.batch_size, self._rows = samples, batch_size, rows
-        self._workers, self._prefetch = workers, prefetch
+        self._workers, self._prefetch, self._aligned = workers, prefetch, aligned
 
     def batches_from(self, sample: int) -> grain.IterDataset:
         """Returns this process's batches from the given global sample on."""
+        if self._aligned:
+            sample = -(-sample // self.batch_size) * self.batch_size
         # Rows are selected last: random draws then depend on the position in the epoch alone.
         rows = _SelectRows(self._samples[sample:], self.batch_size, self._rows)
         threads = 1 if self._workers else min(4, self._prefetch)

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from emo_jax.data import latents, transforms
 from emo_jax.data.clip_sampler import make_clip_sampler
+from emo_jax.data.records import RecordSource
 from emo_jax.data.sources import Source, common_layout, open_sources, select_records
 from emo_jax.media import moments
 from emo_jax.media.timing import audio_context
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    import grain
 
     from emo_jax.data import elastic
 
@@ -88,7 +90,8 @@ def make_dataset(
     Args:
         data_config: `config.data`: directory and split, or sources; max_speed, without_sound, crop_scale,
             min_reference_gap (seconds), same_window_prob, first_clip_prob, flip_prob, color_jitter, num_workers,
-            prefetch (batches per worker).
+            prefetch (batches per worker), buckets ((height, width) of each; none: all samples have
+            clip.image_size).
         clip_config: `config.clip`: frames, motion_frames, audio_window, audio_context, fps, image_size.
         batch_size: clips per batch, over all processes.
         seed: seed of the order and of every draw; equal in all processes.
@@ -106,27 +109,24 @@ def make_dataset(
         ValueError: if a setting is out of range, the records are missing or have another frame rate, or fewer than
             `batch_size` records fit.
     """
-    import grain
-
     from emo_jax.data.elastic import ElasticDataset
 
     rows = range(batch_size) if rows is None else rows
     _check_settings(data_config, clip_config, batch_size, rows, epochs)
     sources = sources or open_sources(data_config)
-    common_layout([source for source, _ in sources], data_config, clip_config)
+    layout = common_layout([source for source, _ in sources], data_config, clip_config)
+    buckets = [tuple(size) for size in data_config.get("buckets", ())]
+    if buckets and layout is not None:
+        raise ValueError("data.buckets needs records; latents were encoded at one size")
     needs = dict(needs_sound=needs_sound, needs_speed=needs_speed)
     limits: dict[str, Any] = dict(max_speed=data_config.max_speed, without_sound=data_config.without_sound)
     selected = [select_records(source, clip_config, **needs, **limits) for source, _ in sources]
     if sum(map(len, selected)) < (1 if repeats else batch_size):
         raise ValueError(_too_few_records(sources, clip_config, batch_size, **needs, **limits))
-    clips, weights = [], []
-    for number, ((source, weight), positions) in enumerate(zip(sources, selected, strict=True)):
-        if len(positions):
-            sampler = make_clip_sampler(source, data_config, clip_config)
-            order = grain.MapDataset.source(cast(Sequence[int], positions)).seed(_source_seed(seed, number)).shuffle()
-            clips.append(order.random_map(sampler))
-            weights.append(weight)
-    samples = clips[0] if len(clips) == 1 else grain.MapDataset.mix(clips, weights)
+    if buckets:
+        samples = _bucketed(sources, selected, buckets, data_config, clip_config, batch_size, seed)
+    else:
+        samples = _mixed(sources, selected, data_config, clip_config, seed)
     if data_config.num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl's flags and raise if these are not parsed
     return ElasticDataset(
@@ -135,7 +135,55 @@ def make_dataset(
         rows,
         workers=data_config.num_workers,
         prefetch=max(1, data_config.prefetch),
+        aligned=bool(buckets),
     )
+
+
+def _mixed(
+    sources: list[tuple[Source, float]], selected: list[np.ndarray], data: ConfigDict, clip: ConfigDict, seed: int
+) -> grain.MapDataset:
+    """Returns the clips of the selected records of all sources, each shuffled, in the proportions of their weights."""
+    import grain
+
+    clips, weights = [], []
+    for number, ((source, weight), positions) in enumerate(zip(sources, selected, strict=True)):
+        if len(positions):
+            sampler = make_clip_sampler(source, data, clip)
+            order = grain.MapDataset.source(cast(Sequence[int], positions)).seed(_source_seed(seed, number)).shuffle()
+            clips.append(order.random_map(sampler))
+            weights.append(weight)
+    return clips[0] if len(clips) == 1 else grain.MapDataset.mix(clips, weights)
+
+
+def _bucketed(
+    sources: list[tuple[Source, float]],
+    selected: list[np.ndarray],
+    sizes: list[tuple[int, ...]],
+    data: ConfigDict,
+    clip: ConfigDict,
+    batch_size: int,
+    seed: int,
+) -> grain.MapDataset:
+    """Returns clips whose batches have the size of the bucket that is nearest to the records' aspect ratio."""
+    from emo_jax.data.buckets import BucketedSamples, nearest_bucket
+
+    nearest = [
+        nearest_bucket(cast(RecordSource, source).aspects()[positions], sizes)
+        for (source, _), positions in zip(sources, selected, strict=True)
+    ]
+    samples, weights = [], []
+    for bucket, size in enumerate(sizes):
+        here = [positions[numbers == bucket] for positions, numbers in zip(selected, nearest, strict=True)]
+        # A source's weight is divided over the buckets as its records are.
+        shares = [
+            weight * len(part) / max(1, len(positions))
+            for (_, weight), part, positions in zip(sources, here, selected, strict=True)
+        ]
+        if sum(shares):
+            parts = [(source, share) for (source, _), share in zip(sources, shares, strict=True)]
+            samples.append(_mixed(parts, here, data, ConfigDict({**clip, "image_size": size}), seed))
+            weights.append(sum(shares))
+    return BucketedSamples(samples, weights, batch_size)
 
 
 def _too_few_records(

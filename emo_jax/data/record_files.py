@@ -13,7 +13,7 @@ from emo_jax import schema
 
 INDEX_SCHEMA = schema.columns(
     dict(frames=schema.integer(1, 1 << 31), fps=schema.number(1e-3, 1000), sound=schema.boolean()),
-    dict(reliable_speed=schema.boolean()),
+    dict(reliable_speed=schema.boolean(), aspect=schema.number(1e-4, 1e4)),
 )
 """The rows of records in `index.json` and `latents.json`."""
 _INFO_FILE = "dataset_info.json"

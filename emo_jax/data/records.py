@@ -24,6 +24,7 @@ from emo_jax import schema
 from emo_jax.data.record import BYTES_FIELDS, Record, has_reliable_speed, record_example, record_features
 from emo_jax.data.record_files import INDEX_SCHEMA, MissingSplit, check_files, check_info, feature_error
 from emo_jax.files import write_text
+from emo_jax.media import mp4
 from emo_jax.media.moments import audio_moments
 
 INDEX_FILE = "index.json"
@@ -222,6 +223,10 @@ class RecordSource:
             return self._index["reliable_speed"]
         return self._scanned["reliable_speed"]
 
+    def aspects(self) -> np.ndarray:
+        """Returns width / height of the frames of each record, (records,); see `index`."""
+        return self._index["aspect"] if "aspect" in self._index else self._scanned["aspect"]
+
     @functools.cached_property
     def _index(self) -> dict[str, np.ndarray]:
         path = pathlib.Path(self.directory) / INDEX_FILE
@@ -294,11 +299,13 @@ def write_index(directory: str | os.PathLike) -> None:
 
 
 def _scan(source: RecordSource) -> dict[str, list]:
-    rows: dict[str, list] = {"frames": [], "fps": [], "sound": [], "reliable_speed": []}
+    rows: dict[str, list] = {"frames": [], "fps": [], "sound": [], "reliable_speed": [], "aspect": []}
     for i in range(len(source)):
-        record = source[i]
-        rows["frames"].append(len(record["boxes"]))
-        rows["fps"].append(float(record["fps"]))
-        rows["sound"].append(bool(len(record["audio"])))
-        rows["reliable_speed"].append(has_reliable_speed(record["speed_confidence"], record["flags"]))
+        with open_record(source, i) as record:
+            rows["frames"].append(len(record["boxes"]))
+            rows["fps"].append(float(record["fps"]))
+            rows["sound"].append(bool(len(record["audio"])))
+            rows["reliable_speed"].append(has_reliable_speed(record["speed_confidence"], record["flags"]))
+            height, width = mp4.frame_size(record["video"])
+            rows["aspect"].append(width / height)
     return rows

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from emo_jax.arrays import AnyArray
+from emo_jax.ops import random
 
 
 def normal(key: Key[AnyArray, "*samples"], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Float[Array, "..."]:
@@ -18,8 +19,8 @@ def normal(key: Key[AnyArray, "*samples"], shape: tuple[int, ...], dtype: Any = 
         dtype: type of the noise.
     """
     if key.ndim == 0:
-        return jax.random.normal(key, shape, dtype)
-    return jax.vmap(lambda one: jax.random.normal(one, shape[1:], dtype))(key)
+        return random.normal(key, shape, dtype)
+    return jax.vmap(lambda one: random.normal(one, shape[1:], dtype))(key)
 
 
 def split(key: Key[AnyArray, "*samples"], count: int) -> Key[Array, " {count} *samples"]:

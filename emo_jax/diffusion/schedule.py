@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from emo_jax.arrays import AnyArray
+from emo_jax.ops import random
 
 BETA_SCHEDULES = ("scaled_linear", "linear")
 PREDICTIONS = ("eps", "v", "x0")
@@ -114,10 +115,10 @@ def draw_noise(schedule: Schedule, key: Key[Array, ""], shape: tuple[int, ...]) 
     The offset is shared by all frames and pixels (Guttenberg 2023, "Diffusion with offset noise").
     """
     noise_key, offset_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, shape)
+    noise = random.normal(noise_key, shape)
     if schedule.noise_offset:
         offset_shape = (shape[0],) + (1,) * (len(shape) - 2) + (shape[-1],)
-        noise += schedule.noise_offset * jax.random.normal(offset_key, offset_shape)
+        noise += schedule.noise_offset * random.normal(offset_key, offset_shape)
     return noise
 
 

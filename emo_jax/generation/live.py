@@ -126,7 +126,8 @@ def write_live(
 ) -> None:
     """Generates a video from sound as it comes, writes it as it grows, and prints the latency to stderr.
 
-    Ends with the sound, or with the first Ctrl-C; the second one interrupts. The latency of a frame is the time from the arrival of its sound until it is written.
+    Ends with the sound, or with the first Ctrl-C; the second one interrupts. The latency of a frame is the time from
+    the arrival of its sound until it is written.
 
     Args:
         pipe: the pipeline.

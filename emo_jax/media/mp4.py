@@ -69,6 +69,20 @@ def count_frames(data: bytes) -> int:
         raise ValueError(f"{len(data)} bytes hold no video that can be read: {error}") from error
 
 
+def frame_size(data: bytes) -> tuple[int, int]:
+    """Returns (height, width) of the frames of an mp4 file in pixels, without decoding any.
+
+    Raises:
+        ValueError: if `data` holds no readable video.
+    """
+    try:
+        with open_mp4(data) as container:
+            stream = container.streams.video[0]
+            return stream.height, stream.width
+    except (FFmpegError, IndexError) as error:
+        raise ValueError(f"{len(data)} bytes hold no video that can be read: {error}") from error
+
+
 def decode_video(data: bytes, start: int, count: int) -> np.ndarray:
     """Decodes frames [start, start + count) of an mp4 file of constant frame rate.
 

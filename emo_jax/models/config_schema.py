@@ -50,6 +50,7 @@ _LENGTHS = {
     "data.crop_scale": (2, 2),
     "train.distill.reference_scale": (2, 2),
     "train.distill.audio_scale": (2, 2),
+    "data.buckets": (0, 64),
     "data.sources": (0, 2**12),
     "sampling.guidance_interval": (2, 2),
     "train.also": (0, 64),
@@ -68,6 +69,7 @@ _ITEMS = {
     "train.only": schema.text(),
     "train.evaluators": schema.array(schema.either(schema.number(0, 1e9), schema.text()), 2),
     "train.lora.parts": schema.text(),
+    "data.buckets": schema.array(schema.integer(8, 2**14), (2, 2)),
     "data.sources": schema.array(schema.either(schema.number(0, 1e9), schema.text()), 3),
 }
 """Schemas of the items of lists that are empty in configs/base.py."""

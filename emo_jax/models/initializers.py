@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
+from emo_jax.ops import random
+
 
 @dataclasses.dataclass(frozen=True)
 class Initializer:
@@ -73,7 +75,7 @@ class FanInNormal(Initializer):
 
     def sample(self, key: Any, shape: tuple[int, ...]) -> jax.Array:
         """Returns independent normal values."""
-        return self.gain * jax.random.normal(key, shape) / math.sqrt(math.prod(shape[:-1]))
+        return self.gain * random.normal(key, shape) / math.sqrt(math.prod(shape[:-1]))
 
     def draw(self, path: str, shape: tuple[int, ...], seed: Sequence[int]) -> np.ndarray:
         """Returns normal values."""

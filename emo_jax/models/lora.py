@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from emo_jax.models.parts import PARTS, layer_of, part_of
+from emo_jax.ops import random
 
 _A, _B = "/lora_a", "/lora_b"
 
@@ -71,7 +72,7 @@ def new_adapters(kernels: Mapping[str, Any], rank: int, seed: int) -> dict[str, 
         inputs = math.prod(kernel.shape[:-1])
         size = min(rank, inputs, outputs)
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-        adapters[path + _A] = jax.random.normal(key, (inputs, size), jnp.float32) / math.sqrt(inputs)
+        adapters[path + _A] = random.normal(key, (inputs, size)) / math.sqrt(inputs)
         adapters[path + _B] = jnp.zeros((size, outputs), jnp.float32)
     return adapters
 

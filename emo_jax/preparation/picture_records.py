@@ -10,7 +10,15 @@ from emo_jax.data.record import Record
 from emo_jax.faces.analyzer import FaceAnalyzer, analyzer_flags
 from emo_jax.media.images import load_image
 from emo_jax.media.mp4 import encode_video
-from emo_jax.preparation.shots import Meter, Rules, crop_square, fit_square, rejection_reasons, square_flags
+from emo_jax.preparation.shots import (
+    Meter,
+    Rules,
+    crop_window,
+    fit_window,
+    rejection_reasons,
+    window_flags,
+    window_points,
+)
 from emo_jax.preparation.video_records import FPS, record_id
 
 
@@ -40,24 +48,22 @@ def picture_record(path: pathlib.Path, name: str, rules: Rules, analyzer: FaceAn
     if reason:
         raise ValueError(reason)
     height, width = image.shape[:2]
-    square = fit_square(measurements.box, height, width)
-    if square is None:
-        raise ValueError("no square of the picture contains the face")
-    left, top, side = square
-    scale = rules.size / side
-    boxes = (measurements.box - (left, top, left, top)) * scale
+    window, shape = fit_window(measurements.box, height, width, rules.aspect), rules.frame_shape
+    if window is None:
+        raise ValueError("no crop window of the picture contains the face")
+    boxes = window_points(measurements.box, window, shape)
     return Record(
         id=record_id(name),
         source=name,
         licence=licence,
-        video=encode_video(crop_square(image, square, rules.size)[None], FPS),
+        video=encode_video(crop_window(image, window, shape)[None], FPS),
         audio=np.zeros(0, np.int16),
         fps=float(FPS),
-        boxes=np.clip(boxes, 0, rules.size).astype(np.float32),
-        landmarks=(measurements.landmarks - (left, top)) * scale,
+        boxes=np.clip(boxes, 0, shape[::-1] * 2).astype(np.float32),
+        landmarks=window_points(measurements.landmarks, window, shape),
         rotation=measurements.rotation.astype(np.float32),
         speed=np.zeros(1, np.float32),
         speed_confidence=np.zeros(1, np.float32),
         analyzer=f"{analyzer.name}: {analyzer.measures}",
-        flags=" ".join(["no-sound", *analyzer_flags(analyzer), *square_flags(square, rules)]),
+        flags=" ".join(["no-sound", *analyzer_flags(analyzer), *window_flags(window, rules)]),
     )

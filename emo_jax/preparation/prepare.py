@@ -22,6 +22,7 @@ def prepare_videos(
     output: str,
     *,
     size: int = 512,
+    aspect: float = 1.0,
     seconds: float = 10.0,
     min_seconds: float = 2.0,
     min_face: float = 64.0,
@@ -45,7 +46,8 @@ def prepare_videos(
     Args:
         inputs: files, folders or glob patterns.
         output: directory of the dataset.
-        size: side of the frames in pixels, even.
+        size: shorter side of the frames in pixels, even.
+        aspect: width / height of the frames.
         seconds: approximate length of a record.
         min_seconds: minimum length of a record.
         min_face: minimum height of the face in pixels of the source.
@@ -78,7 +80,7 @@ def prepare_videos(
     from emo_jax.preparation.video_shards import VideoBuild, publish_records
     from emo_jax.preparation.workers import make_shards
 
-    _check_size(size)
+    _check_size(size, aspect)
     check_options(max_offset, drop)
     for name, value, minimum in (
         ("--seconds", seconds, min_seconds),
@@ -93,7 +95,7 @@ def prepare_videos(
     analyzer = make_analyzer(faces, models)  # raises errors before the work starts
     if runner_options and not runner:
         raise ValueError(f"--runner-options {' '.join(runner_options)} needs --runner")
-    rules = Rules(seconds, min_seconds, min_face, size)
+    rules = Rules(seconds, min_seconds, min_face, size, aspect)
     settings = Settings(rules, analyzer.name, models, licence, max_offset, tuple(sorted(set(drop))))
     videos = find_inputs(inputs)
     held_out_names = held_out_videos([name for _, name in videos], held_out, identity_from)
@@ -120,6 +122,7 @@ def prepare_images(
     output: str,
     *,
     size: int = 512,
+    aspect: float = 1.0,
     min_face: float = 64.0,
     faces: str = "auto",
     face_models: str | None = None,
@@ -130,7 +133,8 @@ def prepare_images(
     Args:
         inputs: files, folders or glob patterns.
         output: directory of the dataset; must not exist, or be empty.
-        size: side of the frames in pixels, even.
+        size: shorter side of the frames in pixels, even.
+        aspect: width / height of the frames.
         min_face: minimum height of the face in pixels of the source.
         faces: name of the face analyzer, see `faces.analyzers.make_analyzer`.
         face_models: folder of the analyzer's model files; None for the default, see `faces.models.default_folder`.
@@ -147,10 +151,10 @@ def prepare_images(
     from emo_jax.preparation.report import REJECTED_FILE
     from emo_jax.preparation.shots import Rules
 
-    _check_size(size)
+    _check_size(size, aspect)
     if not min_face >= 1:
         raise ValueError(f"--min-face is {min_face}; expected at least 1")
-    analyzer, rules = make_analyzer(faces, face_models), Rules(min_face=min_face, size=size)
+    analyzer, rules = make_analyzer(faces, face_models), Rules(min_face=min_face, size=size, aspect=aspect)
     pictures = find_inputs(inputs)
     rejected: list[dict[str, str]] = []
 
@@ -174,9 +178,11 @@ def prepare_images(
     return len(pictures) - len(rejected), len(rejected)
 
 
-def _check_size(size: int) -> None:
+def _check_size(size: int, aspect: float) -> None:
     if size % 2 or size < 16:
         raise ValueError(f"--size is {size}; expected an even number of at least 16 pixels")
+    if not 0.25 <= aspect <= 4:
+        raise ValueError(f"--aspect is {aspect:g} (width / height); expected 1:4 to 4:1")
 
 
 def find_inputs(patterns: Iterable[str]) -> tuple[tuple[pathlib.Path, str], ...]:

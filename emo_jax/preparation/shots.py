@@ -21,11 +21,11 @@ MIN_RATE = 8.0  # distinct frames per second below which a span is rejected
 LOW_RATE = 20.0  # distinct frames per second below which a record is flagged
 SHORT_SECONDS = 2.5  # below it, the reference of a clip of 12 frames can be nearer than one second to the clip
 MEDIAN_FRAMES = 7  # window of the running medians: shorter changes of brightness, sharpness or face count are noise
-FACE_HEIGHT = 0.54  # height of the face in the square, as in the portraits of `emo generate`
-FACE_CENTER = (0.5, 0.53)  # center of the face in the square's width and height, likewise
+FACE_HEIGHT = 0.54  # height of the face in the window, as in the portraits of `emo generate`
+FACE_CENTER = (0.5, 0.53)  # center of the face in the window's width and height, likewise
 
-Square = tuple[int, int, int]
-"""A square crop window: left, top and side in pixels."""
+Window = tuple[int, int, int, int]
+"""A crop window: left, top, width and height in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,21 @@ class Rules:
         seconds: approximate length of a record.
         min_seconds: minimum length of a record.
         min_face: minimum height of the face in pixels of the source.
-        size: side of the frames of the record in pixels.
+        size: shorter side of the frames of the record in pixels.
+        aspect: width / height of these frames.
     """
 
     seconds: float = 10.0
     min_seconds: float = 2.0
     min_face: float = 64.0
     size: int = 512
+    aspect: float = 1.0
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """(height, width) of the frames of the record in pixels, both even."""
+        longer = 2 * round(self.size * max(self.aspect, 1 / self.aspect) / 2)
+        return (self.size, longer) if self.aspect >= 1 else (longer, self.size)
 
 
 @dataclasses.dataclass
@@ -212,13 +220,13 @@ class Span:
     Attributes:
         start: first frame.
         stop: frame after the last one.
-        square: the crop window.
+        window: the crop window.
         flags: warnings for the record.
     """
 
     start: int
     stop: int
-    square: Square
+    window: Window
     flags: tuple[str, ...]
 
 
@@ -271,48 +279,58 @@ def _make_span(
     rate = measurements.fresh[start:stop].mean() * fps
     if rate < MIN_RATE:
         return f"fewer than {MIN_RATE:g} different frames a second"
-    square = fit_square(measurements.box[start:stop], *frame_size)
-    if square is None:
-        return "face moves out of any square"
+    window = fit_window(measurements.box[start:stop], *frame_size, rules.aspect)
+    if window is None:
+        return "face moves out of any crop window"
     flags = ["low-fps"] if rate < LOW_RATE else []
     if stop - start < SHORT_SECONDS * fps:
         flags.append("short")
-    return Span(start, stop, square, (*flags, *square_flags(square, rules)))
+    return Span(start, stop, window, (*flags, *window_flags(window, rules)))
 
 
-def square_flags(square: Square, rules: Rules) -> list[str]:
-    """Returns the warnings for a record that is cropped to a square."""
-    return ["enlarged"] if square[2] * 1.5 < rules.size else []
+def window_flags(window: Window, rules: Rules) -> list[str]:
+    """Returns the warnings for a record that is cropped to a window."""
+    return ["enlarged"] if min(window[2:]) * 1.5 < rules.size else []
 
 
-def crop_square(image: np.ndarray, square: Square, size: int) -> np.ndarray:
-    """Crops an image (height, width, 3) uint8 to a square and resizes it to (size, size, 3)."""
-    left, top, side = square
-    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=method)
+def crop_window(image: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
+    """Crops an image (height, width, 3) uint8 to a window and resizes it to `shape`, (height, width)."""
+    left, top, width, height = window
+    method = cv2.INTER_AREA if height > shape[0] else cv2.INTER_CUBIC
+    return cv2.resize(image[top : top + height, left : left + width], shape[::-1], interpolation=method)
 
 
-def fit_square(boxes: np.ndarray, height: int, width: int) -> Square | None:
-    """Fits a square crop window that contains a moving face with a margin.
+def window_points(points: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
+    """Returns points (..., x and y in turn) of an image as points of its crop by `crop_window`."""
+    left, top, width, height = window
+    turns = points.shape[-1] // 2
+    return (points - (left, top) * turns) * ((shape[1] / width, shape[0] / height) * turns)
 
-    The face fills FACE_HEIGHT of the square and is centered at FACE_CENTER, as far as the borders of the frame allow.
+
+def fit_window(boxes: np.ndarray, height: int, width: int, aspect: float = 1.0) -> Window | None:
+    """Fits a crop window that contains a moving face with a margin.
+
+    The face fills FACE_HEIGHT of the window and is centered at FACE_CENTER, as far as the borders of the frame allow.
 
     Args:
         boxes: (frames, 4) face boxes in pixels.
         height: height of the frame.
         width: width of the frame.
+        aspect: width / height of the window.
 
     Returns:
-        The square; None if no square in the frame contains nine tenths of the range of the face.
+        The window; None if no window in the frame contains nine tenths of the range of the face.
     """
     low, high = np.quantile(boxes[:, :2], 0.02, axis=0), np.quantile(boxes[:, 2:], 0.98, axis=0)
     low, high = np.maximum(low, 0), np.minimum(high, (width, height))
-    extent = float((high - low).max())
-    if extent > min(height, width) / 0.9:
+    extent = float(max((high - low) / (aspect, 1)))
+    largest = min(height, width / aspect)
+    if extent > largest / 0.9:
         return None
     face_height = float(np.median(boxes[:, 3] - boxes[:, 1]))
-    side = math.floor(min(max(face_height / FACE_HEIGHT, 1.1 * extent), height, width))
+    rows = math.floor(min(max(face_height / FACE_HEIGHT, 1.1 * extent), largest))
+    columns = min(round(rows * aspect), width)
     center = (low + high) / 2
-    left = min(max(center[0] - FACE_CENTER[0] * side, 0), width - side)
-    top = min(max(center[1] - FACE_CENTER[1] * side, 0), height - side)
-    return round(left), round(top), side
+    left = min(max(center[0] - FACE_CENTER[0] * columns, 0), width - columns)
+    top = min(max(center[1] - FACE_CENTER[1] * rows, 0), height - rows)
+    return round(left), round(top), columns, rows

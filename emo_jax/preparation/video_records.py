@@ -26,13 +26,22 @@ from emo_jax.media.mp4 import encode_video
 from emo_jax.media.timing import SAMPLE_RATE, cut
 from emo_jax.media.video import read_video
 from emo_jax.preparation.gates import measure_sound, sound_flags
-from emo_jax.preparation.shots import MEDIAN_FRAMES, Measurements, Meter, Rules, Span, choose_spans, crop_square
+from emo_jax.preparation.shots import (
+    MEDIAN_FRAMES,
+    Measurements,
+    Meter,
+    Rules,
+    Span,
+    choose_spans,
+    crop_window,
+    window_points,
+)
 
 FPS = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 MAX_MISSING_SOUND = 0.5  # seconds without sound at the end of a video that are filled with silence
 SILENCE_RMS = 1e-3  # root mean square of the recorded sound below which a record counts as silent (-60 dBFS)
-THUMBNAIL_SIZE = 96
+THUMBNAIL_SIZE = 96  # height
 MEASURING_SHARE = 0.7  # share of the work that measuring takes, for the progress
 SMOOTHING_FRAMES = MEDIAN_FRAMES
 
@@ -145,7 +154,7 @@ def _make_records(
         outcome.reason = "; ".join(filter(None, (no_span, outcome.reason)))
         return
     flags += analyzer_flags(analyzer)
-    for span, frames in _read_spans(path, spans, settings.rules.size):
+    for span, frames in _read_spans(path, spans, settings.rules.frame_shape):
         record = _make_record(outcome.source, settings, analyzer, measurements, span, frames, sound, flags)
         measures = measure_sound(record.audio, record.landmarks, FPS)
         record.flags = " ".join([*record.flags.split(), *sound_flags(measures, settings.max_offset)])
@@ -200,14 +209,14 @@ def _read_sound(path: pathlib.Path, outcome: Outcome) -> Sound:
     return Sound(np.round(sound * 32767).astype(np.int16), level_gain(sound), " ".join(flags))
 
 
-def _read_spans(path: pathlib.Path, spans: list[Span], size: int) -> Iterator[tuple[Span, np.ndarray]]:
-    """Yields each span with its cropped frames, uint8 (frames, size, size, 3)."""
+def _read_spans(path: pathlib.Path, spans: list[Span], shape: tuple[int, int]) -> Iterator[tuple[Span, np.ndarray]]:
+    """Yields each span with its cropped frames, uint8 (frames, *shape, 3)."""
     pending, frames = list(spans), []
     for index, (image, _) in enumerate(read_video(path, FPS)):
         span = pending[0]
         if index < span.start:
             continue
-        frames.append(crop_square(image, span.square, size))
+        frames.append(crop_window(image, span.window, shape))
         if index + 1 == span.stop:
             yield pending.pop(0), np.stack(frames)
             frames = []
@@ -226,9 +235,8 @@ def _make_record(
     flags: list[str],
 ) -> Record:
     rows = slice(span.start, span.stop)
-    left, top, side = span.square
-    size = settings.rules.size
-    boxes = (_smooth(measurements.box[rows]) - (left, top, left, top)) * (size / side)
+    shape = settings.rules.frame_shape
+    boxes = window_points(_smooth(measurements.box[rows]), span.window, shape)
     rotation, speed, confidence = head_motion(measurements.rotation[rows])
     flags = [*flags, *span.flags]
     audio, audio_flags = _span_audio(sound, span)
@@ -242,8 +250,8 @@ def _make_record(
         audio=audio,
         audio_moments=sound.moments if len(audio) else audio_moments(audio),
         fps=float(FPS),
-        boxes=np.clip(boxes, 0, size).astype(np.float32),
-        landmarks=(measurements.landmarks[rows] - (left, top)) * (size / side),
+        boxes=np.clip(boxes, 0, shape[::-1] * 2).astype(np.float32),
+        landmarks=window_points(measurements.landmarks[rows], span.window, shape),
         rotation=rotation.astype(np.float32),
         speed=speed,
         speed_confidence=(measurements.confidence[rows] * confidence).astype(np.float32),
@@ -306,7 +314,9 @@ def _root_mean_square(audio: np.ndarray) -> float:
 
 def _report_row(record: Record, measurements: Measurements, span: Span, frames: np.ndarray) -> dict:
     rows = slice(span.start, span.stop)
-    small = cv2.resize(frames[len(frames) // 2], (THUMBNAIL_SIZE, THUMBNAIL_SIZE), interpolation=cv2.INTER_AREA)
+    height, width = frames.shape[1:3]
+    thumbnail_size = round(THUMBNAIL_SIZE * width / height), THUMBNAIL_SIZE
+    small = cv2.resize(frames[len(frames) // 2], thumbnail_size, interpolation=cv2.INTER_AREA)
     thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
     rms = _root_mean_square(record.audio)
     return dict(
@@ -317,6 +327,7 @@ def _report_row(record: Record, measurements: Measurements, span: Span, frames: 
         fps=record.fps,
         sound=bool(len(record.audio)),
         reliable_speed=has_reliable_speed(record.speed_confidence, record.flags),
+        aspect=width / height,
         face_pixels=round(float(np.median(measurements.box[rows, 3] - measurements.box[rows, 1])), 1),
         speed=round(float(record.speed.mean()), 4),
         loudness=round(20 * float(np.log10(rms)), 2) if rms else None,

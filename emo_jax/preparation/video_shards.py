@@ -195,5 +195,7 @@ def _write_tfds_metadata(directory: pathlib.Path, splits: dict[str, list[dict]])
     index = {}
     for name, summaries in splits.items():
         rows = [row for summary in summaries for row in summary["records"]]
-        index[name] = {field: [row[field] for row in rows] for field in ("frames", "fps", "sound", "reliable_speed")}
+        fields = ("frames", "fps", "sound", "reliable_speed", "aspect")
+        # Rows of an earlier version, which a resumed run takes over, have no aspect.
+        index[name] = {field: [row[field] for row in rows] for field in fields if all(field in row for row in rows)}
     write_text(directory / INDEX_FILE, json.dumps(index))

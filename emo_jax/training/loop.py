@@ -5,6 +5,7 @@ position in the data together), sample. A run resumes from its newest checkpoint
 that was ended.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -78,7 +79,7 @@ def train(
     stage, steps, batch_size = stage_of(config), config.train.steps, config.train.batch_size
     termination = termination or Termination()
 
-    emo = emo_lib.build(config)
+    emo, networks = emo_lib.build(config), _networks_of_each_size(config)
     mesh = make_mesh(**config.train.mesh, clips=stage.video)
     check_mesh(mesh, config)
     sources = open_sources(config.data)
@@ -109,7 +110,7 @@ def train(
     judge = Judge(config, validation, writer, measure)
     samples, skips = SampleWriter(config, emo, workdir, writer, validation.sources), SkipLimit(config.train.max_skipped)
     step_fn = ProfiledStep(
-        processes.compile_together(make_step(emo, config, mesh, state)), workdir, profile, left=steps - first
+        _step_of_each_size(networks, mesh, state), workdir, profile, left=steps - first
     )
     rescale = _latent_rescaling(config, emo, mesh)
     processes.say("\n".join([*start_lines(config, stage, sources, mesh, state), validation.summary, *changes]))
@@ -202,6 +203,29 @@ def _restore_or_init(
     return jax.jit(functools.partial(new_state, config), out_shardings=placement)(params)
 
 
+def _networks_of_each_size(config: ConfigDict) -> dict[tuple[int, int], emo_lib.EMO]:
+    """Returns {(height, width): networks} of the image sizes of the batches."""
+    networks = {}
+    for size in config.data.get("buckets") or [config.clip.image_size]:
+        sized = ConfigDict(config).copy_and_resolve_references()
+        sized.clip.image_size = tuple(size)
+        try:
+            networks[tuple(size)] = emo_lib.build(sized)
+        except ValueError as error:
+            raise ValueError(f"data.buckets: with {tuple(size)}, {error}") from error
+    return networks
+
+
+def _step_of_each_size(
+    networks: Mapping[tuple[int, int], emo_lib.EMO], mesh: Mesh, state: TrainState
+) -> Callable[[TrainState, Mapping[str, jax.Array]], Any]:
+    """Returns (state, batch) -> (state, metrics), compiled once for each image size."""
+    steps = {
+        size: processes.compile_together(make_step(emo, emo.config, mesh, state)) for size, emo in networks.items()
+    }
+    return lambda state, batch: steps[batch["mask"].shape[1:3]](state, batch)
+
+
 def _latent_rescaling(
     config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
@@ -216,10 +240,10 @@ def _latent_rescaling(
         return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
 
     jitted = jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh))
-    measure_together = processes.compile_together(jitted)
+    measures = collections.defaultdict(lambda: processes.compile_together(jitted))  # by the size of the images
 
     def rescale(state: TrainState, batch: Mapping[str, jax.Array]) -> TrainState:
-        scale = measure_together(state.params(ema=True), batch["frames"])
+        scale = measures[batch["frames"].shape](state.params(ema=True), batch["frames"])
         return dataclasses.replace(state, frozen={**state.frozen, "vae/scaling_factor": scale})
 
     return rescale

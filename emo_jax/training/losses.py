@@ -18,6 +18,7 @@ from emo_jax.models.conditions import Conditions, lip_region, mask_conditions
 from emo_jax.models.emo import EMO
 from emo_jax.models.placement import part_variables
 from emo_jax.models.vae import to_float
+from emo_jax.ops import random
 from emo_jax.training.stages import Stage
 
 Batch = Mapping[str, Array | np.ndarray]
@@ -46,7 +47,7 @@ def vae_loss(
     images = to_float(batch["frames"])
     vae, variables = cast(Any, emo.vae), part_variables(params["vae"])  # `apply` returns what the method returns
     mean, logvar = vae.apply(variables, images, method="moments")
-    z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    z = mean + jnp.exp(0.5 * logvar) * random.normal(key, mean.shape)
     error = vae.apply(variables, z, method="decode_unscaled") - images
     weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight, config.mouth_weight)
     l1, l2 = (jnp.abs(error) * weight).mean(), (error**2 * weight).mean()
@@ -194,7 +195,7 @@ def drop_patches(
         fill: what takes their place; zeros in Hallo2.
     """
     batch, frames, h, w, _ = latents.shape
-    kept = jax.random.bernoulli(key, 1 - rate, (batch, frames, -(-h // size), -(-w // size)))
+    kept = random.bernoulli(key, 1 - rate, (batch, frames, -(-h // size), -(-w // size)))
     kept = jnp.repeat(jnp.repeat(kept, size, axis=2), size, axis=3)[:, :, :h, :w, None]
     return jnp.where(kept, latents, fill)
 
@@ -244,7 +245,7 @@ def clean_inputs(
     encoded = images.dtype != jnp.uint8  # by `emo prepare latents`
     latents = images.astype(jnp.float32) if encoded else jax.lax.stop_gradient(emo.encode(params, images))
     context, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
-    noise = config.motion_noise * jax.random.normal(key, context.shape)
+    noise = config.motion_noise * random.normal(key, context.shape)
     context = context.at[:, 1:].add(noise[:, 1:])
     motion, has_motion = context[:, 1:], batch["has_motion"]
     has_portrait = emo.config.clip.get("first_motion", "zeros") == "portrait"

@@ -100,7 +100,7 @@ class Validation:
         config, stage, size = self._config, stage_of(self._config), self._config.train.batch_size
         count = -(-self._validation.clips // size)
         data = ConfigDict(config.data).copy_and_resolve_references()
-        data.update(flip_prob=0.0, color_jitter=0.0, num_workers=0, without_sound="none")
+        data.update(flip_prob=0.0, color_jitter=0.0, num_workers=0, without_sound="none", buckets=())
         rows = local_rows(self._mesh, size)
         iterator = make_iterator(
             data,

@@ -191,6 +191,7 @@ def test_undetected_face_is_one_warning(inputs, loaded, tmp_path, capsys):
     assert [line.startswith("warning: no face found in the portrait; assuming") for line in lines].count(True) == 1
 
 
+@pytest.mark.slow
 def test_demo_writes_a_video_and_a_strip(loaded, tmp_path, capsys):
     out = tmp_path / "new" / "demo.mp4"
     assert cli.main(["demo", "--out", str(out)]) == 0

@@ -57,6 +57,7 @@ def test_another_number_of_processes_resumes(small_records, first, then):
     assert state == {"samples": len(head + tail + more)}
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_batches_and_resume(small_records):
     """Two processes with two workers each, then one process with one worker, then one without workers."""
     uninterrupted, _ = batches(small_records, processes=1, batch_size=4, steps=6)

@@ -35,7 +35,7 @@ def video(clips, K, n):
     return np.concatenate(out), carry, traces
 
 
-@pytest.mark.parametrize("n", [0, 2])
+@pytest.mark.parametrize("n", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_segment_size_does_not_change_the_video(n):
     full, carry, _ = video(6, 6, n)
     assert full.shape == (6, B, F, *LATENT)

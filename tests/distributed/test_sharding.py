@@ -73,6 +73,7 @@ def test_each_device_convolves_only_its_frames():
         assert result["share"] < 0.15 and result["error"] < 1e-5, (name, result)  # an eighth, plus small operations
 
 
+@pytest.mark.slow
 def test_gradients_of_layers_on_vectors_are_not_summed_over_fsdp():
     (result,) = report("vectors(['fsdp 8'])").values()
     assert result["gradients"] < 1e-5
@@ -274,6 +275,7 @@ def test_devices_that_share_samples_belong_to_one_process(monkeypatch):
         assert (found is along) == (grid is along)
 
 
+@pytest.mark.slow
 def test_fsdp_axis_that_divides_too_little_raises():
     state = {"trained": flat_shapes(base.get_config("video"))}
     for fsdp in (8, 64):

@@ -89,7 +89,10 @@ def run(block, folder, seconds):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("page", with_marks("run"))
+@pytest.mark.parametrize("page", [
+    pytest.param(page, marks=[pytest.mark.slow] if page.endswith(("data.md", "quickstart.md")) else [])
+    for page in with_marks("run")
+])  # fmt: skip
 def test_quick_commands_run(page, workplace):
     for block in blocks(page, "run"):
         run(block, workplace, 300)
@@ -112,6 +115,7 @@ def test_training_commands_run_with_two_steps(page, workplace):
         run(block, workplace, 2400)
 
 
+@pytest.mark.slow
 def test_python_example_of_the_readme_runs(pipeline, workplace, monkeypatch, capsys):
     from emo_jax import EmoPipeline
 

@@ -50,6 +50,7 @@ def test_lips_without_movement_or_sound_give_no_offset():
     assert lip_voice_sync(*mouth[:60].T, sound) is None
 
 
+@pytest.mark.slow
 def test_weights_are_kept_in_half_precision(tmp_path):
     params, path = lip_voice.init(3), tmp_path / "weights.safetensors"
     lip_voice.save_weights(path, params)
@@ -68,6 +69,7 @@ def test_weights_are_kept_in_half_precision(tmp_path):
         lip_voice.load_weights(path)
 
 
+@pytest.mark.slow
 def test_training_learns_the_shift_and_writes_weights(tmp_path, capsys):
     voices = [speech(seed, 3.0) for seed in range(6)]
     sounds = np.stack([np.round(sound[:48_000] * 32767) for sound, _ in voices]).astype(np.int16)

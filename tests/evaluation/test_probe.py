@@ -9,6 +9,7 @@ from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import face_box, render
 
 
+@pytest.mark.slow
 def test_size_and_parts():
     import jax
 
@@ -19,6 +20,7 @@ def test_size_and_parts():
     assert np.concatenate(list(parts.values())).tolist() == list(range(probe.TARGETS))
 
 
+@pytest.mark.slow
 def test_measure_keeps_leading_axes_and_does_not_depend_on_the_batch():
     params = probe.fresh_params(1)
     frames = np.random.default_rng(0).integers(0, 256, (3, 25, 128, 128, 3), dtype=np.uint8)

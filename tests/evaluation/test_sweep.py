@@ -33,7 +33,12 @@ ROOT = pathlib.Path(base.__file__).parents[1]
 FILES = sorted((ROOT / "configs/sweeps").glob("[a-z]*.py"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+QUICK = ("guidance", "prediction", "sampling_steps")  # their points share networks
+
+
+@pytest.mark.parametrize("file", [
+    pytest.param(path, marks=[] if path.stem in QUICK else [pytest.mark.slow]) for path in FILES
+], ids=lambda path: path.stem)  # fmt: skip
 def test_every_point_is_a_config_that_builds(file, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     found, configs = load_sweep(file), []

@@ -196,7 +196,7 @@ def test_batch_waits_for_other_processes_and_takes_over_what_they_leave(pipeline
     assert sorted(path.name for path in out.iterdir()) == ["0.mp4", "1.mp4", "2.mp4", "report.jsonl"]
 
 
-@pytest.mark.parametrize("size", [None, 3])
+@pytest.mark.parametrize("size", [None, pytest.param(3, marks=pytest.mark.slow)])
 def test_batch_makes_what_is_missing_and_lists_failures(pipeline, folder, monkeypatch, capsys, size):
     monkeypatch.setattr(EmoPipeline, "from_pretrained", lambda *args, **options: pipeline)
     out = folder / "out"

@@ -32,6 +32,7 @@ def test_files_that_are_no_curve_are_refused(tmp_path, text):
         read_speed("quick")
 
 
+@pytest.mark.slow
 def test_speed_of_each_frame_reaches_the_sampler(pipeline, monkeypatch):
     sampler = pipeline.sampler(pipeline.config.sampling)
     seen, segment = [], sampler._segment

@@ -50,6 +50,7 @@ def inputs(networks):
     return latents, jnp.array([500, 500]), conditions(params, latents, motion, sound)
 
 
+@pytest.mark.slow
 def test_own_features_give_the_same_prediction_and_others_do_not(networks, inputs):
     emo, params = networks
     run = jax.jit(emo.backbone_outputs, compiler_options=FAST)
@@ -60,6 +61,7 @@ def test_own_features_give_the_same_prediction_and_others_do_not(networks, input
     assert float(jnp.abs(other - prediction).max()) > 1e-2
 
 
+@pytest.mark.slow
 def test_first_level_alone_costs_less(networks, inputs):
     emo, params = networks
     deep = jax.eval_shape(emo.backbone_outputs, params, *inputs)[1][DEEP]
@@ -87,6 +89,7 @@ def test_features_come_from_the_last_complete_step(interval, complete):
     assert [features for _, features in seen].count(-1.0) == complete
 
 
+@pytest.mark.slow
 def test_guided_denoiser_returns_the_features_of_its_passes(networks, inputs):
     (emo, params), mode = networks, "separate"
     latents, t, conditions = inputs

@@ -46,6 +46,7 @@ def decoded(path, **options):
         return sum(1 for _ in container.decode(video=0))
 
 
+@pytest.mark.slow
 def test_frames_equal_those_of_the_recording(pipeline, monkeypatch):
     """The loudness is levelled from the sound so far; without levelling both are the same."""
     for place in ("emo_jax.generation.live", "emo_jax.generation.prepared"):
@@ -209,6 +210,7 @@ def test_microphone_without_its_extra_and_with_a_stand_in(monkeypatch):
     assert next(source.blocks).shape == (960, 1) and source.rate == 48000
 
 
+@pytest.mark.slow
 def test_pipe_through_the_command_line(weights_dir, tmp_path):
     """Sound at its own pace goes in; the video comes out of standard output, and the latency is said."""
     Image.fromarray(random_portrait()).save(tmp_path / "p.png")
@@ -237,7 +239,7 @@ def test_bad_inputs_are_one_line(tmp_path, monkeypatch, capsys, pipeline):
     Image.fromarray(random_portrait()).save(tmp_path / "p.png")
     (tmp_path / "text.wav").write_text("no sound\n" * 1000)
     (tmp_path / "empty.wav").write_text("")
-    files = ["generate", "--live", "--portrait", str(tmp_path / "p.png"), "--face", "60,50,130,150"]
+    files = ["generate", "--live", "--portrait", str(tmp_path / "p.png"), "--face", "60,50,130,150", "--framing=crop"]
     for more, text in (
         (["--audio", "none", "-o", "a.mp4"], "none"),
         (["--audio", "-", "-o", "a.avi"], "a.avi"),

@@ -74,6 +74,7 @@ def test_pipelines_on_single_devices_are_traced_once(pipeline, monkeypatch):
     assert len(traces) == 1 and np.array_equal(*frames) and pipes[0].params is not pipes[1].params
 
 
+@pytest.mark.slow
 def test_videos_that_differ_in_framing_or_scales_are_divided_into_batches(pipeline):
     call = dict(portrait=random_portrait(), audio=random_voice(700), face_box=BOX)
     calls = [call | dict(framing="crop"), call, call | dict(framing="crop", seed=1)]

@@ -76,6 +76,7 @@ def test_options_out_of_range_raise(change):
         check_sampling(config, 1000)
 
 
+@pytest.mark.slow
 def test_motion_frames_of_many_videos_are_encoded_again_one_at_a_time():
     emo = build(as_hallo(small_config()))
     params, rng, n = random_params(emo), np.random.default_rng(0), emo.config.clip.motion_frames

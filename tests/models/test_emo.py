@@ -163,7 +163,7 @@ def still(world, params, known):
     return world.predict(params, Conditions(reference=features, temporal=False))
 
 
-@pytest.mark.parametrize("mode", ["concat", "off"])
+@pytest.mark.parametrize("mode", [pytest.param("concat", marks=pytest.mark.slow), "off"])
 def test_reference_modes_concat_and_off(mode):
     world = World(reference_attention=mode, temporal_modules=False, speed_layers=False, audio_attention=False)
     paths = set(flatten_dict(world.emo.abstract_params(), sep="/"))
@@ -186,7 +186,9 @@ OFF = {
 }
 
 
-@pytest.mark.parametrize("part", OFF)
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=[] if part == "face_locator" else [pytest.mark.slow]) for part in OFF]
+)
 def test_a_part_that_is_off_has_no_parameters_and_training_runs(part):
     changes, pattern = OFF[part]
     config = training_config("speed")
@@ -200,6 +202,7 @@ def test_a_part_that_is_off_has_no_parameters_and_training_runs(part):
     assert loss.shape == ()
 
 
+@pytest.mark.slow
 def test_training_without_motion_frames():
     config = training_config("video")
     config.clip.motion_frames = 0
@@ -220,6 +223,7 @@ def test_initial_parameters_do_not_depend_on_other_parts(world):
     assert not np.array_equal(all_parts["backbone/conv_in/kernel"], other)
 
 
+@pytest.mark.slow
 def test_modules_declare_the_initialisers(world):
     """`Module.init` (JAX) and `EMO.init` (NumPy) give zeros and ones to the same parameters."""
     module = MotionModule(heads=2, groups=4, speed=True, added_init=ZEROS)
@@ -256,6 +260,7 @@ def test_encoded_conditions_are_not_encoded_again(world, params):
         np.testing.assert_allclose(features, clip.motion[layer], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_spatial_attention_commutes_with_transposing_the_image():
     """Height and width must not be confused."""
     module = SpatialTransformer(heads=2, groups=4, reference="cross")
@@ -268,6 +273,7 @@ def test_spatial_attention_commutes_with_transposing_the_image():
     assert np.abs(out - x).max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [False, True])
 def test_reference_attention_depends_on_places_only_with_positions(positions):
     layer = SpatialTransformer(heads=2, groups=8, reference="cross", positions=positions)
@@ -306,6 +312,7 @@ def test_temporal_modules_attend_over_the_frames_of_a_place_and_drop_motion_fram
     assert moved[:, 2, 3:5].min() > 1e-5 and moved[:, 0].max() < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [False, True])
 def test_speed_layers_distinguish_the_order_of_speeds_only_with_positions(positions):
     """Rising and falling speeds are the same set; motion frames shift the positions of both queries and context."""

@@ -60,6 +60,7 @@ def test_keys_and_values_of_speeds_are_computed_once_for_all_places():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-3), full, saving)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["cross", "shared"])
 def test_samples_without_reference_and_audio_cost_nothing_for_them(mode):
     block, x = TransformerBlock(heads=2, reference=mode, audio=True), drawn(3, 2, 12, 16)

@@ -83,6 +83,7 @@ def test_windows_equal_one_pass_over_the_recording(emo, listen):
         np.testing.assert_array_equal(recording(start, frames), found[:, M + start :][:, :frames])
 
 
+@pytest.mark.slow
 def test_a_recording_shorter_than_a_window_is_exact(emo, listen):
     config = emo.audio_encoder.config
     for seconds in (0.04, 1.5):
@@ -195,6 +196,7 @@ def test_interpolate_holds_the_ends():
 # -- EMO
 
 
+@pytest.mark.slow
 def test_a_training_window_is_standardised_and_interpolated_at_its_frames(emo):
     params, (start, length) = random_params(emo), window_bounds(3, 6, FPS)
     window = cut(sound(1.0)[0], start, length)[None]
@@ -230,6 +232,7 @@ def test_context_brings_the_features_of_a_clip_close_to_those_of_its_recording(e
     assert (more < 0.35 * alone).all() and more[1:4].max() < 0.05 and alone.min() > 0.2
 
 
+@pytest.mark.slow
 def test_clips_are_normalized_by_their_recording(emo, listen):
     """With pauses, the statistics of a window differ from those of the recording, which generation uses."""
     voice = make_voice(np.random.default_rng([5, 2]), 4.0)[0]
@@ -271,6 +274,7 @@ def test_wav2vec2_is_frozen_in_every_stage_and_has_partition_specs(emo):
     assert build(small_config(audio=WAV2VEC2, audio_attention=False)).audio_encoder is None
 
 
+@pytest.mark.slow
 def test_the_training_loss_depends_on_the_audio(emo):
     config = training_config("video")
     config.model.audio.update(WAV2VEC2)
@@ -281,6 +285,7 @@ def test_the_training_loss_depends_on_the_audio(emo):
     assert np.isfinite(value) and abs(other - value) > 1e-6
 
 
+@pytest.mark.slow
 def test_sampling_conditions_every_clip_on_its_part_of_the_recording():
     config = training_config("speed")
     config.model.audio.update(WAV2VEC2)

@@ -52,6 +52,7 @@ def test_the_backbone_reads_the_reference_and_the_null_condition_is_zeros(shown)
     np.testing.assert_array_equal(masked.reference[LATENTS][1], given.reference[LATENTS][1])
 
 
+@pytest.mark.slow
 def test_the_backbone_reads_the_last_motion_frame_as_a_difference_from_the_reference(shown):
     emo, params, x, t = shown
     reference, motion = draw(emo, 2, 1), draw(emo, 3, emo.config.clip.motion_frames)
@@ -90,6 +91,7 @@ def test_the_loss_diffuses_the_difference_from_the_reference(monkeypatch):
     assert np.abs(seen[0] - noise_free).max() < 6 * schedule.sigmas[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", [(), ("reference",)])
 def test_an_output_of_zeros_is_the_portrait_unless_the_reference_is_off(monkeypatch, off):
     monkeypatch.setattr(EMO, "denoise", lambda self, params, x, t, conditions: jnp.zeros_like(x))

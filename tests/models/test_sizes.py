@@ -14,9 +14,8 @@ from emo_jax.weights.store import save_weights
 from tests.small import small_config
 
 
-@pytest.mark.parametrize(
-    "size", [(256, 448), *(pytest.param(size, marks=pytest.mark.slow) for size in [(512, 512), (512, 768), (768, 512)])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(256, 448), (512, 512), (512, 768), (768, 512)])
 def test_full_size_networks_accept_all_sizes(size):
     config = base.get_config()
     config.clip.image_size = size

@@ -77,6 +77,7 @@ def test_gather_window_concatenates_neighbours_in_order():
     np.testing.assert_array_equal(gather_window(x, 0), x)
 
 
+@pytest.mark.slow
 def test_audio_tokens_depend_on_2m_plus_1_frames():
     module = AudioProjector(tokens=3, features=8, hidden=16, window=2)
     x = jax.random.normal(jax.random.key(0), (2, 9, 4, 5))

@@ -63,6 +63,7 @@ def test_smooth_decoder_has_no_edges_and_less_error():
     assert edges[0] < 1.6 * edges[2] and edges[1] > 2.5 * edges[2]
 
 
+@pytest.mark.slow
 def test_linear_encoder_starts_as_a_reconstruction():
     config = small_config()
     config.model.vae.update(linear_encoder=True, latent_channels=48)

@@ -225,6 +225,7 @@ def test_composed_peak_close_to_the_memory_is_no_verdict(monkeypatch, memory, fi
     assert any(line.split()[0] == "sum" and line.endswith(verdict) for line in compiled_lines(found))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # raised inside ml_collections
 def test_no_compile_counts_from_shapes(monkeypatch, capsys, tmp_path):
     (tmp_path / "small.py").write_text(SMALL.replace("data=2, fsdp=2, frame=2", "data=1, fsdp=1, frame=1"))

@@ -195,6 +195,7 @@ def outcomes(build):
     return {video["source"]: video for summary in build.read_summaries() for video in summary["videos"]}
 
 
+@pytest.mark.slow
 def test_video_that_crashes_its_process_is_rejected(videos, tmp_path):
     build = build_with_crash(videos, tmp_path / "out", 256)
     assert build.begin()

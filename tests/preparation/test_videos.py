@@ -97,6 +97,24 @@ def test_landmarks_are_cropped_with_the_face(tmp_path):
     np.testing.assert_allclose(points[:, 2], (boxes[:, :2] + boxes[:, 2:]) / 2, atol=2)
 
 
+def test_frames_of_another_aspect_hold_the_face_at_the_same_height(tmp_path):
+    (tmp_path / "in").mkdir()
+    frames = np.pad(heads.heads(50), ((0, 0), (60, 60), (0, 0), (0, 0)), mode="edge")
+    heads.write(tmp_path / "in" / "a.mp4", frames, 25, heads.voice(2))
+    boxes = []
+    for aspect, shape in ((1.0, (64, 64)), (0.75, (86, 64))):
+        _, [record], rejected = prepare(tmp_path / "in", tmp_path / f"out{aspect}", size=64, aspect=aspect)
+        assert rejected == {}
+        pictures = mp4.decode_video(record["video"], 0, 50)
+        assert pictures.shape[1:3] == shape
+        found = next(box for picture in pictures for box in find_faces(picture))
+        assert overlap(found, record["boxes"][0]) > 0.5
+        boxes.append(np.median(record["boxes"][:, 3] - record["boxes"][:, 1]) / shape[0])
+        index = records.open_records(tmp_path / f"out{aspect}", "train").aspects()
+        assert index.tolist() == [shape[1] / shape[0]]
+    assert boxes[0] == pytest.approx(boxes[1], rel=0.15)
+
+
 def test_boxes_and_roll_match_the_rendered_head(tmp_path):
     (tmp_path / "in").mkdir()
     frames = np.pad(heads.heads(75), ((0, 0), (0, 0), (120, 0), (0, 0)), mode="edge")
@@ -285,8 +303,11 @@ def test_names_do_not_depend_on_the_location(tmp_path):
 
 @pytest.mark.parametrize(
     "option, value",
-    [("size", 33), ("seconds", 0.5), ("min_seconds", 0.0), ("min_face", 0.0), ("workers", 0), ("shards", 0)],
-)
+    [
+        ("size", 33), ("seconds", 0.5), ("min_seconds", 0.0), ("min_face", 0.0), ("workers", 0), ("shards", 0),
+        ("aspect", 5.0),
+    ],
+)  # fmt: skip
 def test_invalid_options_raise(tmp_path, option, value):
     (tmp_path / "a.mp4").write_text("")
     with pytest.raises(ValueError, match="--" + option.replace("_", "-")):
@@ -302,6 +323,7 @@ def test_command_fails_with_one_line(tmp_path, capsys, monkeypatch):
         (("--input", f"{tmp_path}/a.mp4", "--faces", "landmarks"), "face_detection_yunet_2023mar_int8bq.onnx"),
         (("--input", f"{tmp_path}/a.mp4", "--faces", "dlib"), "'dlib'"),
         (("--input", f"{tmp_path}/a.mp4", "--size", "31"), "--size is 31"),
+        (("--input", f"{tmp_path}/a.mp4", "--aspect", "1:5"), "--aspect is 0.2"),
         (("--input", f"{tmp_path}/a.mp4", "--workers", "1"), "none of 1 videos gave a record"),
     ]:
         assert cli.main(["prepare", "videos", *arguments, "--output", str(tmp_path / "out")]) == 2

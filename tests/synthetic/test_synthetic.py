@@ -206,6 +206,7 @@ def negative_or_killed(seed):
     return -seed
 
 
+@pytest.mark.slow
 def test_killed_worker_is_reported_on_one_line():
     made = map_in_order(negative_or_killed, range(8), 2)
     assert next(made) == 0

@@ -153,6 +153,7 @@ def test_the_student_s_optimum_is_the_end_of_the_teacher_s_trajectory(prediction
         assert loss_of(config, gaussian(schedule, steps, follows=False), batch) > 1e-3
 
 
+@pytest.mark.slow
 def test_one_step_of_the_student_is_all_steps_of_the_teacher():
     """The closed form itself, in the sampler: equal frames from equal noise."""
     config = distill_config()
@@ -198,6 +199,7 @@ def test_timesteps_of_the_teacher():
 # ---- networks
 
 
+@pytest.mark.slow
 def test_guidance_inputs_start_without_effect_and_reach_the_prediction_when_trained():
     config = smallest_config("distill")
     config.model.guidance_inputs = True

@@ -39,6 +39,7 @@ class Fake:
         return {name: (next(self.values[name]), name == "seams") for name in names}
 
 
+@pytest.mark.slow
 def test_evaluators_run_at_their_steps_and_the_best_checkpoint_is_by_one_of_them(config, tmp_path, capsys):
     fake = Fake(lips=[0.9, 0.5], seams=[1.25, 1.5])
     train(config, tmp_path, measure=fake)
@@ -57,6 +58,7 @@ def test_evaluators_run_at_their_steps_and_the_best_checkpoint_is_by_one_of_them
     assert best_step(tmp_path) == 6  # lower seams are better; the score of lips at step 2 is another measure
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_is_a_warning(config, tmp_path, capsys):
     def fail(*_):
         raise ValueError("no such\nrecords")

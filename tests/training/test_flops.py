@@ -97,6 +97,7 @@ def test_residual_bytes():
     assert residual_bytes(jax.checkpoint(lambda w, x: jnp.sin(jnp.sin(x @ w)).sum()), w, x) == product + 4 * 3 * 5
 
 
+@pytest.mark.slow
 def test_remat_reduces_activations():
     kept = {remat: count_step(step_activations, "image", remat) for remat in ("none", "blocks")}
     assert 0 < kept["blocks"] < 0.4 * kept["none"]

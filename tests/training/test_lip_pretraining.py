@@ -19,6 +19,7 @@ def voices_dir(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_the_projector_learns_the_lips_and_nothing_else_changes(weights_dir, voices_dir, tmp_path, capsys):
     given = ["--checkpoint", str(weights_dir), "--data", str(voices_dir), "-o", str(tmp_path / "lips")]
     lips.main([*given, "--steps", "60", "--batch", "4"])

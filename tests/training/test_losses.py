@@ -56,6 +56,7 @@ def dropped(inputs):
     return [(values.reshape(64, -1) == 0).all(1) for values in (inputs["reference"]["layer"], inputs["audio"])]
 
 
+@pytest.mark.slow
 def test_conditions_are_dropped_per_sample_at_the_given_rates():
     inputs, *_ = conditions_of("video", size=64, drop_reference=0.5, drop_audio=0.25)
     for values, rate in ((inputs["reference"]["layer"], 0.5), (inputs["audio"], 0.25)):

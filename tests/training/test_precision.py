@@ -51,6 +51,7 @@ def test_frozen_kernels_at_rest_give_the_same_loss_bit_for_bit():
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_parameters_are_gathered_in_the_networks_precision(monkeypatch):
     monkeypatch.setattr(parameters, "SMALL", 1)
     config = small_config("speed", dtype="bfloat16", audio=WAV2VEC2)

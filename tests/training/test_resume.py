@@ -130,6 +130,7 @@ def test_signal_saves_and_the_resumed_run_equals_uninterrupted(
     assert same(state, state_parts) and same(batch, batch_parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch, saved", [(1, None), (3, 2), (4, 3)])
 def test_sigterm_while_waiting_for_data(config, tmp_path, monkeypatch, capsys, batch, saved):
     def stall(iterator, step, seconds):
@@ -165,6 +166,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(config, uninte
     assert "warning: " in printed.err and "checkpoints/4" in printed.err and "step 4/4" in printed.out
 
 
+@pytest.mark.slow
 def test_consecutive_non_finite_steps_end_the_run(config, tmp_path, monkeypatch, capsys):
     def make_poisoned_step(*args):
         step = step_of("vae")[2]
@@ -187,6 +189,7 @@ def test_consecutive_non_finite_steps_end_the_run(config, tmp_path, monkeypatch,
     assert "2" in {path.name for path in (tmp_path / "checkpoints").iterdir()}
 
 
+@pytest.mark.slow
 def test_profile(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(config_lib, "parse", lambda rest: config)
     config.train.update(save_every=4, stall_seconds=1e3)
@@ -200,6 +203,7 @@ def test_profile(config, tmp_path, monkeypatch, capsys):
     assert cli.main(["train", "--workdir", str(tmp_path), "--config=any", "--profile=-1"]) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_data_worker_ends_the_run(config, tmp_path, monkeypatch, capsys):
     place, killed_at = place_batch, []
 
@@ -225,12 +229,14 @@ def test_a_killed_data_worker_ends_the_run(config, tmp_path, monkeypatch, capsys
     assert not workers()
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing(config, uninterrupted, monkeypatch):
     monkeypatch.delattr(loop, "place_batch")  # which every step calls
     directory, end = uninterrupted
     assert same(jax.device_get(train(config, directory)), end)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_the_vae_have_the_scale_of_its_latents(config, uninterrupted):
     """The averaged weights give the last batch's latents unit variance."""
     directory, end = uninterrupted

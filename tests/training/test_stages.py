@@ -18,7 +18,7 @@ def paths_of(mode):
     return flatten_dict(build(config).abstract_params(), sep="/")
 
 
-@pytest.mark.parametrize("mode", ["cross", "concat"])
+@pytest.mark.parametrize("mode", ["cross", pytest.param("concat", marks=pytest.mark.slow)])
 def test_every_parameter_belongs_to_a_part_and_every_part_has_parameters(mode):
     paths = paths_of(mode)
     assert {part_of(path) for path in paths} == {part.name for part in PARTS} - {"face_projector", "teacher"}

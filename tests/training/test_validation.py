@@ -71,6 +71,7 @@ def test_a_resumed_run_has_the_same_validation_curve(config, tmp_path, monkeypat
     assert "since the last start" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_exported_also_after_a_resume(config, tmp_path, monkeypatch, capsys):
     losses = iter([3.0, 1.0, 2.0, float("nan"), 1.5, 0.5])
     monkeypatch.setattr(Validation, "__call__", lambda self, state: {"loss": next(losses)})

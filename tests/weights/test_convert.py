@@ -77,6 +77,7 @@ def test_config_chooses_the_initialisation_of_new_parts(tensors):
         build(config)
 
 
+@pytest.mark.slow
 def test_reference_attention_starts_as_self_attention_or_silent(tensors):
     block, rng = "backbone/mid_block/attentions_0/transformer_blocks_0", np.random.default_rng(0)
     text = {name: rng.normal(size=a.shape).astype(np.float32) for name, a in tensors["unet"].items()}
@@ -226,6 +227,7 @@ def test_describe_counts_tensors_and_parameters_of_each_part(files, capsys):
     assert "float16" in output and "image, video" in output
 
 
+@pytest.mark.slow
 def test_conversion_of_wav2vec2_and_back_is_exact(files, capsys):
     assert convert(files, "--audio", f"{files}/voice", config="hearing") == 0
     config, flat = load_weights(files / "out")

@@ -86,6 +86,7 @@ def test_temporal_modules_may_be_in_their_own_file_alone(release, tmp_path, conv
         np.testing.assert_array_equal(first[path] + first[path].dtype.type(offset), second[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_files_and_layouts_are_written_back(converted, release, tmp_path):
     """The tensors that are used, by their names; they convert again to the same parameters, as does an export."""
     folder, _ = release

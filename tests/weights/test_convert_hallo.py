@@ -68,6 +68,7 @@ def test_files_are_written_back(converted, files, tmp_path):
     assert set(first) == set(second) and all(np.array_equal(first[path], second[path]) for path in first)
 
 
+@pytest.mark.slow
 def test_diffusers_layout_holds_the_variant(converted, tmp_path):
     export = ["export", "--checkpoint", str(converted), "--to", "diffusers", "--dtype", "float32"]
     assert cli.main([*export, "-o", str(tmp_path / "export")]) == 0

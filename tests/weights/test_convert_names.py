@@ -120,6 +120,7 @@ def test_single_file_of_the_original_release_gives_equal_parameters(files, tenso
         np.testing.assert_array_equal(flat[path], wanted[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_older_names_of_vae_and_motion_modules_give_equal_parameters(files, tensors):
     older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     rename = functools.partial(re.sub, r"(attentions\.0\.)(to_\w+(?:\.0)?)", lambda m: m[1] + older[m[2]])

@@ -62,6 +62,7 @@ def test_params_and_config_are_equal_after_loading(weights_dir, exported):
         np.testing.assert_array_equal(array, after[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_frames_are_equal_after_loading(pipeline, exported):
     rng = np.random.default_rng(0)
     portrait = rng.integers(0, 256, (80, 80, 3), np.uint8)
@@ -115,6 +116,7 @@ def test_damaged_file_is_named(exported, tmp_path, name):
         load_weights(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_diffusers_and_transformers_are_imported_only_for_export():
     code = (
         "import sys, emo_jax; from emo_jax import EmoPipeline; EmoPipeline.from_pretrained('tiny');"
