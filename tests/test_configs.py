@@ -29,6 +29,9 @@ ARGUMENTS["small.py"] = (*STAGES, "vae-full")
 ARGUMENTS["echomimic_acc.py"] = ("video",)
 
 
+QUICK = (("base.py", "video"), ("hallo.py", "video"))
+
+
 def every_config():
     """Yields (file, argument) of every config, as pytest parameters; the argument is None if the file takes none."""
     for file in FILES:
@@ -37,8 +40,8 @@ def every_config():
             continue
         takes = inspect.signature(module.get_config).parameters
         for argument in ARGUMENTS[file] if takes else (None,):
-            # The networks of a file's stages are nearly equal, and take seconds to trace.
-            marks = [] if argument in (None, "video") or file == "tiny.py" else [pytest.mark.slow]
+            # Networks take seconds to trace.
+            marks = [] if (file, argument) in QUICK or argument is None or file == "tiny.py" else [pytest.mark.slow]
             yield pytest.param(file, argument, marks=marks)
 
 

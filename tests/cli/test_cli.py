@@ -94,6 +94,7 @@ def test_output_is_checked_before_the_inputs_are_read(tmp_path, capsys, name, te
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["new/deep/out.mp4", "new/frames/"])
 def test_missing_folders_of_the_output_are_created(inputs, loaded, tmp_path, name):
     output = f"{tmp_path}/{name}"

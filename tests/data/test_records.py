@@ -77,7 +77,7 @@ def test_index_of_a_slice_comes_from_the_stored_index(record_dir, monkeypatch, s
     source = records.open_records(record_dir, split)
     true = records._scan(source)
     monkeypatch.setattr(records, "_scan", None)  # it would read every record
-    index = source.index() | {"reliable_speed": source.reliable_speed()}
+    index = source.index() | {"reliable_speed": source.reliable_speed(), "aspect": source.aspects()}
     assert index.keys() == true.keys()
     for name, value in index.items():
         np.testing.assert_array_equal(value, true[name])

@@ -66,6 +66,7 @@ def test_a_unet_level_on_all_axes_equals_one_device():
         check_collectives(name, results[name])
 
 
+@pytest.mark.slow
 def test_each_device_convolves_only_its_frames():
     results = report("resnet(4, ['data 2 frame 4', 'data 2 fsdp 2 frame 2'])")
     assert len(results) == 2

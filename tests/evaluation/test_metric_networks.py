@@ -72,6 +72,7 @@ def test_sets_that_cannot_be_compared(shape):
         frechet_distance(np.zeros((4, 8)), np.full((4, 8), np.nan))
 
 
+@pytest.mark.slow
 def test_fid_grows_with_blur_noise_and_jpeg():
     """With random weights, the features still order the strengths of each fault."""
     rng = np.random.default_rng(3)

@@ -40,6 +40,7 @@ def test_frames_of_another_size_or_type_raise():
         probe.measure({}, np.zeros((2, 128, 128, 3), np.float32))
 
 
+@pytest.mark.slow
 def test_saved_probe_gives_equal_measures(tmp_path):
     params = probe.fresh_params(2) | {"mean": np.full(probe.TARGETS, 3, np.float32)}
     probe.save_probe(tmp_path / "probe.safetensors", params)

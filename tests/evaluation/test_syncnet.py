@@ -48,6 +48,7 @@ def test_weights_of_another_network_are_refused(weights, tmp_path):
         syncnet.SyncNet(tmp_path / "a.safetensors")
 
 
+@pytest.mark.slow
 def test_a_video_is_scored_in_chunks(weights, tmp_path, monkeypatch):
     save_file(weights, tmp_path / "net.safetensors")
     net = syncnet.SyncNet(tmp_path / "net.safetensors")

@@ -141,6 +141,7 @@ def test_pipeline_pastes_into_any_portrait_with_one_program(pipeline):
     assert pipeline.compilations() - before <= 1
 
 
+@pytest.mark.slow
 def test_held_latents_are_the_portraits_in_every_frame(pipeline, monkeypatch):
     image = random_portrait()
     placement = place(image, BOX, pipeline.config.clip)

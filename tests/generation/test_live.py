@@ -59,6 +59,7 @@ def test_frames_equal_those_of_the_recording(pipeline, monkeypatch):
     assert np.array_equal(frames, expected)
 
 
+@pytest.mark.slow
 def test_frames_come_while_the_sound_is_still_coming(pipeline):
     video = live.LiveVideo(pipeline, random_portrait(), face_box=BOX, framing="crop")
     more, voice = threading.Event(), random_voice(24000)
@@ -76,6 +77,7 @@ def test_frames_come_while_the_sound_is_still_coming(pipeline):
     assert len(shown) + sum(map(len, frames)) == 38  # ceil of 1.5 s
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sound_without_an_end(pipeline, tmp_path, capsys):
     def blocks():
         for index in itertools.count():
@@ -232,6 +234,7 @@ def test_pipe_through_the_command_line(weights_dir, tmp_path):
     assert re.search(r"50 frames, 2\.00 s; latency \d+\.\d\d s in the median", errors.decode())
 
 
+@pytest.mark.slow
 def test_bad_inputs_are_one_line(tmp_path, monkeypatch, capsys, pipeline):
     from emo_jax.cli import main as cli
 

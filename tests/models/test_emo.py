@@ -126,6 +126,7 @@ def test_samples_without_motion_frames_have_zero_features(world, params):
     assert moved[0] < 1e-5 and moved[1] > 1e-3
 
 
+@pytest.mark.slow
 def test_stage_2_starts_from_the_predictions_of_stage_1(world, params):
     new = random_params(world.emo, fresh=VIDEO_PARTS)  # weights of stage 1 with new temporal modules and audio layers
     conditions = world.conditions(new).replace(speed=None)
@@ -186,9 +187,8 @@ OFF = {
 }
 
 
-@pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[] if part == "face_locator" else [pytest.mark.slow]) for part in OFF]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", OFF)
 def test_a_part_that_is_off_has_no_parameters_and_training_runs(part):
     changes, pattern = OFF[part]
     config = training_config("speed")
@@ -296,6 +296,7 @@ def test_new_reference_attention_prefers_nearby_places():
         assert np.mean([np.corrcoef(s, d)[0, 1] for s, d in zip(scores, distance, strict=True)]) < -0.5
 
 
+@pytest.mark.slow
 def test_temporal_modules_attend_over_the_frames_of_a_place_and_drop_motion_frames():
     module = MotionModule(heads=2, groups=4)
     x, motion = (jax.random.normal(jax.random.key(k), (1, 3 - k, 4, 6, 8)) for k in (0, 1))
@@ -334,6 +335,7 @@ def test_weights_without_the_field_of_speed_positions_keep_their_meaning():
     assert base.get_config().model.speed_positions and not small_config().model.speed_positions
 
 
+@pytest.mark.slow
 def test_temporal_modules_keep_the_order_of_frames():
     """Without attention and feed-forward network, each output frame depends on its own input frame only."""
     module = MotionModule(heads=2, groups=4)

@@ -47,6 +47,7 @@ def test_a_constant_speed_is_one_token():
     assert_saves(lambda: block.apply(variables, x, repeated, 2), lambda: block.apply(variables, x, speed, 2), 0.97)
 
 
+@pytest.mark.slow
 def test_keys_and_values_of_speeds_are_computed_once_for_all_places():
     layer, x, speed = Attention(heads=2), drawn(2, 5, 4, 16), drawn(2, 1, 4, 8, seed=1)
     variables = variables_of(layer, x, speed)
@@ -74,6 +75,7 @@ def test_samples_without_reference_and_audio_cost_nothing_for_them(mode):
     assert_saves(lambda: block.apply(variables, x, *full)[0], lambda: block.apply(variables, x, *saving)[0], 0.9)
 
 
+@pytest.mark.slow
 def test_samples_without_audio_cost_nothing_in_audio_modules():
     block, x, audio = AudioBlock(heads=2), drawn(2, 2, 12, 16), drawn(1, 2, 5, 8, seed=1)
     regions, weights = np.abs(drawn(2, 12, 3, seed=2)), np.abs(drawn(2, 3, seed=3))

@@ -111,6 +111,7 @@ def test_a_long_recording_is_computed_once_in_windows_of_one_shape_and_few_are_c
     assert len(calls) == 13
 
 
+@pytest.mark.slow
 def test_windows_of_a_long_frame_recording_equal_one_pass(emo, listen, monkeypatch):
     """The transformer runs at 25 frames per second; only its attention is limited to the window."""
     config, audio = emo.audio_encoder.config, sound(9.9, size=2)

@@ -7,7 +7,7 @@ import pytest
 from emo_jax.ops import random
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4, 2)])
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 2)])
 def test_values_are_those_of_jax(shape):
     key = jax.random.key(3)
     np.testing.assert_array_equal(random.normal(key, shape), jax.random.normal(key, shape))

@@ -49,6 +49,7 @@ def test_schedule_and_steps(truth):
     assert strided(schedule, timesteps(schedule, 3, "trailing")).tolist() == [666, 333, -1]
 
 
+@pytest.mark.slow
 def test_features_of_the_voice(sounds):
     fields = json.loads((relatives.FOLDER / "hallo_small_wav2vec2/config.json").read_text())
     config = from_transformers_config(fields)

@@ -81,6 +81,7 @@ def test_a_recording_is_cut_into_windows_and_holds_its_ends(listen):
     assert WhisperRecording(hidden_states, audio[:, :320], 25.0, 4, CONFIG)(0, 1).shape == (1, 1, 12, 16)
 
 
+@pytest.mark.slow
 def test_training_gets_the_same_features_from_a_part_of_the_recording():
     """The waveform of training starts 256 samples before the first frame, which is rounded to one output."""
     config = small_config(audio=WHISPER)

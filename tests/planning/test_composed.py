@@ -35,6 +35,7 @@ def blocks(parts):
     return [(call, trained | frozen, backward, count) for call, trained, frozen, backward, count in kinds]
 
 
+@pytest.mark.slow
 def test_every_parameter_is_in_one_part():
     state, parts = parts_of("video")
     level = re.compile(r"(backbone|reference_net)/((down|up)_blocks_\d+|mid_block)/")

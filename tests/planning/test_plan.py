@@ -145,6 +145,7 @@ def test_memory_of_a_device():
     assert _memory(jax.devices("cpu")[0]) is None
 
 
+@pytest.mark.slow
 def test_denoising_plan_counts_weights_that_the_program_does_not_read(monkeypatch):
     config, room = smallest_config("video"), 10**9
     sizes = {name: _bytes(tree) for name, tree in build(config).abstract_params().items()}  # float32, as in the config

@@ -38,6 +38,7 @@ def smooth_batch(config):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES_RUN)
 def test_loss_of_one_batch_falls_to_a_tenth(stage):
     config = smallest_config(stage)

@@ -72,6 +72,7 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("donate", [True, False])
 def test_donate_lets_the_step_overwrite_the_old_state(donate):
     config = smallest_config("vae")

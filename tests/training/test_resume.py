@@ -156,6 +156,7 @@ def test_sigterm_before_waiting_for_data_does_not_wait():
             pytest.fail("waits for the batch")
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(config, uninterrupted, tmp_path, capsys):
     shutil.copytree(uninterrupted[0], tmp_path / "run")
     (values, *_) = sorted((tmp_path / "run/checkpoints/4/state").rglob("d/*"), key=lambda p: -p.stat().st_size)

@@ -1,6 +1,7 @@
 """Sample videos during training."""
 
 import numpy as np
+import pytest
 
 from emo_jax.data import records
 from emo_jax.models.emo import build
@@ -14,6 +15,7 @@ def sample_writer(config, workdir):
     return SampleWriter(config, build(config), workdir, MetricsWriter(workdir, first=0, total=1))
 
 
+@pytest.mark.slow
 def test_samples_are_generated_on_all_devices_in_the_networks_precision():
     found = report("sampled_weights()")  # the four frames of a clip; without guidance, there is one pass
     assert found == dict(devices=4, kernel="bfloat16", last="float32", equal=True)

@@ -24,6 +24,7 @@ def test_every_parameter_belongs_to_a_part_and_every_part_has_parameters(mode):
     assert {part_of(path) for path in paths} == {part.name for part in PARTS} - {"face_projector", "teacher"}
 
 
+@pytest.mark.slow
 def test_the_face_projector_is_a_part_of_hallo():
     paths = flatten_dict(build(as_hallo(small_config())).abstract_params(), sep="/")
     assert {"face_projector/proj/kernel"} <= {path for path in paths if part_of(path) == "face_projector"}

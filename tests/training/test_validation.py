@@ -94,6 +94,7 @@ def test_the_best_checkpoint_is_kept_and_exported_also_after_a_resume(config, tm
         assert word in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_config_json_has_the_fields_and_the_versions(config, tmp_path, monkeypatch):
     config.train.steps = 1
     monkeypatch.setattr(Validation, "__call__", lambda self, state: {"loss": 1.0})

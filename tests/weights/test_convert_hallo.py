@@ -14,7 +14,10 @@ from emo_jax.weights.hallo import to_name, to_path
 from emo_jax.weights.store import read_flat
 from tests.weights import hallo_files, torch_files
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+pytestmark = [
+    pytest.mark.slow,  # files of 2656 tensors; those of EchoMimic, in test_convert_echomimic.py, are quicker to convert
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # of ml_collections
+]
 
 
 @pytest.fixture(scope="module")
