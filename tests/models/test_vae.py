@@ -75,7 +75,11 @@ def test_linear_encoder_starts_as_a_reconstruction():
     assert np.abs(made - images).mean() < 0.1 * np.abs(images).mean()
 
 
-@pytest.mark.parametrize("size, patch, factor", [pytest.param((64, 128), 4, 16, marks=pytest.mark.slow), pytest.param((128, 64), 4, 16, marks=pytest.mark.slow), ((64, 32), 1, 4)])
+@pytest.mark.parametrize("size, patch, factor", [
+    pytest.param((64, 128), 4, 16, marks=pytest.mark.slow),
+    pytest.param((128, 64), 4, 16, marks=pytest.mark.slow),
+    ((64, 32), 1, 4),
+])  # fmt: skip
 def test_shapes_of_latents_and_frames(size, patch, factor):
     config = small_config(face_locator=False)
     config.model.vae.patch = patch

@@ -33,7 +33,9 @@ def run(tmp_path_factory):
     return folder, flatten_dict(state.params(ema=True), sep="/")
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 1e-3), pytest.param("float32", 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float16", 1e-3), pytest.param("float32", 0, marks=pytest.mark.slow)]
+)
 def test_export_writes_the_averaged_weights(run, tmp_path, capsys, dtype, tolerance):
     folder, weights = run
     output = tmp_path / "weights"
