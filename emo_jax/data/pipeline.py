@@ -115,7 +115,7 @@ def make_dataset(
     _check_settings(data_config, clip_config, batch_size, rows, epochs)
     sources = sources or open_sources(data_config)
     layout = common_layout([source for source, _ in sources], data_config, clip_config)
-    buckets = [tuple(size) for size in data_config.get("buckets", ())]
+    buckets = [(height, width) for height, width in data_config.get("buckets", ())]
     if buckets and layout is not None:
         raise ValueError("data.buckets needs records; latents were encoded at one size")
     needs = dict(needs_sound=needs_sound, needs_speed=needs_speed)
@@ -158,7 +158,7 @@ def _mixed(
 def _bucketed(
     sources: list[tuple[Source, float]],
     selected: list[np.ndarray],
-    sizes: list[tuple[int, ...]],
+    sizes: list[tuple[int, int]],
     data: ConfigDict,
     clip: ConfigDict,
     batch_size: int,

@@ -223,7 +223,12 @@ def _step_of_each_size(
     steps = {
         size: processes.compile_together(make_step(emo, emo.config, mesh, state)) for size, emo in networks.items()
     }
-    return lambda state, batch: steps[batch["mask"].shape[1:3]](state, batch)
+
+    def step(state: TrainState, batch: Mapping[str, jax.Array]) -> Any:
+        _, height, width, _ = batch["mask"].shape
+        return steps[height, width](state, batch)
+
+    return step
 
 
 def _latent_rescaling(

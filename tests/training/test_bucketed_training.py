@@ -28,7 +28,8 @@ def directory(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("stage", ["vae", pytest.param("video", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["vae", "video"])
 def test_steps_of_both_sizes_train_one_model_and_resume(directory, tmp_path, monkeypatch, stage):
     config = training_config(stage)
     config.data.update(directory=str(directory), buckets=SIZES, crop_scale=(1.0, 1.0), without_sound="videos")
