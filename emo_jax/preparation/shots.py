@@ -8,6 +8,7 @@ import math
 import cv2
 import numpy as np
 
+from emo_jax.data.transforms import Window
 from emo_jax.faces.analyzer import FaceAnalyzer
 from emo_jax.faces.boxes import Box
 
@@ -23,9 +24,6 @@ SHORT_SECONDS = 2.5  # below it, the reference of a clip of 12 frames can be nea
 MEDIAN_FRAMES = 7  # window of the running medians: shorter changes of brightness, sharpness or face count are noise
 FACE_HEIGHT = 0.54  # height of the face in the window, as in the portraits of `emo generate`
 FACE_CENTER = (0.5, 0.53)  # center of the face in the window's width and height, likewise
-
-Window = tuple[int, int, int, int]
-"""A crop window: left, top, width and height in pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,14 +293,14 @@ def window_flags(window: Window, rules: Rules) -> list[str]:
 
 def crop_window(image: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
     """Crops an image (height, width, 3) uint8 to a window and resizes it to `shape`, (height, width)."""
-    left, top, width, height = window
+    top, left, height, width = window
     method = cv2.INTER_AREA if height > shape[0] else cv2.INTER_CUBIC
     return cv2.resize(image[top : top + height, left : left + width], shape[::-1], interpolation=method)
 
 
 def window_points(points: np.ndarray, window: Window, shape: tuple[int, int]) -> np.ndarray:
     """Returns points (..., x and y in turn) of an image as points of its crop by `crop_window`."""
-    left, top, width, height = window
+    top, left, height, width = window
     turns = points.shape[-1] // 2
     return (points - (left, top) * turns) * ((shape[1] / width, shape[0] / height) * turns)
 
@@ -333,4 +331,4 @@ def fit_window(boxes: np.ndarray, height: int, width: int, aspect: float = 1.0) 
     center = (low + high) / 2
     left = min(max(center[0] - FACE_CENTER[0] * columns, 0), width - columns)
     top = min(max(center[1] - FACE_CENTER[1] * rows, 0), height - rows)
-    return round(left), round(top), columns, rows
+    return round(top), round(left), rows, columns

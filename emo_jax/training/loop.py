@@ -79,7 +79,8 @@ def train(
     stage, steps, batch_size = stage_of(config), config.train.steps, config.train.batch_size
     termination = termination or Termination()
 
-    emo, networks = emo_lib.build(config), _networks_of_each_size(config)
+    emo = emo_lib.build(config)
+    networks = _networks_of_each_size(emo)
     mesh = make_mesh(**config.train.mesh, clips=stage.video)
     check_mesh(mesh, config)
     sources = open_sources(config.data)
@@ -203,11 +204,11 @@ def _restore_or_init(
     return jax.jit(functools.partial(new_state, config), out_shardings=placement)(params)
 
 
-def _networks_of_each_size(config: ConfigDict) -> dict[tuple[int, int], emo_lib.EMO]:
+def _networks_of_each_size(emo: emo_lib.EMO) -> dict[tuple[int, int], emo_lib.EMO]:
     """Returns {(height, width): networks} of the image sizes of the batches."""
-    networks = {}
-    for size in config.data.get("buckets") or [config.clip.image_size]:
-        sized = ConfigDict(config).copy_and_resolve_references()
+    networks = {tuple(emo.config.clip.image_size): emo}
+    for size in emo.config.data.get("buckets", ()):
+        sized = ConfigDict(emo.config).copy_and_resolve_references()
         sized.clip.image_size = tuple(size)
         try:
             networks[tuple(size)] = emo_lib.build(sized)

@@ -89,10 +89,7 @@ def run(block, folder, seconds):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("page", [
-    pytest.param(page, marks=[pytest.mark.slow] if page.endswith(("data.md", "quickstart.md")) else [])
-    for page in with_marks("run")
-])  # fmt: skip
+@pytest.mark.parametrize("page", with_marks("run"))
 def test_quick_commands_run(page, workplace):
     for block in blocks(page, "run"):
         run(block, workplace, 300)

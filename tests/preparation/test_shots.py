@@ -148,29 +148,29 @@ def test_enlarged_faces_are_flagged():
 
 
 def test_square_is_centered_on_the_face():
-    left, top, side, height = fit_window(np.tile([300.0, 200, 380, 300], (9, 1)), 1000, 1000)
+    top, left, height, side = fit_window(np.tile([300.0, 200, 380, 300], (9, 1)), 1000, 1000)
     assert side == height == int(100 / shots.FACE_HEIGHT)
     assert (340 - left) / side == pytest.approx(0.5, abs=0.01) and (250 - top) / side == pytest.approx(0.53, abs=0.01)
 
 
 def test_square_stays_in_the_frame_and_contains_the_moving_face():
     boxes = np.array([[10.0, 5, 90, 105], [160, 5, 240, 105]])
-    left, top, side, _ = fit_window(boxes, 300, 400)
+    top, left, side, _ = fit_window(boxes, 300, 400)
     assert left <= 10 and top == 0 and left + side >= 240
-    left, top, side, _ = fit_window(np.array([[300.0, 150, 390, 290]]), 300, 400)
+    top, left, side, _ = fit_window(np.array([[300.0, 150, 390, 290]]), 300, 400)
     assert left + side == 400 and top + side <= 300
 
 
 @pytest.mark.parametrize("aspect, frame", [(16 / 9, (1080, 1920)), (9 / 16, (1920, 1080)), (0.75, (1000, 1000))])
 def test_windows_of_other_aspects_contain_the_face_in_its_height(aspect, frame):
     face = np.array([[400.0, 420, 560, 620]])
-    left, top, width, height = fit_window(face, *frame, aspect)
+    top, left, height, width = fit_window(face, *frame, aspect)
     assert width / height == pytest.approx(aspect, abs=0.01)
     assert height == int(200 / shots.FACE_HEIGHT)
     assert 0 <= left <= 400 and left + width >= 560 and 0 <= top <= 420 and top + height >= 620
     shape = Rules(size=90, aspect=aspect).frame_shape
     assert min(shape) == 90 and shape[1] / shape[0] == pytest.approx(aspect, abs=0.02)
-    points = shots.window_points(face, (left, top, width, height), shape)[0]
+    points = shots.window_points(face, (top, left, height, width), shape)[0]
     assert (points[3] - points[1]) / shape[0] == pytest.approx(shots.FACE_HEIGHT, abs=0.01)
     assert (points[2] - points[0]) / (points[3] - points[1]) == pytest.approx(0.8, abs=0.02)  # not stretched
 
