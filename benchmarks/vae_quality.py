@@ -4,8 +4,9 @@
 
 Prints one row for each of the weights: the step, the PSNR on held-out records (one frame of each) and on the pictures
 of a folder, cut to squares of 256x256 pixels, and the seams: how much larger the gradient is between latents than
-elsewhere, relative to the original's (1: no seams). The weights of a run are those of its newest checkpoint; `--csv`
-appends the rows to a file, which becomes the curve of a run over its steps.
+elsewhere, relative to the original's (1: no seams). A VAE of flow makes the middle frame of a record from its first
+frame; of a picture, it repeats the picture. `copy dB` is the PSNR of the first frame itself. The weights of a run are
+those of its newest checkpoint; `--csv` appends the rows to a file, which becomes the curve of a run over its steps.
 """
 
 from __future__ import annotations
@@ -22,20 +23,30 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from emo_jax.data.records import open_records
+from emo_jax.data.transforms import optical_flow
 from emo_jax.media.images import load_image
 from emo_jax.media.mp4 import decode_video
 from emo_jax.models.emo import build, to_float
+from emo_jax.models.frame_latents import decode_frames, encode_clips
 from emo_jax.weights.store import read_flat
 
 SIZE = 256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def held_out_frames(directory: str, split: str, count: int) -> np.ndarray:
-    """Returns the middle frames (N, SIZE, SIZE, 3) uint8 of the first records of a split."""
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Reference images and frames, each (N, SIZE, SIZE, 3) uint8."""
+
+
+def held_out_frames(directory: str, split: str, count: int) -> Pairs:
+    """Returns the first and the middle frames of the first records of a split."""
     source = open_records(directory, split)
     records = [source[k] for k in range(min(count, len(source)))]
-    return np.stack([square(decode_video(r["video"], len(r["boxes"]) // 2, 1)[0]) for r in records])
+    first, middle = (
+        np.stack([square(decode_video(r["video"], int(share * len(r["boxes"])), 1)[0]) for r in records])
+        for share in (0, 0.5)
+    )
+    return first, middle
 
 
 def square(image: np.ndarray) -> np.ndarray:
@@ -71,19 +82,29 @@ def newest_step(name: str) -> int | None:
     return max(steps, default=None)
 
 
-def measure(name: str, sets: dict[str, np.ndarray]) -> list[str]:
-    """Returns the row of weights: the step, and for each set of pictures the mean PSNR, the lowest, and the seams."""
+def measure(name: str, sets: dict[str, Pairs]) -> list[str]:
+    """Returns the row of weights: the step, and of each set the PSNR of frames and of copies, and the seams."""
     step = newest_step(name)
     config, flat = read_flat(name)
     emo = build(config)
     params = unflatten_dict({path: jnp.asarray(a, jnp.float32) for path, a in flat.items()}, sep="/")
-    decoded = jax.jit(lambda images: emo.decode(params, emo.encode(params, images)))
+    cell = emo.vae.config.flow_cell
+
+    @jax.jit
+    def decoded(references: jax.Array, frames: jax.Array, flow: jax.Array | None) -> jax.Array:
+        _, latents = encode_clips(emo, params, references, frames, flow)
+        return decode_frames(emo, params, latents[:, 1:], references)[:, 0]
+
     row = [name, "" if step is None else str(step)]
-    for pictures in sets.values():
-        true = np.asarray(to_float(pictures[:, None]))
-        made = np.asarray(to_float(np.concatenate([decoded(true[k : k + 1])[:, 0] for k in range(len(true))])))
-        values = psnr(made, true[:, 0])
-        row += [f"{values.mean():.2f}", f"{values.min():.2f}", f"{seams(made, true[:, 0], emo.vae.config.factor):.3f}"]
+    for references, frames in sets.values():
+        made = []
+        for reference, frame in zip(references, frames, strict=True):
+            flow = jnp.asarray(optical_flow(frame[None], reference, cell)[None], jnp.float32) if cell else None
+            made.append(decoded(jnp.asarray(reference[None]), jnp.asarray(frame[None, None]), flow)[0])
+        known, true, result = (np.asarray(to_float(np.stack(a))) for a in (references, frames, made))
+        values = psnr(result, true)
+        row += [f"{values.mean():.2f}", f"{values.min():.2f}", f"{psnr(known, true).mean():.2f}"]
+        row.append(f"{seams(result, true, emo.vae.config.factor):.3f}")
     return row
 
 
@@ -103,10 +124,12 @@ def main() -> int:
             sets["records"] = held_out_frames(args.records, args.split, args.count)
         if args.pictures:
             paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in SUFFIXES)
-            sets["pictures"] = np.stack([square(load_image(path)) for path in paths])
+            pictures = np.stack([square(load_image(path)) for path in paths])
+            sets["pictures"] = pictures, pictures
         if not sets:
             parser.error("give --records, --pictures, or both")
-        header = ["weights", "step", *(f"{name} {what}" for name in sets for what in ("dB", "least dB", "seams"))]
+        columns = "dB", "least dB", "copy dB", "seams"
+        header = ["weights", "step", *(f"{name} {column}" for name in sets for column in columns)]
         print("\t".join(header))
         for name in args.weights:
             row = measure(name, sets)

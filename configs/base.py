@@ -40,6 +40,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 motion_frames=4,
                 audio_window=2,
                 first_motion="zeros",  # zeros | portrait: motion frames of a video's first clip
+                flow_cell=0,  # pixels per cell of optical flow, half of vae.patch with vae.flow_channels
                 audio_context=2.0,  # ours: seconds before and after a clip that wav2vec 2.0 also gets
                 fps=25.0,
                 image_size=(512, 512),
@@ -55,9 +56,6 @@ def get_config(stage: str = "image") -> ConfigDict:
                 spacing="leading",
                 min_snr_gamma=0.0,  # 0: off
                 noise_offset=0.0,
-                # Ours, for small models: differences from the reference's latents are diffused, divided by this
-                # standard deviation, so that the network need not repeat the portrait; 0: the latents themselves.
-                residual_std=0.0,
             ),
             sampling=dict(  # steps as in Section 4.1, the rest ours
                 # clips: one after the other, from the last n frames of the clip before. windows: all frames together,
@@ -139,7 +137,8 @@ def model() -> dict:
             latent_channels=4,
             patch=1,
             shortcut=False,
-            linear_encoder=False,
+            flow_channels=0,  # ours, for small models: latents of frames say how the reference image moves ...
+            paint_channels=0,  # ... and what to paint where moving does not help
         ),
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch

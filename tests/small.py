@@ -35,6 +35,15 @@ def small_config(stage="video", **model):
     return config
 
 
+def as_flow(config):
+    """Gives a config a VAE of flow, as configs/small.py has one; returns it."""
+    config.model.vae.update(patch=4, flow_channels=6, paint_channels=2, latent_channels=12, shortcut=False)
+    config.model.image_inputs = True
+    config.clip.update(flow_cell=2, first_motion="portrait")
+    config.diffusion.update(zero_terminal_snr=True, prediction="v", spacing="trailing")
+    return config
+
+
 def as_hallo(config):
     """Gives a config the parts and settings of configs/hallo.py, at its own size; returns it."""
     config.model.update(

@@ -39,6 +39,7 @@ class ClipSampler:
     flip_prob: float
     color_jitter: float
     audio_context: float = 0.0
+    flow_cell: int = 0
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws a sample from the record at `position`; its fields are listed in `pipeline.element_spec`."""
@@ -89,6 +90,9 @@ class ClipSampler:
             sample = transforms.flip_horizontally(sample)
         if self.color_jitter:
             sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
+        if self.flow_cell:
+            frames = np.concatenate([sample["motion"], sample["frames"]])
+            sample["flow"] = transforms.optical_flow(frames, sample["reference"], self.flow_cell)
         return sample
 
     def _boxes(self, record: dict[str, Any], start: int) -> np.ndarray:
@@ -174,6 +178,7 @@ def make_clip_sampler(source: Source, data_config: ConfigDict, clip_config: Conf
         flip_prob=data_config.flip_prob,
         color_jitter=data_config.color_jitter,
         audio_context=audio_context(clip_config),
+        flow_cell=clip_config.get("flow_cell", 0),  # older weights: no flow
     )
     if isinstance(source, LatentSource):
         return LatentClipSampler(source, **settings)

@@ -63,6 +63,8 @@ def element_spec(
         "mask": ((*size, 1), np.uint8),
         "speed": ((f + 2 * m,), np.float32),
     }
+    if cell := clip_config.get("flow_cell", 0):  # older weights: no flow
+        spec["flow"] = ((n + f, size[0] // cell, size[1] // cell, 2), np.float16)
     if layout is None or not layout.layers:
         spec["audio_moments"] = ((2 * moments.FRAME, moments.FRAME), np.float32)
     return {name: ((batch_size, *shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}
@@ -118,6 +120,8 @@ def make_dataset(
     buckets = [(height, width) for height, width in data_config.get("buckets", ())]
     if buckets and layout is not None:
         raise ValueError("data.buckets needs records; latents were encoded at one size")
+    if clip_config.get("flow_cell", 0) and layout is not None:
+        raise ValueError("model.vae.flow_channels needs records: latents of frames depend on the reference image drawn")
     needs = dict(needs_sound=needs_sound, needs_speed=needs_speed)
     limits: dict[str, Any] = dict(max_speed=data_config.max_speed, without_sound=data_config.without_sound)
     selected = [select_records(source, clip_config, **needs, **limits) for source, _ in sources]

@@ -219,3 +219,24 @@ def change_colors(sample: dict[str, np.ndarray], matrix: np.ndarray, offset: np.
             rows = sample[name].reshape(-1, sample[name].shape[-2], 3)  # one OpenCV call for all frames
             changed[name] = cv2.transform(rows, affine).reshape(sample[name].shape)
     return changed
+
+
+def optical_flow(frames: np.ndarray, reference: np.ndarray, cell: int) -> np.ndarray:
+    """Estimates the optical flow from frames to a reference image (DIS, Kroeger et al. 2016, arXiv 1603.03590).
+
+    Args:
+        frames: (n, height, width, 3) uint8.
+        reference: (height, width, 3) uint8.
+        cell: side in pixels of the squares over which the flow is averaged.
+
+    Returns:
+        (n, height / cell, width / cell, 2) float16: where each square comes from in the reference, (right, down) in
+        pixels.
+    """
+    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    height, width = (side // cell for side in reference.shape[:2])
+    target, flows = cv2.cvtColor(reference, cv2.COLOR_RGB2GRAY), np.zeros((len(frames), height, width, 2), np.float16)
+    for flow, frame in zip(flows, frames, strict=True):
+        dense = estimator.calc(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), target, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        flow[:] = cv2.resize(dense, (width, height), interpolation=cv2.INTER_AREA)
+    return flows

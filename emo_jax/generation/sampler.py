@@ -31,6 +31,7 @@ from emo_jax.generation.time_inputs import Array, Segment, TimeInputs
 from emo_jax.media.timing import frame_count
 from emo_jax.models.conditions import BRANCHES, Conditions, mask_conditions
 from emo_jax.models.emo import EMO
+from emo_jax.models.frame_latents import decode_frames, encode_references
 
 CONTROLS = ("reference", "audio", "motion", "locator", "speed")
 """Conditions that `VideoSampler(off=...)` can replace by their null condition, for the controls of an evaluation."""
@@ -98,6 +99,9 @@ class VideoSampler:
         if unknown:
             raise ValueError(f"off names {sorted(unknown)}; expected names from {', '.join(CONTROLS)}")
         self.emo, self.config, self.off, self.mesh = emo, sampling, frozenset(off), mesh
+        for name in ("hold_colors", "reencode_motion"):
+            if emo.uses_flow and sampling.get(name, False):
+                raise ValueError(f"sampling.{name} is True; expected False with model.vae.flow_channels")
         self.params = self._replicate(params)
         self.mode = mode_of(emo.config.model, (sampling.reference_scale, sampling.audio_scale))
         self._key = self._settings() if keep and mesh is None else None
@@ -239,7 +243,7 @@ class VideoSampler:
         pending, first = None, 0
         for latents, clips in self._latents(inputs, on_window):
             wanted = min(clips * self.emo.config.clip.frames, count - first)
-            frames = self._decode(self.params, latents, np.int32(clips))[:, :wanted]
+            frames = self._decode(self.params, latents, np.int32(clips), references)[:, :wanted]
             if pending is not None:
                 yield np.asarray(pending[0]), np.asarray(pending[1])
             pending, first = (frames, self._usable(latents)), first + wanted
@@ -286,13 +290,13 @@ class VideoSampler:
         starts_with_portrait = self._starts_with_portrait and n > 0 and "reference" not in self.off
         batch = len(references)
         encodes, held = uses_reference or starts_with_portrait or hold is not None, None
-        latents = self.emo.encode(params, references)[:, None] if encodes else None
+        known, latents = encode_references(self.emo, params, references) if encodes else (None, None)
         if hold is not None:
             assert latents is not None
             held = Hold(jnp.asarray(hold, jnp.float32)[:, None], latents)
         conditions = self.emo.conditions(
             params,
-            reference=latents if uses_reference else None,
+            reference=known if uses_reference else None,
             mask=masks,
             face=face,
             regions=regions,
@@ -301,8 +305,6 @@ class VideoSampler:
         )
         if "locator" in self.off and conditions.location is not None:
             conditions = dataclasses.replace(conditions, location=jnp.zeros_like(conditions.location))
-        if "reference" in self.off and conditions.base is not None:
-            conditions = dataclasses.replace(conditions, base=jnp.zeros_like(conditions.base))
         if starts_with_portrait and latents is not None:
             return conditions, held, (jnp.repeat(latents, n, axis=1), jnp.ones(batch, bool))
         return conditions, held, first_carry(batch, n, self.emo.latent_shape)
@@ -343,10 +345,8 @@ class VideoSampler:
         noise = self._noise(noise_key, len(motion))
         interval = self._deep_interval
         guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, interval > 1, **self._guidance)
-        held = None if held is None else held._replace(clean=self.emo.to_residual(held.clean, conditions))
         times = self._timesteps, solver_key, held, self._t_nexts
-        x0 = sample(guided, self._schedule, self._solver, noise, *times, interval)
-        return self.emo.from_residual(x0, conditions)
+        return sample(guided, self._schedule, self._solver, noise, *times, interval)
 
     def _conditions(self, params: Params, constants: Any, features: Array, speed: Array, **motion: Any) -> Conditions:
         """Adds the inputs of f frames to the conditions of the video, and removes those that are switched off."""
@@ -365,7 +365,7 @@ class VideoSampler:
         """Gives a segment the colours of another; see `match_colors`."""
         return match_colors(carry, latents, statistics, held, self._next_motion(params))
 
-    def _decode_fn(self, params: Params, latents: Array, count: Any) -> Any:
+    def _decode_fn(self, params: Params, latents: Array, count: Any, references: Any = None) -> Any:
         """Decodes latents (K, B, f, h, w, c) of the first `count` clips to uint8 frames (B, K * f, H, W, 3).
 
         A group of frames is decoded at a time; the frames of the other clips are zeros.
@@ -377,7 +377,8 @@ class VideoSampler:
         pattern = "clips batch (groups group) h w c -> (clips groups) batch group h w c"
         latents = rearrange(latents, pattern, group=group)
 
-        decode = functools.partial(self.emo.decode, params)
+        def decode(latents: Array) -> Array:
+            return decode_frames(self.emo, params, latents, references)
 
         def step(index: Any, images: Any) -> Any:
             decoded = decode(jax.lax.dynamic_index_in_dim(latents, index, keepdims=False))

@@ -122,7 +122,7 @@ def make_sampler(emo: Any, params: Params | None, sampling: Any, **fields: Any) 
         raise ValueError(f"sampling.strategy is {strategy!r}; expected 'clips' or 'windows'")
     for name, value, expected, is_right in (
         ("clip.motion_frames", clip.motion_frames, 0, clip.motion_frames == 0),
-        ("diffusion.residual_std", emo.residual_std, 0, emo.residual_std == 0),
+        ("model.vae.flow_channels", emo.vae.config.flow_channels, 0, not emo.uses_flow),
         ("clip.audio_window", clip.audio_window, 0, clip.audio_window == 0),
         ("model.audio.encoder", emo.config.model.audio.encoder, "another", emo.audio_encoder is not None),
         ("sampling.hold_colors", sampling.get("hold_colors", False), False, not sampling.get("hold_colors", False)),

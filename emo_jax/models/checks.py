@@ -21,6 +21,9 @@ _CHOICES = {
 _LATER = ("temporal_levels", "locator", "timing")
 """Fields that configs of older weights lack; they have the first value."""
 
+RETIRED = ("linear_encoder",)
+"""Fields of `model.vae` that configs of older weights have. Their effect is gone; False is accepted."""
+
 
 def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
     """Checks that the networks' sizes and modes fit together.
@@ -42,6 +45,7 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
     if model.speed_layers and not model.temporal_modules:
         raise ValueError("model.speed_layers is True; expected False without model.temporal_modules, their modules")
     _check_sizes(model.unet, model.vae)
+    _check_flow(model.vae, clip)
     if not 0 <= clip.motion_frames <= clip.frames:
         raise ValueError(f"clip.motion_frames is {clip.motion_frames}; expected 0 to clip.frames, {clip.frames}")
     limit, length = model.get("temporal_positions", 0), clip.motion_frames + clip.frames  # older weights: no limit
@@ -66,6 +70,22 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
     centres, radii = len(model.speed.centres), len(model.speed.radii)
     if centres != radii:
         raise ValueError(f"model.speed.radii has {radii} entries; expected {centres}, one per entry of centres")
+
+
+def _check_flow(vae: ConfigDict, clip: ConfigDict) -> None:
+    """Raises ValueError if the VAE of flow lacks its optical flow, or has options of the VAE of images."""
+    for name in RETIRED:
+        if vae.get(name, False):
+            raise ValueError(f"model.vae.{name} is True; expected False: this version cannot run such weights")
+    channels, cell = vae.get("flow_channels", 0), clip.get("flow_cell", 0)  # older weights: no flow
+    expected = vae.patch // 2 if channels else 0
+    for name in ("patch", "flow_channels"):
+        if channels and vae[name] % 2:
+            raise ValueError(f"model.vae.{name} is {vae[name]}; expected an even number for latents of flow")
+    if cell != expected:
+        raise ValueError(f"clip.flow_cell is {cell}; expected {expected} with model.vae.flow_channels {channels}")
+    if channels and vae.get("shortcut", False):
+        raise ValueError("model.vae.shortcut is True; expected False with model.vae.flow_channels")
 
 
 def _check_variant(model: ConfigDict, clip: ConfigDict) -> None:

@@ -40,7 +40,7 @@ def encode_images(
     emo: Any,
     params: Params,
     base: Conditions,
-    reference: Float[AnyArray, "batch 1 height width channels"] | None,
+    reference: Float[AnyArray, "batch 1 height width reference_channels"] | None,
     motion: Float[AnyArray, "batch n height width channels"] | None,
     has_motion: Bool[AnyArray, " batch"] | None,
     tiled: bool,
@@ -48,10 +48,9 @@ def encode_images(
     """Returns the fields of `Conditions` that ReferenceNet computes; see `EMO.conditions` for the arguments."""
     use_reference = reference is not None and emo.config.model.reference_attention != "off"
     use_motion = motion is not None and motion.shape[1] > 0
-    latents: list[Any] = [a for a, used in ((reference, use_reference), (motion, use_motion)) if used]
-    if not latents:
+    if not (use_reference or use_motion):
         return {}
-    images, tokens = jnp.concatenate(latents, axis=1), base.face
+    images, tokens = known_images(emo, reference if use_reference else None, motion if use_motion else None), base.face
     count = images.shape[1]  # of each half of guidance
     if tiled:
         n = emo.config.clip.motion_frames
@@ -63,20 +62,35 @@ def encode_images(
     if use_reference:
         own: Any = _images(features, slice(0, None, count) if tiled else slice(0, 1))
         encoded["reference"] = own | {LATENTS: reference} if emo.backbone.config.image_inputs else own
-        base = dataclasses.replace(base, base=reference if emo.residual_std else None)
-        encoded["base"] = base.base
     if use_motion and motion is not None:
         ends = range(count, images.shape[1] + 1, count)
         halves: list[Any] = [_images(features, slice(end - motion.shape[1], end)) for end in ends]
         halves = [half if has_motion is None else mask_features(half, has_motion) for half in halves]
         encoded["motion"] = halves[-1]
         if emo.backbone.config.image_inputs:
-            last = emo.to_residual(motion[:, -1:], base)
-            last = last if has_motion is None else mask_features(last, has_motion)
+            last = motion[:, -1:] if has_motion is None else mask_features(motion[:, -1:], has_motion)
             encoded["motion"] = halves[-1] | {LATENTS: last}
         if tiled:
             encoded["null"] = dataclasses.replace(base.null, motion=halves[0])
     return encoded
+
+
+def known_images(emo: Any, reference: Any, motion: Any) -> Float[AnyArray, "batch images height width channels"]:
+    """Returns what ReferenceNet is given of the reference image and the motion frames, each of which may be None.
+
+    For a `flow_vae` these are different things, in channels of their own: how the reference looks, and how it moves.
+    """
+    if emo.uses_flow:
+        c = emo.vae.config
+        sides = (0, c.frame_channels), (c.latent_channels, 0)
+        images = [
+            jnp.pad(image, [(0, 0)] * 4 + [side])
+            for image, side in zip((reference, motion), sides, strict=True)
+            if image is not None
+        ]
+    else:
+        images = [image for image in (reference, motion) if image is not None]
+    return jnp.concatenate(images, axis=1)
 
 
 def _images(features: Features | None, which: slice) -> Features | None:

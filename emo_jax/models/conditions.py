@@ -17,7 +17,7 @@ Features = dict[str, Float[AnyArray, "batch _ _ _ _"]]
 
 LATENTS = "latents"
 """Key of the latents themselves in `Conditions.reference` and `Conditions.motion`, for networks with
-`model.image_inputs`: of the reference, and of the last motion frame (with a base, as a difference from it)."""
+`model.image_inputs`: of the reference, and of the last motion frame."""
 
 BRANCHES = ("pose", "face", "lip")
 """The branches of audio modules, in the order of the last axis of `Conditions.regions` and `branch_weights`."""
@@ -58,8 +58,6 @@ class Conditions:
         regions: for each level of the UNet, finest first, how much each branch of audio modules counts at each place
             (batch, height, width, branches).
         branch_weights: weights of these branches (batch, branches).
-        base: the reference's latents (batch, 1, height, width, channels), if the diffused latents are differences from
-            them (`EMO.to_residual`). The Backbone does not read them. None: the latents themselves are diffused.
         reference_on: whether a sample sees the reference (batch,); None: all do. Only with `null`.
         scales: (reference_scale, audio_scale) of each sample (batch, 2), for networks with `model.guidance_inputs`,
             whose prediction is then the guided one. None: the prediction without guidance.
@@ -75,7 +73,6 @@ class Conditions:
     face: Any = None
     regions: Any = None
     branch_weights: Any = None
-    base: Any = None
     reference_on: Any = None
     scales: Any = None
     null: Any = None

@@ -23,8 +23,11 @@ _INTEGERS = {
     "model.unet.layers": _LEVELS,
     "model.vae.layers": _LEVELS,
     "model.vae.patch": (1, 64),
+    "model.vae.flow_channels": (0, 2**10),
+    "model.vae.paint_channels": (0, 2**10),
     "clip": (1, 2**12),
     "clip.audio_window": (0, 2**12),
+    "clip.flow_cell": (0, 32),
     "clip.image_size": (8, 2**14),
     "clip.motion_frames": (0, 2**12),
     "diffusion.train_steps": (2, 10**5),
@@ -79,9 +82,9 @@ _NEW = (
     "model.audio.projected", "model.audio.gain", "clip.audio_context",
     "clip.first_motion", "sampling.guidance_rescale", "sampling.guidance_interval", "sampling.hold_colors",
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
-    "sampling.face_weight", "sampling.lip_weight", "model.vae.linear_encoder", "sampling.strategy", "sampling.overlap",
-    "sampling.shift", "model.image_inputs", "model.guidance_inputs", "diffusion.residual_std",
-    "sampling.deep_interval",
+    "sampling.face_weight", "sampling.lip_weight", "sampling.strategy", "sampling.overlap",
+    "sampling.shift", "model.image_inputs", "model.guidance_inputs",
+    "sampling.deep_interval", "model.vae.flow_channels", "model.vae.paint_channels", "clip.flow_cell",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from emo_jax.arrays import AnyArray
 from emo_jax.models.audio_encoder import features_shape
 from emo_jax.models.audio_projector import AudioProjector
-from emo_jax.models.checks import check_model
-from emo_jax.models.conditioning import encode_images, with_null
+from emo_jax.models.checks import RETIRED, check_model
+from emo_jax.models.conditioning import encode_images, known_images, with_null
 from emo_jax.models.conditions import BRANCHES, Conditions, Features, regions_of_mask
 from emo_jax.models.config_schema import check_fields
 from emo_jax.models.face_locator import FaceLocator
@@ -89,9 +89,14 @@ class EMO:
     def decode(
         self, params: Params, latents: Float[AnyArray, "*lead latent_height latent_width channels"]
     ) -> UInt8[AnyArray, "*lead height width 3"]:
-        """Decodes latents to images."""
+        """Decodes latents of images."""
         vae: Any = self.vae
         return to_uint8(vae.apply(part_variables(params["vae"]), latents, method="decode"))
+
+    @property
+    def uses_flow(self) -> bool:
+        """Whether the latents of frames say how the reference image moves (`flow_vae`)."""
+        return bool(self.vae.config.flow_channels)
 
     def reencode(self, params: Params, latents: Float[AnyArray, "*lead height width channels"]) -> Array:
         """Decodes latents and encodes the images again, clipped to [-1, 1] but not rounded, as the relatives do."""
@@ -103,26 +108,13 @@ class EMO:
         """Height, width and channels of a frame's latents."""
         height, width = self.config.clip.image_size
         factor = self.vae.config.factor
-        return height // factor, width // factor, self.vae.config.latent_channels
-
-    @property
-    def residual_std(self) -> float:
-        """What the difference from the reference's latents is divided by; 0: the latents themselves are diffused."""
-        return self.config.diffusion.get("residual_std", 0.0)  # older weights: 0
-
-    def to_residual(self, latents: AnyArray, conditions: Conditions) -> AnyArray:
-        """Converts latents to the values that are diffused: with a base, their scaled differences from it."""
-        return latents if conditions.base is None else (latents - conditions.base) / self.residual_std
-
-    def from_residual(self, diffused: AnyArray, conditions: Conditions) -> AnyArray:
-        """Converts diffused values back to latents; the inverse of `to_residual`."""
-        return diffused if conditions.base is None else conditions.base + self.residual_std * diffused
+        return height // factor, width // factor, self.vae.config.frame_channels
 
     def conditions(
         self,
         params: Params,
         *,
-        reference: Float[AnyArray, "batch 1 height width channels"] | None = None,
+        reference: Float[AnyArray, "batch 1 height width reference_channels"] | None = None,
         motion: Float[AnyArray, "batch n height width channels"] | None = None,
         has_motion: Bool[AnyArray, " batch"] | None = None,
         audio: Float[AnyArray, "batch window_frames layers size"] | None = None,
@@ -302,9 +294,10 @@ class EMO:
 
     def _trace(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Runs `Module.init` of all parts on the smallest inputs."""
-        factor, side = self.vae.config.factor, 2 ** (self.backbone.config.levels - 1)
+        sizes, side = self.vae.config, 2 ** (self.backbone.config.levels - 1)
+        factor = sizes.factor
         speed = jnp.zeros((1, 1 + 2 * self.config.clip.audio_window))
-        latents = jnp.zeros((1, 1, side, side, self.vae.config.latent_channels))
+        reference, latents = (jnp.zeros((1, 1, side, side, c)) for c in (sizes.latent_channels, sizes.frame_channels))
         audio = jnp.zeros((*speed.shape, *features_shape(self.config.model.audio)))
 
         def trace(name: str, *inputs: Any) -> dict[str, Any]:
@@ -314,7 +307,7 @@ class EMO:
         params = trace("vae", jnp.zeros((1, factor, factor, 3)))
         face = self.face_projector
         tokens = None if face is None else jnp.zeros((1, 1, face.tokens, face.features))
-        params |= trace("reference_net", latents, jnp.zeros(1), Conditions(face=tokens))
+        params |= trace("reference_net", known_images(self, reference, None), jnp.zeros(1), Conditions(face=tokens))
         params |= trace("face_locator", jnp.zeros((1, side * factor, side * factor, 1)))
         if self.audio_encoder is not None:
             params |= trace("audio_encoder", smallest_input(self.audio_encoder))
@@ -323,7 +316,7 @@ class EMO:
             params |= trace("face_projector", jnp.zeros((1, self.config.model.face_embedding.size)))
         regions = [jnp.ones((1, side >> i, side >> i, len(BRANCHES))) for i in range(self.backbone.config.levels)]
         motion = latents if self.backbone.config.image_inputs else None
-        given: dict[str, Any] = dict(reference=latents, motion=motion, audio=audio, speed=speed, regions=regions)
+        given: dict[str, Any] = dict(reference=reference, motion=motion, audio=audio, speed=speed, regions=regions)
         conditions = dataclasses.replace(self.conditions(nn.meta.unbox(params), **given), scales=jnp.ones((1, 2)))
         return params | trace("backbone", latents, jnp.zeros(1), conditions)
 
@@ -344,7 +337,7 @@ def build(config: ConfigDict) -> EMO:
     check_fields(config)
     config = FrozenConfigDict(config)
     model, clip = config.model, config.clip
-    vae_fields = {k: _hashable(v) for k, v in model.vae.items()}
+    vae_fields = {k: _hashable(v) for k, v in model.vae.items() if k not in RETIRED}
     check_model(model, clip, VAEConfig(**vae_fields).factor)
     dtype = jnp.dtype(model.dtype)
     vae = VAE(VAEConfig(dtype=dtype, **vae_fields))
@@ -356,7 +349,7 @@ def build(config: ConfigDict) -> EMO:
         layers=model.unet.layers,
         heads=model.unet.heads,
         groups=model.unet.groups,
-        latent_channels=model.vae.latent_channels,
+        latent_channels=vae.config.frame_channels,
         reference=model.reference_attention,
         positions=model.reference_positions,
         audio=model.audio_attention,

@@ -12,12 +12,8 @@ from jaxtyping import Float, Num, UInt8
 from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention
-from emo_jax.models.cosine import (
-    COSINE_TRANSFORM,
-    INVERSE_COSINE_TRANSFORM,
-    SMOOTH_DECODER,
-    scaled_cosine_basis,
-)
+from emo_jax.models.cosine import COSINE_TRANSFORM, INVERSE_COSINE_TRANSFORM, scaled_cosine_basis
+from emo_jax.models.flow_vae import Decoded, Flow, FlowDecoder, FlowEncoder, Frames, Reference
 from emo_jax.models.initializers import ZEROS, Computed, Constant
 from emo_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
 
@@ -43,9 +39,10 @@ class VAEConfig:
         shortcut: whether a linear map in parallel with encoder and decoder maps each square of factor x factor pixels
             to its latent and back (SD: no). It starts as a cosine transform (`cosine_basis`), so that training starts
             at the quality of a JPEG with few coefficients.
-        linear_encoder: whether the encoder is a fixed cosine transform of each square (`scaled_cosine_basis`), without
-            parameters. The decoder then starts as its linear inverse (`smooth_decoder`). Records can be encoded, and
-            the other stages trained, before or while the decoder is trained (SD: no).
+        flow_channels: channels of the latents of frames that say how the reference image moves (`flow_vae`), an even
+            number. The reference image itself is encoded by a cosine transform, and the widths are those of the flow's
+            encoder and decoder. 0: frames are encoded like the reference image (SD).
+        paint_channels: channels of the latents of frames that say what the flow does not explain.
     """
 
     channels: tuple[int, ...]
@@ -55,13 +52,29 @@ class VAEConfig:
     latent_channels: int
     patch: int = 1
     shortcut: bool = False
-    linear_encoder: bool = False
+    flow_channels: int = 0
+    paint_channels: int = 0
     dtype: Any = jnp.float32
 
     @property
     def factor(self) -> int:
         """Pixels per latent along each axis."""
         return self.patch * 2 ** (len(self.channels) - 1)
+
+    @property
+    def flow_cell(self) -> int:
+        """Pixels per cell of optical flow along each axis; 0 without `flow_channels`."""
+        return self.patch // 2 if self.flow_channels else 0
+
+    @property
+    def flow_cells(self) -> int:
+        """Cells of optical flow per latent along each axis."""
+        return self.factor // self.flow_cell
+
+    @property
+    def frame_channels(self) -> int:
+        """Channels of the latents of frames, which are diffused."""
+        return self.flow_channels + self.paint_channels if self.flow_channels else self.latent_channels
 
 
 class _MidBlock(nn.Module):
@@ -158,8 +171,8 @@ class VAE(nn.Module):
     """Encoder, decoder and the scale that brings latents to unit variance.
 
     `scaling_factor` is a parameter that no stage's optimizer updates: 0.18215 for SD, measured at the end of the VAE's
-    training here, and 1 for a linear encoder. It is one number for all channels: with whitened channels, the denoising
-    loss would be spent on invisible detail.
+    training here. It is one number for all channels: with whitened channels, the denoising
+    loss would be spent on invisible detail. With `flow_channels`, it scales the latents of frames.
 
     Attributes:
         config: sizes.
@@ -170,13 +183,14 @@ class VAE(nn.Module):
     def setup(self) -> None:
         """Creates the submodules."""
         c = self.config
+        if c.flow_channels:
+            self.flow_encoder, self.flow_decoder = FlowEncoder(c), FlowDecoder(c)
+            self.scaling_factor = self.param("scaling_factor", Constant(1.0), ())
+            return
         self.decoder = Decoder(c)
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
-        self.scaling_factor = self.param("scaling_factor", Constant(1.0 if c.linear_encoder else 0.18215), ())
+        self.scaling_factor = self.param("scaling_factor", Constant(0.18215), ())
         pixels = 3 * c.factor**2
-        if c.linear_encoder:
-            self.shortcut_out = conv(pixels, padding=((0, 0), (0, 0)), dtype=c.dtype, kernel_init=SMOOTH_DECODER)
-            return
         self.encoder = Encoder(c)
         self.quant_conv = conv(2 * c.latent_channels, 1, dtype=c.dtype, kernel_init=ZEROS, bias_init=NARROW_POSTERIOR)
         if c.shortcut:
@@ -185,18 +199,33 @@ class VAE(nn.Module):
 
     def moments(self, images: Images) -> tuple[Latents, Latents]:
         """Computes the mean and log variance of q(z | x), unscaled, from images in [-1, 1]."""
-        if self.config.linear_encoder:
-            basis = scaled_cosine_basis(self.config.factor, self.config.latent_channels)
-            mean = fold(images.astype(jnp.float32), self.config.factor) @ basis
-            return mean, jnp.full_like(mean, _NARROW)
         mean, logvar = jnp.split(self.quant_conv(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         if self.config.shortcut:
             mean = mean + self.shortcut_in(fold(images, self.config.factor)).astype(jnp.float32)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def encode(self, images: Images) -> Latents:
-        """Encodes images in [-1, 1] to the mean of q(z | x), scaled to about unit variance."""
+        """Encodes images in [-1, 1] to the mean of q(z | x), or by the cosine transform, of about unit variance."""
+        if self.config.flow_channels:
+            basis = scaled_cosine_basis(self.config.factor, self.config.latent_channels)
+            return fold(jnp.asarray(images, jnp.float32), self.config.factor) @ basis
         return self.moments(images)[0] * self.scaling_factor
+
+    def encode_frames(self, frames: Frames, reference: Reference, flow: Flow) -> Latents:
+        """Encodes how the reference image moves to become each frame, see `FlowEncoder`."""
+        return self.flow_encoder(frames, reference, flow) * self.scaling_factor
+
+    def decode_frames(self, latents: Latents, reference: Reference) -> Images:
+        """Decodes what `encode_frames` returns."""
+        return self.flow_decoder(latents / self.scaling_factor, reference).frames
+
+    def flow_latents(self, frames: Frames, reference: Reference, flow: Flow) -> Latents:
+        """Computes the unscaled latents of frames, see `FlowEncoder`."""
+        return self.flow_encoder(frames, reference, flow)
+
+    def decode_flow(self, z: Latents, reference: Reference) -> Decoded:
+        """Decodes unscaled latents of frames to frames, flow and paint."""
+        return self.flow_decoder(z, reference)
 
     def decode(self, latents: Latents) -> Images:
         """Decodes scaled latents to images with values of about [-1, 1]."""
@@ -205,14 +234,21 @@ class VAE(nn.Module):
     def decode_unscaled(self, z: Latents) -> Images:
         """Decodes unscaled latents, as q(z | x) gives them."""
         images = self.decoder(self.post_quant_conv(z))
-        if self.config.linear_encoder:  # Beyond the border, the picture continues as at the border.
-            z = jnp.pad(z, [(0, 0)] * (z.ndim - 3) + [(1, 1), (1, 1), (0, 0)], mode="edge")
-        if self.config.linear_encoder or self.config.shortcut:
+        if self.config.shortcut:
             images = images + unfold(self.shortcut_out(z).astype(jnp.float32), self.config.factor)
         return images
 
+    def no_flow(self, reference: Reference, frames: int) -> Flow:
+        """Returns the flow of frames that are the reference image itself, zeros."""
+        batch, height, width, _ = reference.shape
+        cell = self.config.flow_cell
+        return jnp.zeros((batch, frames, height // cell, width // cell, 2))
+
     def __call__(self, images: Images) -> Images:
-        """Encodes and decodes images."""
+        """Encodes and decodes images (frames of themselves as the reference, with `flow_channels`)."""
+        if self.config.flow_channels:
+            latents = self.encode_frames(images[:, None], images, self.no_flow(images, 1))
+            return self.decode_frames(latents, images)[:, 0]
         return self.decode(self.encode(images))
 
 

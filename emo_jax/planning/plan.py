@@ -24,6 +24,7 @@ from emo_jax.files import write_text
 from emo_jax.generation.guided import guidance_options, guided_denoiser, mesh_for, mode_of, tiles_bank
 from emo_jax.models.conditions import Conditions
 from emo_jax.models.emo import build
+from emo_jax.models.frame_latents import encode_clips
 from emo_jax.models.placement import state_sharding
 from emo_jax.ops.attention import traced_for
 from emo_jax.planning.compile_stats import EFFORT, SLICES_EFFORT, compile_stats
@@ -228,11 +229,11 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
     spec = {name: jax.ShapeDtypeStruct(*array) for name, array in element_spec(config.clip, 1).items()}
 
     def known(params, batch):
-        images = jnp.concatenate([batch["reference"][:, None], batch["motion"]], axis=1)
-        latents = emo.encode(params, images)
+        flow = batch["flow"][:, : config.clip.motion_frames] if "flow" in batch else None
+        reference, latents = encode_clips(emo, params, batch["reference"], batch["motion"], flow)
         return emo.conditions(
             params,
-            reference=latents[:, :1],
+            reference=reference,
             motion=latents[:, 1:],
             audio=emo.audio_features(params, batch["audio"], f + 2 * m),
             speed=batch["speed"],

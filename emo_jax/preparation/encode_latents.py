@@ -142,6 +142,8 @@ def encode_records(
 
 def make_layout(emo: EMO, windows: int) -> Layout:
     """Returns the layout of the latents of a model, with `windows` crop windows per record."""
+    if emo.uses_flow:
+        raise ValueError("model.vae.flow_channels: latents of flow depend on the reference; train on the records")
     config, encoder = emo.config, emo.audio_encoder
     layout = Layout(
         image_size=tuple(config.clip.image_size),

@@ -1,6 +1,6 @@
 """Pretrains the audio projector on the lips of records, before the stages of EMO.
 
-    python -m emo_jax.training.lip_pretraining --checkpoint runs/small/vae-full --data data/small/people-0 \
+    python -m emo_jax.training.lip_pretraining --checkpoint runs/small/vae --data data/small/people-0 \
         -o runs/small/lips
 
 The paper's audio features come from a pretrained encoder, which knows speech. A projector of log-mel spectra starts

@@ -26,6 +26,7 @@ from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import check_mesh, local_rows, make_mesh, place_batch, replicated, traced_for_mesh
 from emo_jax.models import emo as emo_lib
+from emo_jax.models.frame_latents import encode_clips
 from emo_jax.models.placement import state_sharding
 from emo_jax.progress import report_waiting
 from emo_jax.training import distillation
@@ -235,21 +236,20 @@ def _step_of_each_size(
 def _latent_rescaling(
     config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
-    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only).
-
-    The scale of a linear encoder is part of its definition, so that stored latents stay valid.
-    """
-    if config.train.stage != "vae" or config.model.vae.get("linear_encoder", False):
+    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only)."""
+    if config.train.stage != "vae":
         return lambda state, batch: state
 
-    def measure(params: Any, frames: jax.Array) -> jax.Array:
-        return params["vae"]["scaling_factor"] / jnp.std(emo.encode(params, frames))
+    def measure(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        _, latents = encode_clips(emo, params, batch["reference"], batch["frames"], batch.get("flow"))
+        return params["vae"]["scaling_factor"] / jnp.std(latents[:, 1:])
 
     jitted = jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh))
     measures = collections.defaultdict(lambda: processes.compile_together(jitted))  # by the size of the images
 
     def rescale(state: TrainState, batch: Mapping[str, jax.Array]) -> TrainState:
-        scale = measures[batch["frames"].shape](state.params(ema=True), batch["frames"])
+        inputs = {name: batch[name] for name in ("reference", "frames", "flow") if name in batch}
+        scale = measures[batch["frames"].shape](state.params(ema=True), inputs)
         return dataclasses.replace(state, frozen={**state.frozen, "vae/scaling_factor": scale})
 
     return rescale

@@ -1,10 +1,9 @@
-"""The losses: the VAE's, and the denoising loss of the three EMO stages (Section 3.3).
+"""The denoising loss of the three EMO stages (Section 3.3).
 
-The loss of stage distill is in distillation.py.
+The losses of stage vae are in vae_losses.py, that of stage distill in distillation.py.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,63 +15,12 @@ from emo_jax.arrays import AnyArray
 from emo_jax.diffusion import schedule as diffusion
 from emo_jax.models.conditions import Conditions, lip_region, mask_conditions
 from emo_jax.models.emo import EMO
-from emo_jax.models.placement import part_variables
-from emo_jax.models.vae import to_float
+from emo_jax.models.frame_latents import encode_clips
 from emo_jax.ops import random
 from emo_jax.training.stages import Stage
 
 Batch = Mapping[str, Array | np.ndarray]
 """The arrays of `data.pipeline.element_spec`."""
-
-
-def vae_loss(
-    emo: EMO, config: ConfigDict, params: PyTree, batch: Batch, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Computes the VAE's loss: reconstruction error (L1 + L2), error of the image's gradients, and KL divergence.
-
-    The face's region weighs `face_weight` times as much as the rest in the loss; the PSNR weighs all pixels alike.
-    The gradients' error counts `gradient_weight` times: it holds edges sharp, and the seams between latents low, which
-    the pixels' error hardly notices.
-
-    Args:
-        emo: the networks.
-        config: the `train` config.
-        params: params tree.
-        batch: `frames` (B, f, H, W, 3) uint8 and `mask` (B, H, W, 1) in {0, 1}.
-        key: of the draw from the posterior.
-
-    Returns:
-        The loss and the metrics l1, gradient (if it counts), psnr, kl.
-    """
-    images = to_float(batch["frames"])
-    vae, variables = cast(Any, emo.vae), part_variables(params["vae"])  # `apply` returns what the method returns
-    mean, logvar = vae.apply(variables, images, method="moments")
-    z = mean + jnp.exp(0.5 * logvar) * random.normal(key, mean.shape)
-    error = vae.apply(variables, z, method="decode_unscaled") - images
-    weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight, config.mouth_weight)
-    l1, l2 = (jnp.abs(error) * weight).mean(), (error**2 * weight).mean()
-    kl = 0.5 * (mean**2 + jnp.exp(logvar) - 1 - logvar).mean()
-    loss = l1 + l2 + config.kl_weight * kl
-    metrics = {"l1": l1, "psnr": -10 * jnp.log10((error**2).mean() / 4 + 1e-12), "kl": kl}
-    if config.gradient_weight:
-        metrics["gradient"] = gradient_error(error, weight)
-        loss += config.gradient_weight * metrics["gradient"]
-    return loss, metrics
-
-
-def gradient_error(
-    error: Float[Array | np.ndarray, "batch frames height width 3"],
-    weight: Float[Array | np.ndarray, "batch 1 height width 1"],
-) -> Float[Array, ""]:
-    """Computes the L1 error of the differences between neighbouring pixels, rows and columns together.
-
-    Args:
-        error: a picture minus the true one.
-        weight: of each pixel, see `face_weights`.
-    """
-    down = jnp.abs(error[:, :, 1:] - error[:, :, :-1]) * weight[:, :, 1:]
-    right = jnp.abs(error[:, :, :, 1:] - error[:, :, :, :-1]) * weight[:, :, :, 1:]
-    return down.mean() + right.mean()
 
 
 def denoising_loss(
@@ -241,10 +189,14 @@ def clean_inputs(
         tiled: see `EMO.conditions`.
     """
     n = batch["motion"].shape[1]
-    images = jnp.concatenate([batch["reference"][:, None], batch["motion"], batch["frames"]], axis=1)
-    encoded = images.dtype != jnp.uint8  # by `emo prepare latents`
-    latents = images.astype(jnp.float32) if encoded else jax.lax.stop_gradient(emo.encode(params, images))
-    context, x0 = latents[:, : 1 + n], latents[:, 1 + n :]
+    frames = jnp.concatenate([batch["motion"], batch["frames"]], axis=1)
+    if frames.dtype == jnp.uint8:
+        encoded = encode_clips(emo, params, batch["reference"], frames, batch.get("flow"))
+        reference, latents = jax.lax.stop_gradient(encoded)
+    else:  # by `emo prepare latents`
+        latents = jnp.concatenate([batch["reference"][:, None], frames], axis=1).astype(jnp.float32)
+        reference = latents[:, :1]
+    context, x0 = jnp.asarray(latents[:, : 1 + n]), latents[:, 1 + n :]
     noise = config.motion_noise * random.normal(key, context.shape)
     context = context.at[:, 1:].add(noise[:, 1:])
     motion, has_motion = context[:, 1:], batch["has_motion"]
@@ -256,13 +208,13 @@ def clean_inputs(
     if has_portrait:
         motion = jnp.where(has_motion[:, None, None, None, None], motion, context[:, :1])
         has_motion = jnp.ones_like(has_motion)
-    frames, moments = batch["speed"].shape[1], batch.get("audio_moments")
+    length, moments = batch["speed"].shape[1], batch.get("audio_moments")
     conditions = emo.conditions(
         params,
-        reference=context[:, :1],
+        reference=reference,
         motion=motion,
         has_motion=has_motion,
-        audio=emo.audio_features(params, batch["audio"], frames, moments) if stage.sound else None,
+        audio=emo.audio_features(params, batch["audio"], length, moments) if stage.sound else None,
         speed=batch["speed"] if stage.speed else None,
         mask=batch["mask"],
         temporal=stage.video,
@@ -270,7 +222,7 @@ def clean_inputs(
     )
     if "has_sound" in batch:
         conditions = mask_conditions(conditions, jnp.ones(len(x0), bool), batch["has_sound"])
-    return emo.to_residual(x0, conditions), conditions
+    return x0, conditions
 
 
 def _sum_and_count(values: Float[Array, " batch"], mask: Bool[Array, " batch"]) -> Float[Array, "2"]:

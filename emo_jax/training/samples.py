@@ -28,6 +28,7 @@ from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.media import mp4
 from emo_jax.media.video_writer import VideoWriter
 from emo_jax.models.emo import EMO
+from emo_jax.models.frame_latents import decode_frames, encode_references
 from emo_jax.training.metrics import MetricsWriter
 from emo_jax.training.step import at_rest
 from emo_jax.weights.runs import folder_of
@@ -114,7 +115,11 @@ class SampleWriter:
 
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., UInt8[Array, "people height width 3"]]:
-        return jax.jit(lambda params, images: self._emo.decode(params, self._emo.encode(params, images)))
+        def reconstruct(params: Any, images: Any) -> Any:
+            _, latents = encode_references(self._emo, params, images)
+            return decode_frames(self._emo, params, latents, images)[:, 0]
+
+        return jax.jit(reconstruct)
 
     @functools.cached_property
     def _decode(self) -> Callable[..., UInt8[Array, "people height width 3"]]:

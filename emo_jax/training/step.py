@@ -19,7 +19,7 @@ from emo_jax.models import lora
 from emo_jax.models.emo import EMO
 from emo_jax.models.parts import is_of_teacher, layer_of, part_of
 from emo_jax.models.placement import state_sharding
-from emo_jax.training import distillation, losses
+from emo_jax.training import distillation, losses, vae_losses
 from emo_jax.training.optimizer import learning_rate, make_optimizer
 from emo_jax.training.stages import split, stage_of
 
@@ -93,7 +93,7 @@ def at_rest(path: str, array: Any, dtype: str) -> Any:
 def make_loss(emo: EMO, config: ConfigDict) -> Loss:
     """Returns loss(params, batch, key) -> (loss, metrics) of the config's stage."""
     if config.train.stage == "vae":
-        return functools.partial(losses.vae_loss, emo, config.train)
+        return functools.partial(vae_losses.vae_loss, emo, config.train)
     return make_denoising_loss(emo, config, config.train)
 
 

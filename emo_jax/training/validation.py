@@ -24,7 +24,7 @@ from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import batch_sharding, local_rows, place_batch, replicated, traced_for_mesh
 from emo_jax.models.emo import EMO
 from emo_jax.models.placement import state_sharding
-from emo_jax.training import losses
+from emo_jax.training import vae_losses
 from emo_jax.training.stages import clip_of, stage_of
 from emo_jax.training.step import TrainState, make_denoising_loss, nested
 
@@ -139,7 +139,7 @@ class Validation:
         train = ConfigDict(config.train).copy_and_resolve_references()
         train.update(drop_reference=0.0, drop_audio=0.0, drop_both=0.0, motion_noise=0.0, motion_patch_drop=0.0)
         if train.stage == "vae":
-            return lambda params, batch, key, _: losses.vae_loss(self._emo, train, params, batch, key)
+            return lambda params, batch, key, _: vae_losses.vae_loss(self._emo, train, params, batch, key)
         return make_denoising_loss(self._emo, config, train)
 
 

@@ -144,7 +144,8 @@ def _write_component(folder: pathlib.Path, name: str, config: ConfigDict, params
     if name == "vae":
         factor = float(np.asarray(params.pop("scaling_factor"), np.float32))
         fields = _vae_fields(config) | {"scaling_factor": factor}
-        standard = config.model.vae.patch == 1 and not config.model.vae.shortcut
+        vae = config.model.vae
+        standard = vae.patch == 1 and not vae.shortcut and not vae.get("flow_channels", 0)
         library, kind = ("diffusers", "AutoencoderKL") if standard else ("emo_jax", "VAE")
     else:
         library, (kind, section) = "emo_jax", _CLASSES[name]

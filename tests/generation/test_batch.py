@@ -277,17 +277,23 @@ def test_killed_and_shared_batches_make_every_video_once(weights_dir, folder, si
     def begin():
         return subprocess.Popen(command, env=environment)
 
+    def made():
+        return list(out.glob("[0-9]*.mp4"))
+
+    def held():
+        return [path for path in out.glob(".*.claim") if not (out / path.name[1:].removesuffix(".claim")).exists()]
+
     killed = begin()
     deadline = time.monotonic() + 900
-    while len(list(out.glob("[0-9]*.mp4"))) < 5:
+    # In the middle of a batch: at the end of one, fewer videos than a batch are held for a moment.
+    while len(made()) < 5 or len(held()) < size:
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     killed.kill()
     killed.wait()
-    before = {path.name: path.stat().st_mtime_ns for path in out.glob("[0-9]*.mp4")}
+    before = {path.name: path.stat().st_mtime_ns for path in made()}
     assert 5 <= len(before) < 40
-    held = [path for path in out.glob(".*.claim") if not (out / path.name[1:].removesuffix(".claim")).exists()]
-    assert size <= len(held) <= 2 * size  # it was in the middle of videos, which are taken over
+    assert 1 <= len(held()) <= 2 * size  # it was in the middle of videos, which are taken over
     both = [begin(), begin()]
     assert [process.wait(timeout=1800) for process in both] == [0, 0]
     assert sorted(path.name for path in out.iterdir()) == [f"{i:02}.mp4" for i in range(40)] + ["report.jsonl"]

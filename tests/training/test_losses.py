@@ -13,8 +13,9 @@ from emo_jax.diffusion.schedule import make_schedule
 from emo_jax.models.emo import build
 from emo_jax.models.vae import VAE
 from emo_jax.training.loop import train
-from emo_jax.training.losses import denoising_loss, drop_patches, face_weights, vae_loss, weigh_motion
+from emo_jax.training.losses import denoising_loss, drop_patches, face_weights, weigh_motion
 from emo_jax.training.stages import get_stage
+from emo_jax.training.vae_losses import vae_loss
 from tests.echo import RecordingRule, echo
 from tests.steps import FAST, fixed_batch, training_config
 

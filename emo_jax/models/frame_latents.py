@@ -1,0 +1,73 @@
+"""Latents of reference images and of frames, which differ for a VAE of flow (`flow_vae`) alone.
+
+Without one, a frame is encoded by itself, as in the paper. With one, the latents of a frame say how the reference image
+moves, and decoding them needs the reference image.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Float, Num, UInt8
+
+from emo_jax.arrays import AnyArray
+from emo_jax.models.placement import part_variables
+from emo_jax.models.vae import to_float, to_uint8
+
+Params = Mapping[str, Any]
+Latents = Float[AnyArray, "batch images latent_height latent_width channels"]
+Known = Float[AnyArray, "batch 1 latent_height latent_width reference_channels"]
+
+
+def encode_clips(
+    emo: Any,
+    params: Params,
+    references: Num[AnyArray, "batch height width 3"],
+    frames: Num[AnyArray, "batch n height width 3"],
+    flow: Float[AnyArray, "batch n flow_height flow_width 2"] | None = None,
+) -> tuple[Known, Latents]:
+    """Encodes reference images and frames, uint8 or floats in [-1, 1].
+
+    Args:
+        emo: the networks (`models.emo.EMO`).
+        params: the params tree.
+        references: the reference images.
+        frames: frames of the same people.
+        flow: optical flow from each frame to its reference, for a VAE of flow (`data.transforms.optical_flow`).
+
+    Returns:
+        The latents of the references (batch, 1, ...) that ReferenceNet is given, and the latents of all images
+        (batch, 1 + n, ...), the reference first, as they are diffused.
+    """
+    if not emo.uses_flow:
+        latents = emo.encode(params, jnp.concatenate([references[:, None], frames], axis=1))
+        return latents[:, :1], latents
+    known, own = encode_references(emo, params, references)
+    moved = _encode_flow(emo, params, references, frames, flow)
+    return known, jnp.concatenate([own, moved], axis=1)
+
+
+def encode_references(
+    emo: Any, params: Params, references: Num[AnyArray, "batch height width 3"]
+) -> tuple[Known, Latents]:
+    """Encodes reference images alone: to what ReferenceNet is given, and as frames, both (batch, 1, ...)."""
+    known = emo.encode(params, references)[:, None]
+    if not emo.uses_flow:
+        return known, known
+    flow = emo.vae.no_flow(to_float(references), 1)
+    return known, _encode_flow(emo, params, references, references[:, None], flow)
+
+
+def decode_frames(
+    emo: Any, params: Params, latents: Latents, references: Num[AnyArray, "batch height width 3"]
+) -> UInt8[AnyArray, "batch images height width 3"]:
+    """Decodes the latents of frames to images."""
+    if not emo.uses_flow:
+        return emo.decode(params, latents)
+    variables = part_variables(params["vae"])
+    return to_uint8(emo.vae.apply(variables, latents, to_float(references), method="decode_frames"))
+
+
+def _encode_flow(emo: Any, params: Params, references: AnyArray, frames: AnyArray, flow: Any) -> Any:
+    inputs = to_float(frames), to_float(references), flow
+    return emo.vae.apply(part_variables(params["vae"]), *inputs, method="encode_frames")
