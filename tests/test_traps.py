@@ -3,7 +3,6 @@
 The second is also tested by gradients, where steps are compiled: test_trap_2_... in training/test_first_steps.py.
 """
 
-import types
 
 import jax
 import jax.numpy as jnp
@@ -164,12 +163,12 @@ def test_trap_6_frames_are_decoded_in_order_for_any_chunk_size(monkeypatch, pixe
     sampler = sampler_of(training_config("speed"), RecordingRule())
     counts = []
 
-    def decode(params, latents):
+    def decode(emo, params, latents, references):
         counts.append(latents.shape[1])
         return latents + 0.5
 
     monkeypatch.setattr(sampling, "_DECODED_PIXELS", pixels * 4)
-    sampler.emo = types.SimpleNamespace(config=sampler.emo.config, decode=decode)
+    monkeypatch.setattr(sampling, "decode_frames", decode)
     latents = np.random.default_rng(0).normal(size=(3, 2, 4, 1, 1, 5)).astype(np.float32)  # K, B, f
     assert not np.any(sampler._decode_fn({}, latents, 2)[:, 8:])
     frames = sampler._decode_fn({}, latents, 3)

@@ -59,11 +59,12 @@ def encode_references(
 
 
 def decode_frames(
-    emo: Any, params: Params, latents: Latents, references: Num[AnyArray, "batch height width 3"]
+    emo: Any, params: Params, latents: Latents, references: Num[AnyArray, "batch height width 3"] | None
 ) -> UInt8[AnyArray, "batch images height width 3"]:
-    """Decodes the latents of frames to images."""
+    """Decodes the latents of frames to images; the references are needed by a VAE of flow alone."""
     if not emo.uses_flow:
         return emo.decode(params, latents)
+    assert references is not None
     variables = part_variables(params["vae"])
     return to_uint8(emo.vae.apply(variables, latents, to_float(references), method="decode_frames"))
 

@@ -84,9 +84,9 @@ def test_windows_are_averaged_in_each_step_and_one_program_serves_every_length(s
     found, counted = [], []
     decode = sampler._decode
 
-    def recording(params, latents, clips):
+    def recording(params, latents, *more):
         found.append(latents)
-        return decode(params, latents, clips)
+        return decode(params, latents, *more)
 
     sampler._decode = recording
     try:
