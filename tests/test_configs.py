@@ -260,5 +260,3 @@ def test_networks_that_do_not_fit_together_raise(field, changes):
 def test_the_small_model_fits_into_the_package():
     params = shapes(parse("small.py", "video"))
     assert 2 * sum(math.prod(array.shape) for array in params.values()) < 60e6  # bytes in float16
-
-

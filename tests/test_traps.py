@@ -3,7 +3,6 @@
 The second is also tested by gradients, where steps are compiled: test_trap_2_... in training/test_first_steps.py.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -21,8 +21,8 @@ _CHOICES = {
 _LATER = ("temporal_levels", "locator", "timing")
 """Fields that configs of older weights lack; they have the first value."""
 
-RETIRED = ("linear_encoder",)
-"""Fields of `model.vae` that configs of older weights have. Their effect is gone; False is accepted."""
+RETIRED = ("model.vae.linear_encoder", "diffusion.residual_std")
+"""Fields that configs of older weights have. Their effect is gone; False and 0 are accepted."""
 
 
 def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
@@ -72,11 +72,18 @@ def check_model(model: ConfigDict, clip: ConfigDict, factor: int) -> None:
         raise ValueError(f"model.speed.radii has {radii} entries; expected {centres}, one per entry of centres")
 
 
+def check_retired(config: ConfigDict) -> None:
+    """Raises ValueError if a config of older weights uses a field of `RETIRED`."""
+    for path in RETIRED:
+        value: Any = config
+        for name in path.split("."):
+            value = value.get(name, {})
+        if value:
+            raise ValueError(f"{path} is {value}; expected {type(value)(0)}: this version cannot run such weights")
+
+
 def _check_flow(vae: ConfigDict, clip: ConfigDict) -> None:
     """Raises ValueError if the VAE of flow lacks its optical flow, or has options of the VAE of images."""
-    for name in RETIRED:
-        if vae.get(name, False):
-            raise ValueError(f"model.vae.{name} is True; expected False: this version cannot run such weights")
     channels, cell = vae.get("flow_channels", 0), clip.get("flow_cell", 0)  # older weights: no flow
     expected = vae.patch // 2 if channels else 0
     for name in ("patch", "flow_channels"):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from emo_jax.arrays import AnyArray
 from emo_jax.models.audio_encoder import features_shape
 from emo_jax.models.audio_projector import AudioProjector
-from emo_jax.models.checks import RETIRED, check_model
+from emo_jax.models.checks import RETIRED, check_model, check_retired
 from emo_jax.models.conditioning import encode_images, known_images, with_null
 from emo_jax.models.conditions import BRANCHES, Conditions, Features, regions_of_mask
 from emo_jax.models.config_schema import check_fields
@@ -337,7 +337,8 @@ def build(config: ConfigDict) -> EMO:
     check_fields(config)
     config = FrozenConfigDict(config)
     model, clip = config.model, config.clip
-    vae_fields = {k: _hashable(v) for k, v in model.vae.items() if k not in RETIRED}
+    check_retired(config)
+    vae_fields = {k: _hashable(v) for k, v in model.vae.items() if f"model.vae.{k}" not in RETIRED}
     check_model(model, clip, VAEConfig(**vae_fields).factor)
     dtype = jnp.dtype(model.dtype)
     vae = VAE(VAEConfig(dtype=dtype, **vae_fields))

@@ -39,12 +39,25 @@ def encode_clips(
         The latents of the references (batch, 1, ...) that ReferenceNet is given, and the latents of all images
         (batch, 1 + n, ...), the reference first, as they are diffused.
     """
+    images = jnp.concatenate([references[:, None], frames], axis=1)
+    if flow is not None:
+        flow = jnp.concatenate([emo.vae.no_flow(to_float(references), 1), flow], axis=1)
+    latents = encode_frames(emo, params, references, images, flow)
+    return emo.encode(params, references)[:, None] if emo.uses_flow else latents[:, :1], latents
+
+
+def encode_frames(
+    emo: Any,
+    params: Params,
+    references: Num[AnyArray, "batch height width 3"],
+    frames: Num[AnyArray, "batch n height width 3"],
+    flow: Float[AnyArray, "batch n flow_height flow_width 2"] | None = None,
+) -> Latents:
+    """Encodes frames alone; the arguments are those of `encode_clips`."""
     if not emo.uses_flow:
-        latents = emo.encode(params, jnp.concatenate([references[:, None], frames], axis=1))
-        return latents[:, :1], latents
-    known, own = encode_references(emo, params, references)
-    moved = _encode_flow(emo, params, references, frames, flow)
-    return known, jnp.concatenate([own, moved], axis=1)
+        return emo.encode(params, frames)
+    inputs = to_float(frames), to_float(references), flow
+    return emo.vae.apply(part_variables(params["vae"]), *inputs, method="encode_frames")
 
 
 def encode_references(
@@ -55,7 +68,7 @@ def encode_references(
     if not emo.uses_flow:
         return known, known
     flow = emo.vae.no_flow(to_float(references), 1)
-    return known, _encode_flow(emo, params, references, references[:, None], flow)
+    return known, encode_frames(emo, params, references, references[:, None], flow)
 
 
 def decode_frames(
@@ -67,8 +80,3 @@ def decode_frames(
     assert references is not None
     variables = part_variables(params["vae"])
     return to_uint8(emo.vae.apply(variables, latents, to_float(references), method="decode_frames"))
-
-
-def _encode_flow(emo: Any, params: Params, references: AnyArray, frames: AnyArray, flow: Any) -> Any:
-    inputs = to_float(frames), to_float(references), flow
-    return emo.vae.apply(part_variables(params["vae"]), *inputs, method="encode_frames")

@@ -213,11 +213,11 @@ class VAE(nn.Module):
 
     def encode_frames(self, frames: Frames, reference: Reference, flow: Flow) -> Latents:
         """Encodes how the reference image moves to become each frame, see `FlowEncoder`."""
-        return self.flow_encoder(frames, reference, flow) * self.scaling_factor
+        return self.flow_latents(frames, reference, flow) * self.scaling_factor
 
     def decode_frames(self, latents: Latents, reference: Reference) -> Images:
         """Decodes what `encode_frames` returns."""
-        return self.flow_decoder(latents / self.scaling_factor, reference).frames
+        return self.decode_flow(latents / self.scaling_factor, reference).frames
 
     def flow_latents(self, frames: Frames, reference: Reference, flow: Flow) -> Latents:
         """Computes the unscaled latents of frames, see `FlowEncoder`."""

@@ -26,7 +26,7 @@ from emo_jax.data.pipeline import element_spec, make_iterator, open_sources
 from emo_jax.distributed import processes
 from emo_jax.distributed.mesh import check_mesh, local_rows, make_mesh, place_batch, replicated, traced_for_mesh
 from emo_jax.models import emo as emo_lib
-from emo_jax.models.frame_latents import encode_clips
+from emo_jax.models.frame_latents import encode_frames
 from emo_jax.models.placement import state_sharding
 from emo_jax.progress import report_waiting
 from emo_jax.training import distillation
@@ -241,8 +241,8 @@ def _latent_rescaling(
         return lambda state, batch: state
 
     def measure(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        _, latents = encode_clips(emo, params, batch["reference"], batch["frames"], batch.get("flow"))
-        return params["vae"]["scaling_factor"] / jnp.std(latents[:, 1:])
+        latents = encode_frames(emo, params, batch["reference"], batch["frames"], batch.get("flow"))
+        return params["vae"]["scaling_factor"] / jnp.std(latents)
 
     jitted = jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh))
     measures = collections.defaultdict(lambda: processes.compile_together(jitted))  # by the size of the images

@@ -17,13 +17,13 @@ from emo_jax.ops import random
 from emo_jax.training.losses import Batch, face_weights
 
 _NOISE = 0.05
-"""Noise on the latents of flow while they are learned, so that frames do not depend on their last digits."""
+"""Standard deviation of the noise that training adds to latents of flow, so that small errors in them do no harm."""
 _WARPED = 0.7
 """Weight of the warped reference's error: paint must not replace flow."""
 _FLOW = 0.05
 """Weight of the difference from the optical flow, in pixels. Without it, 300 steps learned no flow at all."""
 _FLOW_LIMIT = 6.0
-"""Pixels above which a difference from the optical flow counts no more: optical flow has errors of its own."""
+"""Largest difference from the optical flow that the loss counts, in pixels. Optical flow has errors itself."""
 _PAINT = 0.3
 """Weight of the paint's error where the warped reference is wrong."""
 _MASK = 0.1

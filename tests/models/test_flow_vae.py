@@ -45,7 +45,7 @@ def test_optical_flow_says_where_a_square_comes_from():
 
 @pytest.fixture(scope="module")
 def still():
-    """(networks, params, two references, what is encoded of them, and as a frame)."""
+    """Returns networks, parameters, two references, their latents as references, and their latents as frames."""
     emo = build(config_of())
     params = fresh_params(emo)
     references = jnp.asarray(np.stack([shifted(seed, 0)[0] for seed in range(2)]))
@@ -115,7 +115,7 @@ def test_the_loss_teaches_to_paint_what_flow_does_not_explain():
 
 
 def test_the_first_channels_of_the_latents_are_the_flow():
-    """Without its higher frequencies; a picture that moves as a whole has its displacement in the first two numbers."""
+    """Moves complete pictures: the first two numbers of each latent then hold the displacement."""
     batch = pairs_with_a_mouth(3, opens=False)
     emo = build(config_of())
     _, latents = fast(encode_clips, emo)(fresh_params(emo), batch["reference"], batch["frames"], batch["flow"])
@@ -213,7 +213,12 @@ def test_weights_of_the_version_before_are_read():
     config = small_config()
     with config.unlocked():
         config.model.vae.linear_encoder = False
+        config.diffusion.residual_std = 0.0
     assert build(config).vae == build(small_config()).vae
     config.model.vae.linear_encoder = True
-    with pytest.raises(ValueError, match="linear_encoder"):
+    with pytest.raises(ValueError, match="linear_encoder is True; expected False"):
+        build(config)
+    config.model.vae.linear_encoder = False
+    config.diffusion.residual_std = 0.35
+    with pytest.raises(ValueError, match="residual_std is 0.35; expected 0.0"):
         build(config)
