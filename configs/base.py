@@ -89,6 +89,8 @@ def get_config(stage: str = "image") -> ConfigDict:
                 # Ours: side of the crop relative to the frame. Masks take 0.60 of the height of prepared records and
                 # so 0.60 to 0.75 of a crop, which covers the 0.69 of a portrait in generation.
                 crop_scale=(0.8, 1.0),
+                # Ours: crops place the face as generation does (clip.face); crop_scale then is around that crop.
+                face_crop=False,
                 min_reference_gap=1.0,
                 same_window_prob=0.5,  # ours: of the same crop for reference and clip, as in generation
                 max_speed=0.0,  # records whose head rotates faster on average (degrees per frame) are left out; 0: off

@@ -2,7 +2,7 @@
 
     make small-weights    # data, :vae, lips, :video, :speed (launch/small_weights.sh)
 
-Its data are records of `emo prepare synthetic --world mix`. It has a VAE of flow: the latents of a frame say how the
+Its data are records of `emo prepare synthetic --world mix --head-motion 0.15`. It has a VAE of flow: the latents of a frame say how the
 portrait moves (models/flow_vae.py). A network of this size, trained for hours on two cores on latents of pictures, did
 not learn to draw the opening mouth of a stranger. A portrait that moves keeps its detail, and mouths move alike: over
 389 rendered people, one linear map from the lips' opening and width and the head's position explains 0.59 of the
@@ -59,23 +59,22 @@ def get_config(stage: str = "video") -> ConfigDict:
     config.sampling.update(solver="dpm++2m", steps=4, reference_scale=2.0, audio_scale=2.0)
     # A video starts at the portrait's pose: the portrait is the motion frames of the first clip, in the clip's crop.
     config.clip.first_motion = "portrait"
-    config.data.update(
-        crop_scale=(0.8, 1.0), same_window_prob=1.0, min_reference_gap=0.2, first_clip_prob=0.1, num_workers=0
-    )
-    # From faster heads, a network of this size learned the average of many poses and no details of faces.
-    config.data.max_speed = 0.4 if stage in ("image", "video") else 0.0
+    # Crops as in generation: mouths then lie at about the same latents, where a network of this size finds them.
+    config.data.update(face_crop=True, crop_scale=(0.92, 1.0))
+    config.data.update(same_window_prob=1.0, min_reference_gap=0.2, first_clip_prob=0.1, num_workers=0)
     if stage == "vae":
-        config.data.update(crop_scale=(0.6, 1.0), min_reference_gap=0.0, color_jitter=0.2, flip_prob=0.5)
+        config.data.update(face_crop=False, crop_scale=(0.6, 1.0), min_reference_gap=0.0)
+        config.data.update(color_jitter=0.2, flip_prob=0.5)
     config.train.update(
         stage=stage,
         ema=0.995,
         face_weight=2.0,
         # Without these, 200 steps of video learned nothing from the voice: the mouth's movement is 1 % of the loss.
-        mouth_weight=3.0 if stage == "vae" else 6.0,
+        mouth_weight=10.0 if stage == "vae" else 6.0,
         motion_weight=6.0,
         kl_weight=1e-4,
         motion_patch_drop=0.25,
-        gradient_weight=0.3,
+        gradient_weight=0.1,
         log_every=25,
         save_every=250,
         sample_every=1000,

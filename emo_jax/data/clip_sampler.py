@@ -40,6 +40,7 @@ class ClipSampler:
     color_jitter: float
     audio_context: float = 0.0
     flow_cell: int = 0
+    face: tuple[float, tuple[float, float]] | None = None
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draws a sample from the record at `position`; its fields are listed in `pipeline.element_spec`."""
@@ -71,7 +72,12 @@ class ClipSampler:
         size = clip.shape[1:3]
         # With one window for both, the face position in the reference would reveal what the mask says. With probability
         # same_window_prob it is one window nevertheless, so that the model also learns to copy a static background.
-        window = transforms.choose_window(rng, size, self.image_size, self.crop_scale)
+        shapes = (size, self.image_size, self.crop_scale)
+        if self.face:
+            box = record["boxes"][min(reference, len(record["boxes"]) - 1)]
+            window = transforms.choose_face_window(rng, *shapes, box, self.face)
+        else:
+            window = transforms.choose_window(rng, *shapes)
         in_clip = self._in_clip(reference, start)
         scale = transforms.tighter_scale(self.crop_scale) if in_clip else self.crop_scale
         reference_window = transforms.choose_window(rng, size, self.image_size, scale)
@@ -179,7 +185,10 @@ def make_clip_sampler(source: Source, data_config: ConfigDict, clip_config: Conf
         color_jitter=data_config.color_jitter,
         audio_context=audio_context(clip_config),
         flow_cell=clip_config.get("flow_cell", 0),  # older weights: no flow
+        face=(clip_config.face.height, tuple(clip_config.face.centre)) if data_config.get("face_crop") else None,
     )
     if isinstance(source, LatentSource):
+        if data_config.get("face_crop"):
+            raise ValueError("data.face_crop is True; expected False with latents, whose crops are drawn already")
         return LatentClipSampler(source, **settings)
     return ClipSampler(source, **settings)

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from emo_jax.faces.boxes import Box, crop_window
 from emo_jax.media.timing import audio_context, context_samples, cut, window_bounds
 
 Window = tuple[int, int, int, int]
@@ -93,6 +94,35 @@ def choose_window(
     height, width = _window_size(frame_size, image_size, rng.uniform(*scale))
     top, left = rng.integers(frame_size[0] - height + 1), rng.integers(frame_size[1] - width + 1)
     return int(top), int(left), height, width
+
+
+def choose_face_window(
+    rng: np.random.Generator,
+    frame_size: tuple[int, int],
+    image_size: tuple[int, int],
+    scale: tuple[float, float],
+    box: Box,
+    face: tuple[float, tuple[float, float]],
+) -> Window:
+    """Draws a crop window in which a face is about where generation places that of a portrait.
+
+    Args:
+        rng: random generator.
+        frame_size: (height, width) of the frame.
+        image_size: (height, width) of the image that the crop is resized to.
+        scale: range of the side of the window, relative to the largest; generation's window is in the middle.
+        box: the face in the frame.
+        face: height and (x, y) of the centre of the face in generation's window, as shares of its sides.
+
+    Returns:
+        The window; it stays inside the frame, so that a large face may be larger than `face` says.
+    """
+    height, centre = face
+    left, top, pixels = crop_window(frame_size, box, image_size, height * sum(scale) / 2, centre, inside=True)
+    outer = tuple(min(side, round(length * pixels)) for side, length in zip(frame_size, image_size, strict=True))
+    inner_top, inner_left, rows, columns = choose_window(rng, outer, image_size, scale)
+    first = (min(max(round(top), 0), frame_size[0] - outer[0]), min(max(round(left), 0), frame_size[1] - outer[1]))
+    return first[0] + inner_top, first[1] + inner_left, rows, columns
 
 
 def tighter_scale(scale: tuple[float, float]) -> tuple[float, float]:

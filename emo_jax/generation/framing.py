@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from emo_jax.faces.boxes import Box, crop_around, crop_window, mask_from_box
+from emo_jax.generation.detail import PortraitDetail
 
 FRAMINGS = ("portrait", "crop")
 """What a video shows: the portrait at its size, or the square around the face."""
@@ -119,6 +120,7 @@ class Canvas:
         self._alpha = (down[:, None] * across[None])[..., None].astype(np.float32)
         self._weight = cv2.resize(self.hold[..., 0], (_GRID, _GRID), interpolation=cv2.INTER_AREA)[..., None]
         self._colors = _grid(placement.crop)
+        self._detail = self._lost_detail(placement.crop) if max(per_x, per_y) < 1 and self._alpha.size else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -133,17 +135,30 @@ class Canvas:
         return alpha
 
     def paste(self, frames: UInt8[np.ndarray, "n height width 3"]) -> UInt8[np.ndarray, "n rows columns 3"]:
-        """Returns the portrait with generated frames at their place: colours matched, edges feathered."""
+        """Returns the portrait with generated frames at their place: colours matched, edges feathered.
+
+        What the portrait shows beyond the resolution of the frames moves with them, see `PortraitDetail`.
+        """
         pasted = np.repeat(self.picture[None], len(frames), axis=0)
         rows, columns = self._alpha.shape[:2]
         if not rows or not columns:
             return pasted
         under = self.picture[self._place].astype(np.float32)
         for frame, into in zip(frames, pasted, strict=True):
-            matched = Image.fromarray(self._match_colors(frame))
-            patch = np.asarray(matched.resize((columns, rows), Image.Resampling.BICUBIC, box=self._source), np.float32)
+            patch = self._enlarge(self._match_colors(frame)).astype(np.float32)
+            if self._detail is not None:
+                patch = np.clip(patch + self._detail.of(frame), 0, 255)
             into[self._place] = np.round(under + self._alpha * (patch - under)).astype(np.uint8)
         return pasted
+
+    def _enlarge(self, frame: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows columns 3"]:
+        """Resizes a frame to its place in the video."""
+        rows, columns = self._alpha.shape[:2]
+        resized = Image.fromarray(frame).resize((columns, rows), Image.Resampling.BICUBIC, box=self._source)
+        return np.asarray(resized)
+
+    def _lost_detail(self, crop: UInt8[np.ndarray, "height width 3"]) -> PortraitDetail:
+        return PortraitDetail(crop, self.picture[self._place], self._enlarge(crop), self._source)
 
     def _match_colors(self, frame: np.ndarray) -> np.ndarray:
         """Shifts colours by the smooth difference between the portrait and the frame at the held border.

@@ -75,6 +75,34 @@ def test_choose_window_fills_its_range():
     assert transforms.choose_window(rng, (160, 160), (128, 128), (0.8, 0.8))[2:] == (128, 128)
 
 
+def face_in(window, box):
+    """Returns height and centre (x, y) of a box as shares of a window's sides."""
+    top, left, rows, columns = window
+    x0, y0, x1, y1 = box
+    return (y1 - y0) / rows, ((x0 + x1) / 2 - left) / columns, ((y0 + y1) / 2 - top) / rows
+
+
+@pytest.mark.parametrize("box", [(100.0, 90.0, 160.0, 190.0), (60.0, 120.0, 110.0, 200.0)])
+def test_face_windows_place_the_face_as_generation_does(box):
+    rng, face = np.random.default_rng(0), (0.6, (0.5, 0.55))
+    draw = (rng, (256, 300), (64, 64), (0.9, 1.0), box, face)
+    windows = np.array([transforms.choose_face_window(*draw) for _ in range(300)])
+    placed = np.array([face_in(window, box) for window in windows])
+    np.testing.assert_allclose(placed.mean(0), (0.6, 0.5, 0.55), atol=0.01)
+    assert (np.ptp(placed, axis=0) > 0.03).all() and (np.ptp(placed, axis=0) < 0.12).all()
+    top, left, rows, columns = windows.T
+    assert (rows == columns).all() and top.min() >= 0 and left.min() >= 0
+    assert (top + rows).max() <= 256 and (left + columns).max() <= 300
+
+
+def test_face_windows_of_a_face_that_is_too_large_or_at_the_border_stay_inside():
+    rng, face = np.random.default_rng(0), (0.6, (0.5, 0.55))
+    for box in [(20.0, 10.0, 230.0, 250.0), (0.0, 0.0, 60.0, 90.0), (250.0, 200.0, 300.0, 256.0)]:
+        draw = (rng, (256, 300), (64, 64), (0.9, 1.0), box, face)
+        for top, left, rows, columns in (transforms.choose_face_window(*draw) for _ in range(100)):
+            assert top >= 0 and left >= 0 and top + rows <= 256 and left + columns <= 300
+
+
 def test_crop_keeps_pixels_or_resizes():
     frames = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3)).astype(np.uint8)
     np.testing.assert_array_equal(transforms.crop(frames, (3, 5, 8, 10), (8, 10)), frames[:, 3:11, 5:15])
