@@ -40,7 +40,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 motion_frames=4,
                 audio_window=2,
                 first_motion="zeros",  # zeros | portrait: motion frames of a video's first clip
-                flow_cell=0,  # pixels per cell of optical flow, half of vae.patch with vae.flow_channels
+                flow_cell=0,  # pixels per cell of flow: an eighth of a latent with vae.flow_channels
                 audio_context=2.0,  # ours: seconds before and after a clip that wav2vec 2.0 also gets
                 fps=25.0,
                 image_size=(512, 512),
@@ -140,7 +140,7 @@ def model() -> dict:
             patch=1,
             shortcut=False,
             flow_channels=0,  # ours, for small models: latents of frames say how the reference image moves ...
-            paint_channels=0,  # ... and what to paint where moving does not help
+            mouth_channels=0,  # ... and where a mouth has opened
         ),
         reference_attention="cross",  # cross | concat | shared | off
         reference_positions=False,  # ours: position codes in reference-attention, for training from scratch

@@ -15,7 +15,7 @@ from emo_jax.configs import base  # pyright: ignore[reportMissingImports]  # a f
 from ml_collections import ConfigDict
 
 _STAGES = {
-    "vae": dict(steps=4000, batch_size=8, optimizer="adamw", learning_rate=1.5e-3),
+    "vae": dict(steps=4000, batch_size=32, optimizer="adamw", learning_rate=3e-3),
     "image": dict(steps=4000, batch_size=32, optimizer="muon", learning_rate=1.5e-3),
     "video": dict(steps=6000, batch_size=8, optimizer="muon", learning_rate=1e-3),
     "speed": dict(steps=4000, batch_size=8, optimizer="muon", learning_rate=2e-3),
@@ -34,14 +34,14 @@ def get_config(stage: str = "video") -> ConfigDict:
         image_inputs=True,
         unet=dict(channels=(64, 128), attention=(True, True), layers=1, heads=4, groups=8, remat="none"),
         vae=dict(
-            channels=(64, 128, 128),
-            decoder_channels=(48, 128, 128),
-            layers=1,
+            channels=(64,),  # of which only the number counts
+            decoder_channels=(64,),
+            layers=3,
             groups=8,
             latent_channels=96,
-            patch=8,
+            patch=32,
             flow_channels=16,
-            paint_channels=8,
+            mouth_channels=12,
         ),
         locator_channels=(16, 32, 48, 64, 64),
         audio=dict(encoder="mel", bands=80, steps=4, tokens=8, features=128, hidden=192),

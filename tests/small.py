@@ -37,7 +37,8 @@ def small_config(stage="video", **model):
 
 def as_flow(config):
     """Gives a config a VAE of flow, as configs/small.py has one; returns it."""
-    config.model.vae.update(patch=4, flow_channels=6, paint_channels=2, latent_channels=12, shortcut=False)
+    config.model.vae.update(channels=(16,), decoder_channels=(16,), layers=1, patch=16, latent_channels=12)
+    config.model.vae.update(flow_channels=6, mouth_channels=2, shortcut=False)
     config.model.image_inputs = True
     config.clip.update(flow_cell=2, first_motion="portrait")
     config.diffusion.update(zero_terminal_snr=True, prediction="v", spacing="trailing")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emo_jax.data import records, transforms
+from emo_jax.data import motion_fields, records, transforms
 from emo_jax.data.latents import LatentSource
 from emo_jax.data.sources import Source
 from emo_jax.media import mp4
@@ -92,14 +92,37 @@ class ClipSampler:
             "has_motion": np.asarray(before > 0),
             "mask": transforms.union_mask(boxes, window, self.image_size),
         }
-        if rng.random() < self.flip_prob:
+        if mirrored := rng.random() < self.flip_prob:
             sample = transforms.flip_horizontally(sample)
         if self.color_jitter:
             sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
         if self.flow_cell:
-            frames = np.concatenate([sample["motion"], sample["frames"]])
-            sample["flow"] = transforms.optical_flow(frames, sample["reference"], self.flow_cell)
+            count = len(record["boxes"])
+            numbers = np.minimum(np.arange(start - before, start + self.frames), count - 1)
+            place = functools.partial(self._points, record, mirrored=mirrored)
+            known, points = place([min(reference, count - 1)], reference_window), place(numbers, window)
+            sample["field"] = self._fields(sample, points, known)
         return sample
+
+    def _points(
+        self, record: dict[str, Any], numbers: Sequence[int], window: transforms.Window, mirrored: bool
+    ) -> list[np.ndarray | None]:
+        """Returns the landmarks of some frames in the crops of a window."""
+        named = motion_fields.named_points(record["landmarks"])
+        if named is None:
+            return [None] * len(numbers)
+        placed = transforms.place_points(named[np.asarray(numbers)], window, self.image_size)
+        return [*(transforms.mirror_points(placed, self.image_size[1]) if mirrored else placed)]
+
+    def _fields(
+        self, sample: dict[str, np.ndarray], points: Sequence[np.ndarray | None], known: Sequence[np.ndarray | None]
+    ) -> np.ndarray:
+        """Returns the fields (motion frames + frames, ...) of a sample; those of missing motion frames are zeros."""
+        frames = [*sample["motion"], *sample["frames"]]
+        missing = len(frames) - len(points)
+        find = functools.partial(motion_fields.motion_field, reference=sample["reference"], cell=self.flow_cell)
+        found = [find(frame, points=at, known=known[0]) for frame, at in zip(frames[missing:], points, strict=True)]
+        return np.stack([np.zeros_like(found[0])] * missing + found).astype(np.float16)
 
     def _boxes(self, record: dict[str, Any], start: int) -> np.ndarray:
         """Returns the boxes (frames, 4) of a clip."""

@@ -64,7 +64,7 @@ def element_spec(
         "speed": ((f + 2 * m,), np.float32),
     }
     if cell := clip_config.get("flow_cell", 0):  # older weights: no flow
-        spec["flow"] = ((n + f, size[0] // cell, size[1] // cell, 2), np.float16)
+        spec["field"] = ((n + f, size[0] // cell, size[1] // cell, 3), np.float16)
     if layout is None or not layout.layers:
         spec["audio_moments"] = ((2 * moments.FRAME, moments.FRAME), np.float32)
     return {name: ((batch_size, *shape), np.dtype(dtype)) for name, (shape, dtype) in spec.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
-from emo_jax.data import latents, records
+from emo_jax.data import latents, motion_fields, records
 from emo_jax.data.latents import LatentSource, Layout
 from emo_jax.data.record_files import MissingSplit
 from emo_jax.media.timing import exact_fps
@@ -126,6 +126,17 @@ def mean_speeds(source: Source) -> np.ndarray:
     return _MEAN_SPEEDS[source]
 
 
+_HAVE_LANDMARKS: weakref.WeakKeyDictionary[Source, np.ndarray] = weakref.WeakKeyDictionary()
+
+
+def have_landmarks(source: Source) -> np.ndarray:
+    """Returns whether `motion_fields` can use the landmarks of each record, (records,); see `mean_speeds`."""
+    if source not in _HAVE_LANDMARKS:
+        found = (source[position]["landmarks"] for position in range(len(source)))
+        _HAVE_LANDMARKS[source] = np.array([motion_fields.named_points(points) is not None for points in found])
+    return _HAVE_LANDMARKS[source]
+
+
 def select_records(
     source: Source,
     clip_config: ConfigDict,
@@ -134,7 +145,7 @@ def select_records(
     max_speed: float = 0.0,
     without_sound: str = "none",
 ) -> np.ndarray:
-    """Selects the records that are long enough for a clip and its motion frames.
+    """Selects the records that are long enough for a clip and its motion frames, and have landmarks for latents of flow.
 
     Args:
         source: records or latents.
@@ -164,6 +175,8 @@ def select_records(
         keep &= index["sound"]
     if needs_speed:
         keep &= source.reliable_speed()
+    if clip_config.get("flow_cell", 0):
+        keep &= have_landmarks(source)
     if max_speed:
         keep &= mean_speeds(source) <= max_speed
     if needs_sound and without_sound == "all":

@@ -125,6 +125,19 @@ def choose_face_window(
     return first[0] + inner_top, first[1] + inner_left, rows, columns
 
 
+def place_points(
+    points: np.ndarray, window: Window, image_size: tuple[int, int]
+) -> np.ndarray:
+    """Returns where points (..., 2) of a frame, (x, y) in pixels, are in the crop of a window."""
+    top, left, rows, columns = window
+    return (points + 0.5 - (left, top)) * (image_size[1] / columns, image_size[0] / rows) - 0.5
+
+
+def mirror_points(points: np.ndarray, width: int) -> np.ndarray:
+    """Returns where points (..., 2) of an image are when it is mirrored, see `flip_horizontally`."""
+    return np.stack([width - 1 - points[..., 0], points[..., 1]], axis=-1)
+
+
 def tighter_scale(scale: tuple[float, float]) -> tuple[float, float]:
     """Returns the range of `choose_window` for a reference that is a frame of the clip itself.
 
@@ -249,24 +262,3 @@ def change_colors(sample: dict[str, np.ndarray], matrix: np.ndarray, offset: np.
             rows = sample[name].reshape(-1, sample[name].shape[-2], 3)  # one OpenCV call for all frames
             changed[name] = cv2.transform(rows, affine).reshape(sample[name].shape)
     return changed
-
-
-def optical_flow(frames: np.ndarray, reference: np.ndarray, cell: int) -> np.ndarray:
-    """Estimates the optical flow from frames to a reference image (DIS, Kroeger et al. 2016, arXiv 1603.03590).
-
-    Args:
-        frames: (n, height, width, 3) uint8.
-        reference: (height, width, 3) uint8.
-        cell: side in pixels of the squares over which the flow is averaged.
-
-    Returns:
-        (n, height / cell, width / cell, 2) float16: where each square comes from in the reference, (right, down) in
-        pixels.
-    """
-    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    height, width = (side // cell for side in reference.shape[:2])
-    target, flows = cv2.cvtColor(reference, cv2.COLOR_RGB2GRAY), np.zeros((len(frames), height, width, 2), np.float16)
-    for flow, frame in zip(flows, frames, strict=True):
-        dense = estimator.calc(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), target, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        flow[:] = cv2.resize(dense, (width, height), interpolation=cv2.INTER_AREA)
-    return flows

@@ -85,10 +85,9 @@ def check_retired(config: ConfigDict) -> None:
 def _check_flow(vae: ConfigDict, clip: ConfigDict) -> None:
     """Raises ValueError if the VAE of flow lacks its optical flow, or has options of the VAE of images."""
     channels, cell = vae.get("flow_channels", 0), clip.get("flow_cell", 0)  # older weights: no flow
-    expected = vae.patch // 2 if channels else 0
-    for name in ("patch", "flow_channels"):
-        if channels and vae[name] % 2:
-            raise ValueError(f"model.vae.{name} is {vae[name]}; expected an even number for latents of flow")
+    expected = vae.patch * 2 ** (len(vae.channels) - 1) // 8 if channels else 0
+    if channels % 2:
+        raise ValueError(f"model.vae.flow_channels is {channels}; expected an even number")
     if cell != expected:
         raise ValueError(f"clip.flow_cell is {cell}; expected {expected} with model.vae.flow_channels {channels}")
     if channels and vae.get("shortcut", False):

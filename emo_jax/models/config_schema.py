@@ -24,7 +24,7 @@ _INTEGERS = {
     "model.vae.layers": _LEVELS,
     "model.vae.patch": (1, 64),
     "model.vae.flow_channels": (0, 2**10),
-    "model.vae.paint_channels": (0, 2**10),
+    "model.vae.mouth_channels": (0, 64),
     "clip": (1, 2**12),
     "clip.audio_window": (0, 2**12),
     "clip.flow_cell": (0, 32),
@@ -84,7 +84,7 @@ _NEW = (
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
     "sampling.face_weight", "sampling.lip_weight", "sampling.strategy", "sampling.overlap",
     "sampling.shift", "model.image_inputs", "model.guidance_inputs",
-    "sampling.deep_interval", "model.vae.flow_channels", "model.vae.paint_channels", "clip.flow_cell",
+    "sampling.deep_interval", "model.vae.flow_channels", "model.vae.mouth_channels", "clip.flow_cell",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

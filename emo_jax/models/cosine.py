@@ -92,6 +92,16 @@ def inverse_flow_basis(cells: int, channels: int) -> Float[np.ndarray, "{channel
     return basis.T / (basis**2).sum(0)[:, None]
 
 
+def mouth_basis(cells: int, channels: int) -> Float[np.ndarray, "{cells}*{cells} {channels}"]:
+    """Computes orthonormal two-dimensional cosines of squares of cells x cells, for the shapes of open mouths.
+
+    Mouths are wide: vertical frequencies come earlier than horizontal ones.
+    """
+    cosines = _cosines(cells)
+    waves = sorted((v * v + 2 * u * u, v, u) for v in range(cells) for u in range(cells))[:channels]
+    return np.stack([np.outer(cosines[:, v], cosines[:, u]).ravel() for _, v, u in waves], axis=1).astype(np.float32)
+
+
 def _cosine_transform(shape: tuple[int, ...]) -> np.ndarray:
     return cosine_basis(math.isqrt(shape[0] // 3), shape[1])
 

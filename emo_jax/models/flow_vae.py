@@ -1,92 +1,76 @@
 """A VAE whose latents say how a reference image moves (latent flow diffusion, Ni et al. 2023, arXiv 2303.13744).
 
-A frame is the reference image, warped by a flow field, with new paint where the flow cannot help: inside an opening
-mouth, or behind a turning head. Its latents describe flow and paint. They are similar for all people, and the reference
-image keeps its detail, so that a small network learns to move faces which it has never seen.
+A frame is the reference image, warped by a flow field, with new paint inside an opening mouth. Its latents describe the
+flow and the shape of the opening. They are similar for all people, and the reference image keeps its detail, so that a
+small network learns to move faces which it has never seen.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from emo_jax.arrays import AnyArray
-from emo_jax.distributed.activations import constrain
-from emo_jax.models.cosine import flow_basis, inverse_flow_basis
+from emo_jax.models.cosine import flow_basis, inverse_flow_basis, mouth_basis
 from emo_jax.models.initializers import ZEROS
-from emo_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, conv, fold, unfold
+from emo_jax.models.layers import Dense, LayerNorm, conv, fold, unfold
 from emo_jax.ops.warp import warp
 
 Frames = Float[AnyArray, "batch frames height width 3"]
 Reference = Float[AnyArray, "batch height width 3"]
 Maps = Float[AnyArray, "batch frames rows columns features"]
-Flow = Float[AnyArray, "batch frames flow_height flow_width 2"]
-"""Where each cell of (patch / 2)^2 pixels comes from, (right, down) in pixels of the image."""
+Field = Float[AnyArray, "batch frames field_height field_width 3"]
+"""Of each cell: where it comes from (right, down) in pixels, and the share of it that is a new inside of a mouth."""
+Windows = Int[AnyArray, "batch frames 2"]
+"""First (row, column) of a square of WINDOW x WINDOW cells."""
 
-_EPSILON = 1e-6
-_SHOWN = -2.0
-"""Logit of a new decoder's mask, which shows a tenth of its paint."""
+WINDOW = 18
+"""Side, in cells, of the squares on which the painter is trained: 72 pixels for the small model, as wide as a mouth."""
+_MOUTH = 4.0
+"""Scale of the latents of mouths, which are rare: their squares then count as much as those of the flow."""
+_BINOMIAL = (0.25, 0.5, 0.25)
+"""Weights of the smoothing of fields, which the cosine transforms of neighbouring squares do not continue."""
 
 
 class Decoded(NamedTuple):
-    """What a `FlowDecoder` makes of each frame.
+    """What latents of flow and a reference image say.
 
     Attributes:
-        frames: the warped reference with paint where the mask is 1.
-        warped: the warped reference.
-        flow: where each cell comes from.
-        mask: how much of the paint is seen, 0 to 1.
-        paint: new colours.
+        field: where each cell comes from, and where a mouth has opened.
+        warped: the warped reference; of the windows alone, if there are windows.
+        frames: the warped reference with paint; of the windows alone, if there are windows.
     """
 
-    frames: Frames
+    field: Field
     warped: Frames
-    flow: Flow
-    mask: Float[AnyArray, "batch frames height width 1"]
-    paint: Frames
+    frames: Frames
 
 
-class FlowEncoder(nn.Module):
-    """Encodes how the reference image moves to become a frame, and what the flow does not explain.
+def encode_field(config: Any, field: Field) -> Maps:
+    """Returns the unscaled latents of frames, cosine transforms of their fields (`data.motion_fields`).
 
-    The first channels are a cosine transform of the optical flow. A network that had to see motion in pixels left the
-    flow at zero for 300 steps, and one that was given the flow lost four fifths of it after 850; the transform loses
-    7 % at 16 numbers per 32x32 pixels. The other channels are learned: they say how to paint the inside of a mouth.
-
-    Attributes:
-        config: sizes (`VAEConfig`).
+    The transforms are fixed. A network that had to see motion in pixels left the flow at zero for 300 steps, and one
+    that was given the flow lost four fifths of it after 850; 16 numbers per square of 8 x 8 cells lose 7 %.
     """
+    field, cells = field.astype(jnp.float32), config.flow_cells
+    flow = fold(field[..., :2], cells) @ flow_basis(cells, config.flow_channels)
+    mouth = _MOUTH * fold(field[..., 2:], cells) @ mouth_basis(cells, config.mouth_channels)
+    return jnp.concatenate([flow, mouth], axis=-1)
 
-    config: Any
 
-    @nn.compact
-    def __call__(self, frames: Frames, reference: Reference, flow: Flow) -> Maps:
-        """Returns unscaled latents of frames.
-
-        Args:
-            frames: in [-1, 1].
-            reference: the image that moves, in [-1, 1].
-            flow: optical flow from the frames to the reference (`data.transforms.optical_flow`).
-        """
-        c = self.config
-        transformed = fold(flow.astype(jnp.float32), c.flow_cells) @ flow_basis(c.flow_cells, c.flow_channels)
-        warped = warp(reference.astype(jnp.float32), _resize(_flow_of(c, transformed), c.flow_cell))
-        embed = Dense(c.channels[0], dtype=c.dtype, name="conv_in")
-        x = jnp.concatenate([embed(fold(a.astype(c.dtype), c.patch)) for a in (frames, warped)], axis=-1)
-        x = constrain(x, "spatial")
-        for i, width in enumerate(c.channels[1:]):
-            x = Downsample(width, dtype=c.dtype, name=f"downsamplers_{i}")(x)
-            for j in range(c.layers):
-                x = ResnetBlock(width, c.groups, _EPSILON, c.dtype, name=f"down_blocks_{i}_resnets_{j}")(x)
-        x = nn.silu(GroupNorm(c.groups, _EPSILON, c.dtype, name="conv_norm_out")(x))
-        paint = conv(c.paint_channels, dtype=jnp.float32, name="conv_out")(x)
-        return jnp.concatenate([transformed, paint], axis=-1)
+def decode_field(config: Any, latents: Maps) -> Field:
+    """Returns the field that unscaled latents of `encode_field` describe, without its higher frequencies."""
+    cells, split = config.flow_cells, config.flow_channels
+    flow = unfold(latents[..., :split] @ inverse_flow_basis(cells, split), cells)
+    mouth = unfold(latents[..., split:] / _MOUTH @ mouth_basis(cells, config.mouth_channels).T, cells)
+    return _smooth(jnp.concatenate([flow, mouth], axis=-1))
 
 
 class FlowDecoder(nn.Module):
-    """Decodes latents of `FlowEncoder` and the reference image to frames.
+    """Decodes latents of frames and the reference image to frames.
 
     Attributes:
         config: sizes (`VAEConfig`).
@@ -95,52 +79,83 @@ class FlowDecoder(nn.Module):
     config: Any
 
     @nn.compact
-    def __call__(self, latents: Maps, reference: Reference) -> Decoded:
-        """Returns the frames with values of about [-1, 1], and their parts."""
-        c = self.config
-        known = self._reference_maps(reference.astype(c.dtype))
-        x = conv(c.decoder_channels[-1], dtype=c.dtype, name="conv_in")(constrain(latents.astype(c.dtype), "spatial"))
-        for i, features in reversed(list(enumerate(known))):
-            if x.shape[-3:-1] != features.shape[-3:-1]:
-                x = _resize(x, 2)
-            width = c.decoder_channels[i]
-            x = conv(width, 1, dtype=c.dtype, name=f"merge_{i}")(x) + features
-            for j in range(c.layers):
-                x = ResnetBlock(width, c.groups, _EPSILON, c.dtype, name=f"up_blocks_{i}_resnets_{j}")(x)
-        x = nn.silu(GroupNorm(c.groups, _EPSILON, c.dtype, name="flow_norm")(x))
-        correction = unfold(conv(2 * 4, dtype=jnp.float32, kernel_init=ZEROS, name="flow_out")(x), 2)
-        flow = _flow_of(c, latents[..., : c.flow_channels]) + correction
-        warped = warp(reference.astype(jnp.float32), _resize(flow, c.flow_cell))
-        mask, paint = self._paint(x, warped)
-        return Decoded(warped + mask * (paint - warped), warped, flow, mask, paint)
+    def __call__(self, latents: Maps, reference: Reference, windows: Windows | None = None) -> Decoded:
+        """Returns the frames with values of about [-1, 1], and their parts.
 
-    def _reference_maps(self, reference: AnyArray) -> list[Array]:
-        """Returns feature maps (batch, 1, ...) of the reference image, finest first. All frames share them."""
-        c = self.config
-        maps = [Dense(c.decoder_channels[0], dtype=c.dtype, name="reference_in")(fold(reference[:, None], c.patch))]
-        for i, width in enumerate(c.decoder_channels[1:]):
-            x = Downsample(width, dtype=c.dtype, name=f"reference_downsamplers_{i}")(maps[-1])
-            maps.append(ResnetBlock(width, c.groups, _EPSILON, c.dtype, name=f"reference_resnets_{i}")(x))
-        return maps
+        Args:
+            latents: unscaled latents of the frames.
+            reference: the image that moves, in [-1, 1].
+            windows: where to paint; None for everywhere.
+        """
+        cell, field = self.config.flow_cell, decode_field(self.config, latents)
+        warped = warp(reference.astype(jnp.float32), _enlarge(field[..., :2], cell))
+        seen = field
+        if windows is not None:
+            seen, warped = cut_windows(field, windows, 1), cut_windows(warped, windows, cell)
+        return Decoded(field, warped, warped + Painter(self.config, name="painter")(seen, warped))
 
-    def _paint(self, x: Maps, warped: Frames) -> tuple[Array, AnyArray]:
-        """Returns mask and paint from the decoder's features and the warped reference."""
+
+class Painter(nn.Module):
+    """Paints what the warped reference image does not show: teeth, tongue and the dark inside of an opening mouth.
+
+    It normalises each position by itself, so that the same network paints a window and a complete frame.
+
+    Attributes:
+        config: sizes (`VAEConfig`).
+    """
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, field: Field, warped: Frames) -> Frames:
+        """Returns what to add to the warped reference."""
         c, width = self.config, self.config.decoder_channels[0]
-        seen = Dense(width, dtype=c.dtype, name="paint_in")(fold(warped.astype(c.dtype), c.patch))
-        x = conv(width, 1, dtype=c.dtype, name="paint_merge")(x) + seen
-        x = ResnetBlock(width, c.groups, _EPSILON, c.dtype, name="paint_resnet")(x)
-        x = nn.silu(GroupNorm(c.groups, _EPSILON, c.dtype, name="paint_norm")(x))
-        mask = unfold(conv(4, dtype=jnp.float32, kernel_init=ZEROS, name="mask_out")(x), 2)
-        paint = conv(3 * c.patch**2, 1, dtype=jnp.float32, kernel_init=ZEROS, name="paint_out")(x)
-        return nn.sigmoid(_resize(mask, c.flow_cell) + _SHOWN), unfold(paint, c.patch)
+        embed = functools.partial(Dense, width, dtype=c.dtype)
+        x = embed(name="warped_in")(fold(warped.astype(c.dtype), c.flow_cell))
+        x = x + embed(name="field_in")(_with_derivatives(field).astype(c.dtype))
+        for i in range(c.layers):
+            h = nn.silu(LayerNorm(dtype=c.dtype, name=f"norm1_{i}")(x))
+            h = conv(width, dtype=c.dtype, name=f"conv1_{i}")(h)
+            h = nn.silu(LayerNorm(dtype=c.dtype, name=f"norm2_{i}")(h))
+            x = x + conv(width, dtype=c.dtype, name=f"conv2_{i}")(h)
+        x = nn.silu(LayerNorm(dtype=c.dtype, name="norm_out")(x))
+        return unfold(conv(3 * c.flow_cell**2, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out")(x), c.flow_cell)
 
 
-def _flow_of(config: Any, latents: Maps) -> Flow:
-    """Returns the flow that a cosine transform of `FlowEncoder` describes."""
-    return unfold(latents @ inverse_flow_basis(config.flow_cells, config.flow_channels), config.flow_cells)
+def cut_windows(a: AnyArray, windows: Windows, size: int) -> Array:
+    """Cuts squares of WINDOW cells from maps.
+
+    Args:
+        a: maps (batch, frames, rows, columns, features) of `size` x `size` positions per cell.
+        windows: the first cell of each square.
+        size: positions of a cell along each axis.
+    """
+    height, width = (min(WINDOW * size, side) for side in a.shape[-3:-1])
+
+    def cut(a: Array, start: Array) -> Array:
+        return jax.lax.dynamic_slice(a, (start[0] * size, start[1] * size, 0), (height, width, a.shape[-1]))
+
+    return jax.vmap(jax.vmap(cut))(jnp.asarray(a), jnp.asarray(windows))
 
 
-def _resize(x: AnyArray, times: int) -> Array:
+def _with_derivatives(field: Field) -> Float[Array, "batch frames field_height field_width 7"]:
+    """Returns the field with the flow's derivatives along both axes."""
+    flow = field[..., :2]
+    derivatives = jnp.gradient(flow, axis=-3), jnp.gradient(flow, axis=-2)
+    return jnp.concatenate([flow / 4, 4 * field[..., 2:], *derivatives], axis=-1)
+
+
+def _smooth(field: Field) -> Field:
+    """Averages each cell with its neighbours along both axes."""
+    for axis in (-3, -2):
+        size = field.shape[axis]
+        padded = jnp.concatenate([jnp.take(field, jnp.array([0]), axis), field, jnp.take(field, jnp.array([-1]), axis)], axis)
+        shifted = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+        field = sum(weight * part for weight, part in zip(_BINOMIAL, shifted, strict=True))
+    return field
+
+
+def _enlarge(x: AnyArray, times: int) -> Array:
     """Enlarges maps by bilinear interpolation."""
     height, width = x.shape[-3:-1]
     return jax.image.resize(x, (*x.shape[:-3], times * height, times * width, x.shape[-1]), "bilinear")

@@ -24,7 +24,7 @@ def encode_clips(
     params: Params,
     references: Num[AnyArray, "batch height width 3"],
     frames: Num[AnyArray, "batch n height width 3"],
-    flow: Float[AnyArray, "batch n flow_height flow_width 2"] | None = None,
+    field: Float[AnyArray, "batch n field_height field_width 3"] | None = None,
 ) -> tuple[Known, Latents]:
     """Encodes reference images and frames, uint8 or floats in [-1, 1].
 
@@ -33,31 +33,29 @@ def encode_clips(
         params: the params tree.
         references: the reference images.
         frames: frames of the same people.
-        flow: optical flow from each frame to its reference, for a VAE of flow (`data.transforms.optical_flow`).
+        field: how each frame follows from its reference, for a VAE of flow (`data.motion_fields`).
 
     Returns:
         The latents of the references (batch, 1, ...) that ReferenceNet is given, and the latents of all images
         (batch, 1 + n, ...), the reference first, as they are diffused.
     """
     images = jnp.concatenate([references[:, None], frames], axis=1)
-    if flow is not None:
-        flow = jnp.concatenate([emo.vae.no_flow(to_float(references), 1), flow], axis=1)
-    latents = encode_frames(emo, params, references, images, flow)
+    if field is not None:
+        field = jnp.concatenate([emo.vae.still(references, 1), field], axis=1)
+    latents = encode_frames(emo, params, images, field)
     return emo.encode(params, references)[:, None] if emo.uses_flow else latents[:, :1], latents
 
 
 def encode_frames(
     emo: Any,
     params: Params,
-    references: Num[AnyArray, "batch height width 3"],
     frames: Num[AnyArray, "batch n height width 3"],
-    flow: Float[AnyArray, "batch n flow_height flow_width 2"] | None = None,
+    field: Float[AnyArray, "batch n field_height field_width 3"] | None = None,
 ) -> Latents:
     """Encodes frames alone; the arguments are those of `encode_clips`."""
     if not emo.uses_flow:
         return emo.encode(params, frames)
-    inputs = to_float(frames), to_float(references), flow
-    return emo.vae.apply(part_variables(params["vae"]), *inputs, method="encode_frames")
+    return emo.vae.apply(part_variables(params["vae"]), field, method="encode_field")
 
 
 def encode_references(
@@ -67,8 +65,7 @@ def encode_references(
     known = emo.encode(params, references)[:, None]
     if not emo.uses_flow:
         return known, known
-    flow = emo.vae.no_flow(to_float(references), 1)
-    return known, encode_frames(emo, params, references, references[:, None], flow)
+    return known, encode_frames(emo, params, references[:, None], emo.vae.still(references, 1))
 
 
 def decode_frames(

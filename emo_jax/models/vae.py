@@ -13,7 +13,7 @@ from emo_jax.arrays import AnyArray
 from emo_jax.distributed.activations import constrain
 from emo_jax.models.attention import Attention
 from emo_jax.models.cosine import COSINE_TRANSFORM, INVERSE_COSINE_TRANSFORM, scaled_cosine_basis
-from emo_jax.models.flow_vae import Decoded, Flow, FlowDecoder, FlowEncoder, Frames, Reference
+from emo_jax.models.flow_vae import Decoded, Field, FlowDecoder, Reference, Windows, encode_field
 from emo_jax.models.initializers import ZEROS, Computed, Constant
 from emo_jax.models.layers import Dense, Downsample, GroupNorm, ResnetBlock, Upsample, conv, fold, unfold
 
@@ -22,6 +22,10 @@ Latents = Float[AnyArray, "*lead latent_height latent_width latent_channels"]
 Maps = Float[AnyArray, "*lead height width channels"]
 
 _EPSILON = 1e-6
+_FLOW_SCALE = 1.375
+"""Brings latents of flow of rendered people to about unit variance (measured)."""
+_FLOW_CELLS = 8
+"""Cells of flow per latent along each axis, of a VAE of flow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,10 @@ class VAEConfig:
             to its latent and back (SD: no). It starts as a cosine transform (`cosine_basis`), so that training starts
             at the quality of a JPEG with few coefficients.
         flow_channels: channels of the latents of frames that say how the reference image moves (`flow_vae`), an even
-            number. The reference image itself is encoded by a cosine transform, and the widths are those of the flow's
-            encoder and decoder. 0: frames are encoded like the reference image (SD).
-        paint_channels: channels of the latents of frames that say what the flow does not explain.
+            number. The reference image itself is encoded by a cosine transform; the first of `decoder_channels` and
+            `layers` are the width and the residual blocks of `flow_vae.Painter`. 0: frames are encoded like the
+            reference image (SD).
+        mouth_channels: channels of the latents of frames that say where a mouth has opened.
     """
 
     channels: tuple[int, ...]
@@ -53,7 +58,7 @@ class VAEConfig:
     patch: int = 1
     shortcut: bool = False
     flow_channels: int = 0
-    paint_channels: int = 0
+    mouth_channels: int = 0
     dtype: Any = jnp.float32
 
     @property
@@ -63,18 +68,18 @@ class VAEConfig:
 
     @property
     def flow_cell(self) -> int:
-        """Pixels per cell of optical flow along each axis; 0 without `flow_channels`."""
-        return self.patch // 2 if self.flow_channels else 0
+        """Pixels per cell of flow along each axis; 0 without `flow_channels`."""
+        return self.factor // _FLOW_CELLS if self.flow_channels else 0
 
     @property
     def flow_cells(self) -> int:
-        """Cells of optical flow per latent along each axis."""
-        return self.factor // self.flow_cell
+        """Cells of flow per latent along each axis."""
+        return _FLOW_CELLS
 
     @property
     def frame_channels(self) -> int:
         """Channels of the latents of frames, which are diffused."""
-        return self.flow_channels + self.paint_channels if self.flow_channels else self.latent_channels
+        return self.flow_channels + self.mouth_channels if self.flow_channels else self.latent_channels
 
 
 class _MidBlock(nn.Module):
@@ -184,8 +189,8 @@ class VAE(nn.Module):
         """Creates the submodules."""
         c = self.config
         if c.flow_channels:
-            self.flow_encoder, self.flow_decoder = FlowEncoder(c), FlowDecoder(c)
-            self.scaling_factor = self.param("scaling_factor", Constant(1.0), ())
+            self.flow_decoder = FlowDecoder(c)
+            self.scaling_factor = self.param("scaling_factor", Constant(_FLOW_SCALE), ())
             return
         self.decoder = Decoder(c)
         self.post_quant_conv = conv(c.latent_channels, 1, dtype=c.dtype)
@@ -211,21 +216,17 @@ class VAE(nn.Module):
             return fold(jnp.asarray(images, jnp.float32), self.config.factor) @ basis
         return self.moments(images)[0] * self.scaling_factor
 
-    def encode_frames(self, frames: Frames, reference: Reference, flow: Flow) -> Latents:
-        """Encodes how the reference image moves to become each frame, see `FlowEncoder`."""
-        return self.flow_latents(frames, reference, flow) * self.scaling_factor
+    def encode_field(self, field: Field) -> Latents:
+        """Encodes how the reference image moves to become each frame, see `data.motion_fields`."""
+        return encode_field(self.config, field) * self.scaling_factor
 
     def decode_frames(self, latents: Latents, reference: Reference) -> Images:
-        """Decodes what `encode_frames` returns."""
+        """Decodes what `encode_field` returns."""
         return self.decode_flow(latents / self.scaling_factor, reference).frames
 
-    def flow_latents(self, frames: Frames, reference: Reference, flow: Flow) -> Latents:
-        """Computes the unscaled latents of frames, see `FlowEncoder`."""
-        return self.flow_encoder(frames, reference, flow)
-
-    def decode_flow(self, z: Latents, reference: Reference) -> Decoded:
-        """Decodes unscaled latents of frames to frames, flow and paint."""
-        return self.flow_decoder(z, reference)
+    def decode_flow(self, z: Latents, reference: Reference, windows: Windows | None = None) -> Decoded:
+        """Decodes unscaled latents of frames to frames and fields, see `FlowDecoder`."""
+        return self.flow_decoder(z, reference, windows)
 
     def decode(self, latents: Latents) -> Images:
         """Decodes scaled latents to images with values of about [-1, 1]."""
@@ -238,16 +239,16 @@ class VAE(nn.Module):
             images = images + unfold(self.shortcut_out(z).astype(jnp.float32), self.config.factor)
         return images
 
-    def no_flow(self, reference: Reference, frames: int) -> Flow:
-        """Returns the flow of frames that are the reference image itself, zeros."""
+    def still(self, reference: Num[AnyArray, "batch height width 3"], frames: int) -> Field:
+        """Returns the field of frames that are the reference image itself, zeros."""
         batch, height, width, _ = reference.shape
         cell = self.config.flow_cell
-        return jnp.zeros((batch, frames, height // cell, width // cell, 2))
+        return jnp.zeros((batch, frames, height // cell, width // cell, 3))
 
     def __call__(self, images: Images) -> Images:
         """Encodes and decodes images (frames of themselves as the reference, with `flow_channels`)."""
         if self.config.flow_channels:
-            latents = self.encode_frames(images[:, None], images, self.no_flow(images, 1))
+            latents = self.encode_field(self.still(images, 1))
             return self.decode_frames(latents, images)[:, 0]
         return self.decode(self.encode(images))
 

@@ -229,8 +229,8 @@ def _denoise(config: ConfigDict, devices: Sequence[Device]) -> tuple[Program, di
     spec = {name: jax.ShapeDtypeStruct(*array) for name, array in element_spec(config.clip, 1).items()}
 
     def known(params, batch):
-        flow = batch["flow"][:, : config.clip.motion_frames] if "flow" in batch else None
-        reference, latents = encode_clips(emo, params, batch["reference"], batch["motion"], flow)
+        field = batch["field"][:, : config.clip.motion_frames] if "field" in batch else None
+        reference, latents = encode_clips(emo, params, batch["reference"], batch["motion"], field)
         return emo.conditions(
             params,
             reference=reference,

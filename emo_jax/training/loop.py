@@ -236,19 +236,22 @@ def _step_of_each_size(
 def _latent_rescaling(
     config: ConfigDict, emo: emo_lib.EMO, mesh: Mesh
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], TrainState]:
-    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only)."""
-    if config.train.stage != "vae":
+    """Returns (state, batch) -> state whose VAE scale gives the batch's latents unit variance (stage vae only).
+
+    Latents of flow are fixed transforms of about unit variance, which keep their scale.
+    """
+    if config.train.stage != "vae" or emo.uses_flow:
         return lambda state, batch: state
 
     def measure(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        latents = encode_frames(emo, params, batch["reference"], batch["frames"], batch.get("flow"))
+        latents = encode_frames(emo, params, batch["frames"], batch.get("field"))
         return params["vae"]["scaling_factor"] / jnp.std(latents)
 
     jitted = jax.jit(traced_for_mesh(mesh, measure), out_shardings=replicated(mesh))
     measures = collections.defaultdict(lambda: processes.compile_together(jitted))  # by the size of the images
 
     def rescale(state: TrainState, batch: Mapping[str, jax.Array]) -> TrainState:
-        inputs = {name: batch[name] for name in ("reference", "frames", "flow") if name in batch}
+        inputs = {name: batch[name] for name in ("frames", "field") if name in batch}
         scale = measures[batch["frames"].shape](state.params(ema=True), inputs)
         return dataclasses.replace(state, frozen={**state.frozen, "vae/scaling_factor": scale})
 

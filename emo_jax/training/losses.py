@@ -191,7 +191,7 @@ def clean_inputs(
     n = batch["motion"].shape[1]
     frames = jnp.concatenate([batch["motion"], batch["frames"]], axis=1)
     if frames.dtype == jnp.uint8:
-        encoded = encode_clips(emo, params, batch["reference"], frames, batch.get("flow"))
+        encoded = encode_clips(emo, params, batch["reference"], frames, batch.get("field"))
         reference, latents = jax.lax.stop_gradient(encoded)
     else:  # by `emo prepare latents`
         latents = jnp.concatenate([batch["reference"][:, None], frames], axis=1).astype(jnp.float32)

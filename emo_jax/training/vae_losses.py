@@ -5,12 +5,12 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 from ml_collections import ConfigDict
 
 from emo_jax.arrays import AnyArray
 from emo_jax.models.emo import EMO
-from emo_jax.models.flow_vae import Decoded
+from emo_jax.models.flow_vae import WINDOW, Decoded, cut_windows, encode_field
 from emo_jax.models.placement import part_variables
 from emo_jax.models.vae import to_float
 from emo_jax.ops import random
@@ -18,17 +18,8 @@ from emo_jax.training.losses import Batch, face_weights
 
 _NOISE = 0.05
 """Standard deviation of the noise that training adds to latents of flow, so that small errors in them do no harm."""
-_WARPED = 0.7
-"""Weight of the warped reference's error: paint must not replace flow."""
-_FLOW = 0.05
-"""Weight of the difference from the optical flow, in pixels. Without it, 300 steps learned no flow at all."""
-_FLOW_LIMIT = 6.0
-"""Largest difference from the optical flow that the loss counts, in pixels. Optical flow has errors itself."""
-_PAINT = 0.3
-"""Weight of the paint's error where the warped reference is wrong."""
-_MASK = 0.1
-"""Weight of the mask's cross-entropy with the part of the face where the warped reference is wrong. Without it, the
-mask closes before there is paint worth showing, and never opens again."""
+_SQUARED = 10.0
+"""Weight of the squared error in the windows. The inside of a mouth is little, but far from the colours of lips."""
 
 
 def vae_loss(
@@ -70,64 +61,77 @@ def vae_loss(
 
 def gradient_error(
     error: Float[Array | np.ndarray, "batch frames height width 3"],
-    weight: Float[Array | np.ndarray, "batch 1 height width 1"],
+    weight: Float[Array | np.ndarray, "batch 1 height width 1"] | None = None,
 ) -> Float[Array, ""]:
     """Computes the L1 error of the differences between neighbouring pixels, rows and columns together.
 
     Args:
         error: a picture minus the true one.
-        weight: of each pixel, see `face_weights`.
+        weight: of each pixel, see `face_weights`; None for all alike.
     """
+    weight = jnp.ones((1, 1, *error.shape[2:4], 1)) if weight is None else weight
     down = jnp.abs(error[:, :, 1:] - error[:, :, :-1]) * weight[:, :, 1:]
     right = jnp.abs(error[:, :, :, 1:] - error[:, :, :, :-1]) * weight[:, :, :, 1:]
     return down.mean() + right.mean()
 
 
-
 def flow_loss(
     emo: EMO, config: ConfigDict, params: PyTree, batch: Batch, key: Key[Array, ""]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Computes the loss of a VAE of flow.
+    """Computes the loss of a VAE of flow, whose painter alone is trained: the error of frames in windows.
 
-    It is the L1 error of frames at three scales, with the face's region weighed as in `vae_loss`. The warped reference
-    counts by itself, the flow is held near optical flow, and paint is learned where the warped reference is wrong.
+    Paint is rare, and costs most of a frame. So it is learned in one window of each frame, most often at the mouth.
 
     Args:
         emo: the networks.
         config: the `train` config.
         params: params tree.
-        batch: `reference` (B, H, W, 3) and `frames` (B, f, H, W, 3) uint8, `mask` (B, H, W, 1) in {0, 1}, and `flow`
-            (B, f, H / cell, W / cell, 2), see `data.transforms.optical_flow`; without motion frames.
-        key: of the noise on the latents.
+        batch: `reference` (B, H, W, 3) and `frames` (B, f, H, W, 3) uint8, `mask` (B, H, W, 1) in {0, 1}, and `field`
+            (B, f, H / cell, W / cell, 3), see `data.motion_fields`; without motion frames.
+        key: of the noise on the latents and of the windows.
 
     Returns:
-        The loss and the metrics l1, warped (error of the warped reference), flow (pixels), paint, psnr, mask (share of
-        paint).
+        The loss, and in the windows the metrics l1 and gain (PSNR of the frames minus that of the warped reference).
     """
     vae, variables = cast(Any, emo.vae), part_variables(params["vae"])
-    images, reference = to_float(batch["frames"]), to_float(batch["reference"])
-    z = vae.apply(variables, images, reference, batch["flow"], method="flow_latents")
-    noisy = z + _NOISE * random.normal(key, z.shape)
-    made: Decoded = vae.apply(variables, noisy, reference, method="decode_flow")
+    images, reference, cell = to_float(batch["frames"]), to_float(batch["reference"]), vae.config.flow_cell
     weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight, config.mouth_weight)
-    error, warped = made.frames - images, made.warped - images
-    l1, warped_l1 = (jnp.abs(error) * weight).mean(), (jnp.abs(warped) * weight).mean()
-    cell = images.shape[2] // made.flow.shape[2]
-    flow = jnp.abs(made.flow - batch["flow"].astype(jnp.float32))
-    flow_error = (jnp.minimum(flow, _FLOW_LIMIT) * _averaged(weight, cell)).mean()
-    wrong = jax.lax.stop_gradient(jnp.clip(8 * jnp.abs(warped).max(-1, keepdims=True) - 0.5, 0, 1))
-    wrong *= jnp.asarray(batch["mask"][:, None], jnp.float32)
-    shares = (wrong + 0.02) * weight
-    paint_error = (jnp.abs(made.paint - images) * shares).sum() / (3 * shares.sum())
-    mask_error = -(wrong * jnp.log(made.mask + 1e-6) + (1 - wrong) * jnp.log(1 - made.mask + 1e-6)) * weight
-    loss = l1 + _WARPED * warped_l1 + _FLOW * flow_error + _PAINT * paint_error + _MASK * mask_error.mean()
-    for scale in (4, 16):
-        coarse = _averaged(weight, scale)
-        loss += sum((jnp.abs(_averaged(a, scale)) * coarse).mean() for a in (error, warped))
-    loss += config.gradient_weight * gradient_error(error, weight) + config.kl_weight * (z**2).mean()
-    psnr = -10 * jnp.log10((error**2).mean() / 4 + 1e-12)
-    metrics = dict(l1=l1, warped=warped_l1, flow=flow_error, paint=paint_error, psnr=psnr, mask=made.mask.mean())
-    return loss, metrics
+    noise_key, window_key = jax.random.split(key)
+    windows = draw_windows(window_key, _averaged(weight, cell), images.shape[1])
+    z = encode_field(vae.config, batch["field"])
+    noisy = z + _NOISE * random.normal(noise_key, z.shape)
+    made: Decoded = vae.apply(variables, noisy, reference, windows, method="decode_flow")
+    inner = np.s_[:, :, 2 * cell : -2 * cell, 2 * cell : -2 * cell]  # the painter does not see beyond a window
+    true, warped, frames = (a[inner] for a in (cut_windows(images, windows, cell), made.warped, made.frames))
+    return _paint_loss(frames - true, warped - true, config.gradient_weight)
+
+
+def draw_windows(
+    key: Key[Array, ""], weight: Float[AnyArray, "batch 1 rows columns 1"], frames: int
+) -> Int[Array, "batch {frames} 2"]:
+    """Draws a window of each frame (`flow_vae.Windows`), whose centre is a cell drawn by its weight."""
+    batch, _, rows, columns, _ = weight.shape
+    share = jnp.cumsum(jnp.asarray(weight).reshape(batch, 1, -1), axis=-1)
+    drawn = jax.random.uniform(key, (batch * frames,)).reshape(batch, frames, 1) * share[..., -1:]
+    centre = jnp.stack(jnp.divmod((share < drawn).sum(-1), columns), axis=-1)
+    last = jnp.maximum(jnp.array([rows, columns]) - WINDOW, 0)
+    return jnp.clip(centre - WINDOW // 2, 0, last)
+
+
+def _paint_loss(
+    error: Float[Array, "batch frames side side 3"], without: Float[Array, "batch frames side side 3"], weight: float
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Computes the loss of the frames in windows, L1 at three scales and L2.
+
+    Args:
+        error: of the frames.
+        without: of the warped reference.
+        weight: of the error of the image's gradients.
+    """
+    l1, l2 = jnp.abs(error).mean(), (error**2).mean()
+    coarse = sum(jnp.abs(_averaged(error, n)).mean() for n in (4, 14) if error.shape[2] % n == 0)
+    gain = 10 * jnp.log10((without**2).mean() / l2)
+    return l1 + coarse + _SQUARED * l2 + weight * gradient_error(error), {"l1": l1, "gain": gain}
 
 
 def _averaged(a: Float[AnyArray, "batch frames height width c"], size: int) -> Float[AnyArray, "batch frames _ _ c"]:
