@@ -145,7 +145,7 @@ def select_records(
     max_speed: float = 0.0,
     without_sound: str = "none",
 ) -> np.ndarray:
-    """Selects the records that are long enough for a clip and its motion frames, and have landmarks for latents of flow.
+    """Selects the records that are long enough for a clip and its motion frames, with landmarks for latents of flow.
 
     Args:
         source: records or latents.

@@ -21,7 +21,7 @@ _CHOICES = {
 _LATER = ("temporal_levels", "locator", "timing")
 """Fields that configs of older weights lack; they have the first value."""
 
-RETIRED = ("model.vae.linear_encoder", "diffusion.residual_std")
+RETIRED = ("model.vae.linear_encoder", "model.vae.paint_channels", "diffusion.residual_std")
 """Fields that configs of older weights have. Their effect is gone; False and 0 are accepted."""
 
 

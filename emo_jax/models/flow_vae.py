@@ -24,13 +24,15 @@ Reference = Float[AnyArray, "batch height width 3"]
 Maps = Float[AnyArray, "batch frames rows columns features"]
 Field = Float[AnyArray, "batch frames field_height field_width 3"]
 """Of each cell: where it comes from (right, down) in pixels, and the share of it that is a new inside of a mouth."""
-Windows = Int[AnyArray, "batch frames 2"]
+Windows = Int[AnyArray, "batch windows 2"]
 """First (row, column) of a square of WINDOW x WINDOW cells."""
 
 WINDOW = 18
 """Side, in cells, of the squares on which the painter is trained: 72 pixels for the small model, as wide as a mouth."""
 _MOUTH = 4.0
 """Scale of the latents of mouths, which are rare: their squares then count as much as those of the flow."""
+_SHARPNESS, _HALF = 16.0, 0.375
+"""Paint of a new painter covers half of a pixel whose share of open mouth is the latter; narrow mouths lose some."""
 _BINOMIAL = (0.25, 0.5, 0.25)
 """Weights of the smoothing of fields, which the cosine transforms of neighbouring squares do not continue."""
 
@@ -92,7 +94,8 @@ class FlowDecoder(nn.Module):
         seen = field
         if windows is not None:
             seen, warped = cut_windows(field, windows, 1), cut_windows(warped, windows, cell)
-        return Decoded(field, warped, warped + Painter(self.config, name="painter")(seen, warped))
+        mask, paint = Painter(self.config, name="painter")(seen, warped)
+        return Decoded(field, warped, warped + mask * (paint - warped))
 
 
 class Painter(nn.Module):
@@ -107,8 +110,8 @@ class Painter(nn.Module):
     config: Any
 
     @nn.compact
-    def __call__(self, field: Field, warped: Frames) -> Frames:
-        """Returns what to add to the warped reference."""
+    def __call__(self, field: Field, warped: Frames) -> tuple[Float[Array, "batch frames height width 1"], Frames]:
+        """Returns how much of the paint is seen, 0 to 1, and the paint. A new painter draws grey in open mouths."""
         c, width = self.config, self.config.decoder_channels[0]
         embed = functools.partial(Dense, width, dtype=c.dtype)
         x = embed(name="warped_in")(fold(warped.astype(c.dtype), c.flow_cell))
@@ -119,7 +122,9 @@ class Painter(nn.Module):
             h = nn.silu(LayerNorm(dtype=c.dtype, name=f"norm2_{i}")(h))
             x = x + conv(width, dtype=c.dtype, name=f"conv2_{i}")(h)
         x = nn.silu(LayerNorm(dtype=c.dtype, name="norm_out")(x))
-        return unfold(conv(3 * c.flow_cell**2, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out")(x), c.flow_cell)
+        out = unfold(conv(4 * c.flow_cell**2, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out")(x), c.flow_cell)
+        is_open = _SHARPNESS * (_enlarge(field[..., 2:], c.flow_cell) - _HALF)
+        return nn.sigmoid(is_open + out[..., :1]), out[..., 1:]
 
 
 def cut_windows(a: AnyArray, windows: Windows, size: int) -> Array:
@@ -127,15 +132,16 @@ def cut_windows(a: AnyArray, windows: Windows, size: int) -> Array:
 
     Args:
         a: maps (batch, frames, rows, columns, features) of `size` x `size` positions per cell.
-        windows: the first cell of each square.
+        windows: the first cell of each square; there may be several of each frame, one frame after the other.
         size: positions of a cell along each axis.
     """
+    a = jnp.repeat(jnp.asarray(a), windows.shape[1] // a.shape[1], axis=1)
     height, width = (min(WINDOW * size, side) for side in a.shape[-3:-1])
 
     def cut(a: Array, start: Array) -> Array:
         return jax.lax.dynamic_slice(a, (start[0] * size, start[1] * size, 0), (height, width, a.shape[-1]))
 
-    return jax.vmap(jax.vmap(cut))(jnp.asarray(a), jnp.asarray(windows))
+    return jax.vmap(jax.vmap(cut))(a, jnp.asarray(windows))
 
 
 def _with_derivatives(field: Field) -> Float[Array, "batch frames field_height field_width 7"]:
@@ -147,11 +153,11 @@ def _with_derivatives(field: Field) -> Float[Array, "batch frames field_height f
 
 def _smooth(field: Field) -> Field:
     """Averages each cell with its neighbours along both axes."""
-    for axis in (-3, -2):
+    for axis in (2, 3):
         size = field.shape[axis]
-        padded = jnp.concatenate([jnp.take(field, jnp.array([0]), axis), field, jnp.take(field, jnp.array([-1]), axis)], axis)
-        shifted = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
-        field = sum(weight * part for weight, part in zip(_BINOMIAL, shifted, strict=True))
+        padded = jnp.pad(field, [(int(i == axis),) * 2 for i in range(field.ndim)], mode="edge")
+        parts = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(3))
+        field = sum((weight * part for weight, part in zip(_BINOMIAL, parts, strict=True)), jnp.zeros(()))
     return field
 
 

@@ -18,6 +18,10 @@ from emo_jax.training.losses import Batch, face_weights
 
 _NOISE = 0.05
 """Standard deviation of the noise that training adds to latents of flow, so that small errors in them do no harm."""
+_WINDOWS = 2
+"""Windows of a frame: reading a frame takes longer than painting them."""
+_OPEN = 300.0
+"""Weight of an open mouth, relative to other cells, for the draw of windows. Mouths are mostly closed."""
 _SQUARED = 10.0
 """Weight of the squared error in the windows. The inside of a mouth is little, but far from the colours of lips."""
 
@@ -80,7 +84,7 @@ def flow_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Computes the loss of a VAE of flow, whose painter alone is trained: the error of frames in windows.
 
-    Paint is rare, and costs most of a frame. So it is learned in one window of each frame, most often at the mouth.
+    Paint is rare, and costs most of a frame. So it is learned in windows, most of them at open mouths.
 
     Args:
         emo: the networks.
@@ -97,7 +101,8 @@ def flow_loss(
     images, reference, cell = to_float(batch["frames"]), to_float(batch["reference"]), vae.config.flow_cell
     weight = face_weights(batch["mask"], images.shape[2:4], config.face_weight, config.mouth_weight)
     noise_key, window_key = jax.random.split(key)
-    windows = draw_windows(window_key, _averaged(weight, cell), images.shape[1])
+    wanted = _averaged(weight, cell) + _OPEN * batch["field"][..., 2:]
+    windows = draw_windows(window_key, wanted, _WINDOWS)
     z = encode_field(vae.config, batch["field"])
     noisy = z + _NOISE * random.normal(noise_key, z.shape)
     made: Decoded = vae.apply(variables, noisy, reference, windows, method="decode_flow")
@@ -107,12 +112,12 @@ def flow_loss(
 
 
 def draw_windows(
-    key: Key[Array, ""], weight: Float[AnyArray, "batch 1 rows columns 1"], frames: int
-) -> Int[Array, "batch {frames} 2"]:
-    """Draws a window of each frame (`flow_vae.Windows`), whose centre is a cell drawn by its weight."""
-    batch, _, rows, columns, _ = weight.shape
-    share = jnp.cumsum(jnp.asarray(weight).reshape(batch, 1, -1), axis=-1)
-    drawn = jax.random.uniform(key, (batch * frames,)).reshape(batch, frames, 1) * share[..., -1:]
+    key: Key[Array, ""], weight: Float[AnyArray, "batch frames rows columns 1"], count: int
+) -> Int[Array, "batch _ 2"]:
+    """Draws `count` windows of each frame (`flow_vae.Windows`), whose centres are cells drawn by their weight."""
+    batch, frames, rows, columns, _ = weight.shape
+    share = jnp.repeat(jnp.cumsum(jnp.asarray(weight).reshape(batch, frames, -1), axis=-1), count, axis=1)
+    drawn = jax.random.uniform(key, (batch * frames * count,)).reshape(batch, -1, 1) * share[..., -1:]
     centre = jnp.stack(jnp.divmod((share < drawn).sum(-1), columns), axis=-1)
     last = jnp.maximum(jnp.array([rows, columns]) - WINDOW, 0)
     return jnp.clip(centre - WINDOW // 2, 0, last)

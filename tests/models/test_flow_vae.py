@@ -250,12 +250,16 @@ def test_weights_of_the_version_before_are_read():
     config = small_config()
     with config.unlocked():
         config.model.vae.linear_encoder = False
+        config.model.vae.paint_channels = 0
         config.diffusion.residual_std = 0.0
     assert build(config).vae == build(small_config()).vae
     config.model.vae.linear_encoder = True
     with pytest.raises(ValueError, match="linear_encoder is True; expected False"):
         build(config)
-    config.model.vae.linear_encoder = False
+    config.model.vae.update(linear_encoder=False, paint_channels=8)
+    with pytest.raises(ValueError, match="paint_channels is 8; expected 0"):
+        build(config)
+    config.model.vae.paint_channels = 0
     config.diffusion.residual_std = 0.35
     with pytest.raises(ValueError, match="residual_std is 0.35; expected 0.0"):
         build(config)
