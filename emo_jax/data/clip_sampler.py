@@ -97,10 +97,9 @@ class ClipSampler:
         if self.color_jitter:
             sample = transforms.change_colors(sample, *transforms.choose_colors(rng, self.color_jitter))
         if self.flow_cell:
-            count = len(record["boxes"])
-            numbers = np.minimum(np.arange(start - before, start + self.frames), count - 1)
-            place = functools.partial(self._points, record, mirrored=mirrored)
-            known, points = place([min(reference, count - 1)], reference_window), place(numbers, window)
+            place, last = functools.partial(self._points, record, mirrored=mirrored), len(record["boxes"]) - 1
+            numbers = [min(number, last) for number in range(start - before, start + self.frames)]
+            known, points = place([min(reference, last)], reference_window), place(numbers, window)
             sample["field"] = self._fields(sample, points, known)
         return sample
 

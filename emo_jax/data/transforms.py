@@ -117,12 +117,13 @@ def choose_face_window(
     Returns:
         The window; it stays inside the frame, so that a large face may be larger than `face` says.
     """
-    height, centre = face
-    left, top, pixels = crop_window(frame_size, box, image_size, height * sum(scale) / 2, centre, inside=True)
-    outer = tuple(min(side, round(length * pixels)) for side, length in zip(frame_size, image_size, strict=True))
-    inner_top, inner_left, rows, columns = choose_window(rng, outer, image_size, scale)
-    first = (min(max(round(top), 0), frame_size[0] - outer[0]), min(max(round(left), 0), frame_size[1] - outer[1]))
-    return first[0] + inner_top, first[1] + inner_left, rows, columns
+    face_height, centre = face
+    left, top, pixels = crop_window(frame_size, box, image_size, face_height * sum(scale) / 2, centre, inside=True)
+    height, width = (min(side, round(length * pixels)) for side, length in zip(frame_size, image_size, strict=True))
+    inner_top, inner_left, rows, columns = choose_window(rng, (height, width), image_size, scale)
+    first_row = min(max(round(top), 0), frame_size[0] - height)
+    first_column = min(max(round(left), 0), frame_size[1] - width)
+    return first_row + inner_top, first_column + inner_left, rows, columns
 
 
 def place_points(

@@ -147,8 +147,8 @@ def cut_windows(a: AnyArray, windows: Windows, size: int) -> Array:
 def _with_derivatives(field: Field) -> Float[Array, "batch frames field_height field_width 7"]:
     """Returns the field with the flow's derivatives along both axes."""
     flow = field[..., :2]
-    derivatives = jnp.gradient(flow, axis=-3), jnp.gradient(flow, axis=-2)
-    return jnp.concatenate([flow / 4, 4 * field[..., 2:], *derivatives], axis=-1)
+    down, right = (jnp.asarray(jnp.gradient(flow, axis=axis)) for axis in (-3, -2))
+    return jnp.concatenate([flow / 4, 4 * field[..., 2:], down, right], axis=-1)
 
 
 def _smooth(field: Field) -> Field:

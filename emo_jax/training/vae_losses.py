@@ -64,7 +64,7 @@ def vae_loss(
 
 
 def gradient_error(
-    error: Float[Array | np.ndarray, "batch frames height width 3"],
+    error: Float[AnyArray, "batch frames height width 3"],
     weight: Float[Array | np.ndarray, "batch 1 height width 1"] | None = None,
 ) -> Float[Array, ""]:
     """Computes the L1 error of the differences between neighbouring pixels, rows and columns together.
@@ -124,7 +124,7 @@ def draw_windows(
 
 
 def _paint_loss(
-    error: Float[Array, "batch frames side side 3"], without: Float[Array, "batch frames side side 3"], weight: float
+    error: Float[AnyArray, "batch n side side 3"], without: Float[AnyArray, "batch n side side 3"], weight: float
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Computes the loss of the frames in windows, L1 at three scales and L2.
 
