@@ -101,7 +101,7 @@ def test_the_loss_teaches_to_paint_what_flow_does_not_explain():
     _, _, first = step(params, state, jax.random.key(0))
     for number in range(60):
         params, state, last = step(params, state, jax.random.key(number))
-    assert abs(first["gain"]) < 0.1 and last["gain"] > 5
+    assert first["gain"] < 1 and last["gain"] > 5
     _, latents = fast(encode_clips, emo)(params, batch["reference"], batch["frames"], batch["field"])
     made = fast(decode_frames, emo)(params, latents, batch["reference"])[:, :, 42:46, 28:36].astype(np.float32)
     assert abs(made[:, 1, ..., 0].mean() - 90) < 25  # in the frames, not in the reference
