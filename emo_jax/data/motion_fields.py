@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from emo_jax.media.optical_flow import dense_flow
+
 Image = UInt8[np.ndarray, "height width 3"]
 Points = Float[np.ndarray, "18 2"]
 """Landmarks (x, y) in pixels, in the order of NAMES."""
@@ -65,16 +67,13 @@ def motion_field(frame: Image, reference: Image, cell: int, points: Points | Non
 
 
 def optical_flow(frame: Image, reference: Image, cell: int) -> Float[np.ndarray, "rows columns 2"]:
-    """Estimates the optical flow from a frame to a reference image (DIS, Kroeger et al. 2016, arXiv 1603.03590).
+    """Averages `dense_flow` from a frame to a reference image over cells.
 
     Returns:
         Where each cell comes from in the reference image, (right, down) in pixels.
     """
-    estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     height, width = (side // cell for side in reference.shape[:2])
-    grays = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (frame, reference))
-    dense = estimator.calc(*grays, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
-    return cv2.resize(dense, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(dense_flow(frame, reference), (width, height), interpolation=cv2.INTER_AREA)
 
 
 def open_mouth(points: Points, size: tuple[int, int], cell: int) -> Float[np.ndarray, "rows columns"]:

@@ -126,9 +126,7 @@ def choose_face_window(
     return first_row + inner_top, first_column + inner_left, rows, columns
 
 
-def place_points(
-    points: np.ndarray, window: Window, image_size: tuple[int, int]
-) -> np.ndarray:
+def place_points(points: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.ndarray:
     """Returns where points (..., 2) of a frame, (x, y) in pixels, are in the crop of a window."""
     top, left, rows, columns = window
     return (points + 0.5 - (left, top)) * (image_size[1] / columns, image_size[0] / rows) - 0.5

@@ -1,12 +1,14 @@
 """Restores the detail that a portrait has beyond the resolution of the networks.
 
-The networks see and make a small square of a portrait. What is lost when the portrait is reduced to it, such as hairs,
-lashes and the texture of the skin, is added to each generated frame where the portrait's surface has moved to.
+The networks work on a small square of a portrait, which does not show hairs, lashes or the texture of the skin. This
+module computes that detail from the portrait, moves it along with the face, and adds it to each generated frame.
 """
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
+
+from emo_jax.media.optical_flow import dense_flow
 
 Region = tuple[float, float, float, float]
 """(x0, y0, x1, y1) in pixels."""
@@ -38,7 +40,7 @@ class PortraitDetail:
     ):
         rows, columns = portrait.shape[:2]
         x0, y0, x1, y1 = source
-        self._crop, self._gray = crop, cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+        self._crop = crop
         self._lost = portrait.astype(np.float32) - enlarged
         self._per_pixel = np.array(((x1 - x0) / columns, (y1 - y0) / rows), np.float32)
         x, y = (np.arange(n, dtype=np.float32) for n in (columns, rows))
@@ -52,9 +54,7 @@ class PortraitDetail:
 
         It is zero where the frame shows something that the portrait does not.
         """
-        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-        estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # cannot be pickled
-        flow = estimator.calc(gray, self._gray, None)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        flow = dense_flow(frame, self._crop)
         moved = _sample(self._crop, self._pixels + flow)
         difference = np.abs(moved.astype(np.float32) - frame).max(axis=-1)
         difference = cv2.GaussianBlur(difference, (0, 0), _SMOOTH)
