@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from emo_jax.data.motion_fields import Points, motion_field, named_points
 from emo_jax.data.records import open_records
-from emo_jax.data.transforms import optical_flow
 from emo_jax.media.images import load_image
 from emo_jax.media.mp4 import decode_video
 from emo_jax.models.emo import build, to_float
@@ -34,19 +34,24 @@ SIZE = 256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-Pairs = tuple[np.ndarray, np.ndarray]
-"""Reference images and frames, each (N, SIZE, SIZE, 3) uint8."""
+Pairs = list[tuple[np.ndarray, np.ndarray, Points | None, Points | None]]
+"""Reference image and frame (SIZE, SIZE, 3) uint8, and the landmarks of the frame and of the reference image."""
 
 
 def held_out_frames(directory: str, split: str, count: int) -> Pairs:
     """Returns the first and the middle frames of the first records of a split."""
     source = open_records(directory, split)
-    records = [source[k] for k in range(min(count, len(source)))]
-    first, middle = (
-        np.stack([square(decode_video(r["video"], int(share * len(r["boxes"])), 1)[0]) for r in records])
-        for share in (0, 0.5)
-    )
-    return first, middle
+    pairs = []
+    for record in (source[k] for k in range(min(count, len(source)))):
+        middle = len(record["boxes"]) // 2
+        reference, frame = (decode_video(record["video"], k, 1)[0] for k in (0, middle))
+        points = named_points(record["landmarks"])
+        height, width = frame.shape[:2]
+        if points is not None:
+            points = (points - [(width - min(height, width)) // 2, 0]) * SIZE / min(height, width)
+        known, moved = (None, None) if points is None else points[[0, middle]]
+        pairs.append((square(reference), square(frame), moved, known))
+    return pairs
 
 
 def square(image: np.ndarray) -> np.ndarray:
@@ -91,19 +96,19 @@ def measure(name: str, sets: dict[str, Pairs]) -> list[str]:
     cell = emo.vae.config.flow_cell
 
     @jax.jit
-    def decoded(references: jax.Array, frames: jax.Array, flow: jax.Array | None) -> jax.Array:
-        _, latents = encode_clips(emo, params, references, frames, flow)
+    def decoded(references: jax.Array, frames: jax.Array, field: np.ndarray | None) -> jax.Array:
+        _, latents = encode_clips(emo, params, references, frames, field)
         return decode_frames(emo, params, latents[:, 1:], references)[:, 0]
 
     row = [name, "" if step is None else str(step)]
-    for references, frames in sets.values():
+    for pairs in sets.values():
         made = []
-        for reference, frame in zip(references, frames, strict=True):
-            flow = jnp.asarray(optical_flow(frame[None], reference, cell)[None], jnp.float32) if cell else None
-            made.append(decoded(jnp.asarray(reference[None]), jnp.asarray(frame[None, None]), flow)[0])
-        known, true, result = (np.asarray(to_float(np.stack(a))) for a in (references, frames, made))
+        for reference, frame, moved, known in pairs:
+            field = motion_field(frame, reference, cell, moved, known)[None, None] if cell else None
+            made.append(decoded(jnp.asarray(reference[None]), jnp.asarray(frame[None, None]), field)[0])
+        copies, true, result = (np.asarray(to_float(np.stack(a))) for a in (*list(zip(*pairs, strict=True))[:2], made))
         values = psnr(result, true)
-        row += [f"{values.mean():.2f}", f"{values.min():.2f}", f"{psnr(known, true).mean():.2f}"]
+        row += [f"{values.mean():.2f}", f"{values.min():.2f}", f"{psnr(copies, true).mean():.2f}"]
         row.append(f"{seams(result, true, emo.vae.config.factor):.3f}")
     return row
 
@@ -124,8 +129,8 @@ def main() -> int:
             sets["records"] = held_out_frames(args.records, args.split, args.count)
         if args.pictures:
             paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in SUFFIXES)
-            pictures = np.stack([square(load_image(path)) for path in paths])
-            sets["pictures"] = pictures, pictures
+            pictures = [square(load_image(path)) for path in paths]
+            sets["pictures"] = [(picture, picture, None, None) for picture in pictures]
         if not sets:
             parser.error("give --records, --pictures, or both")
         columns = "dB", "least dB", "copy dB", "seams"
