@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -112,29 +112,31 @@ def common_layout(sources: list[Source], data_config: ConfigDict, clip_config: C
     return layout
 
 
-_MEAN_SPEEDS: weakref.WeakKeyDictionary[Source, np.ndarray] = weakref.WeakKeyDictionary()
+class Motion(NamedTuple):
+    """What is known of the motion in each record of a source.
 
-
-def mean_speeds(source: Source) -> np.ndarray:
-    """Returns the mean rotation speed of each record's head in degrees per frame, (records,).
-
-    The first call for a source reads all of its records.
+    Attributes:
+        speed: mean rotation speed of the head in degrees per frame, (records,).
+        landmarks: whether `motion_fields` can use the landmarks, (records,).
     """
-    if source not in _MEAN_SPEEDS:
-        speeds = [np.abs(source[position]["speed"]).mean() for position in range(len(source))]
-        _MEAN_SPEEDS[source] = np.array(speeds)
-    return _MEAN_SPEEDS[source]
+
+    speed: np.ndarray
+    landmarks: np.ndarray
 
 
-_HAVE_LANDMARKS: weakref.WeakKeyDictionary[Source, np.ndarray] = weakref.WeakKeyDictionary()
+_MOTION: weakref.WeakKeyDictionary[Source, Motion] = weakref.WeakKeyDictionary()
 
 
-def have_landmarks(source: Source) -> np.ndarray:
-    """Returns whether `motion_fields` can use the landmarks of each record, (records,); see `mean_speeds`."""
-    if source not in _HAVE_LANDMARKS:
-        found = (source[position]["landmarks"] for position in range(len(source)))
-        _HAVE_LANDMARKS[source] = np.array([motion_fields.named_points(points) is not None for points in found])
-    return _HAVE_LANDMARKS[source]
+def motion_of(source: Source) -> Motion:
+    """Returns what is known of the motion in the records; the first call for a source reads all of them."""
+    if source not in _MOTION:
+        rows = []
+        for record in (source[position] for position in range(len(source))):
+            named = motion_fields.named_points(record["landmarks"]) if "landmarks" in record else None
+            rows.append((np.abs(record["speed"]).mean(), named is not None))
+        speed, landmarks = zip(*rows, strict=True)
+        _MOTION[source] = Motion(np.array(speed), np.array(landmarks))
+    return _MOTION[source]
 
 
 def select_records(
@@ -153,7 +155,7 @@ def select_records(
         needs_sound: selects records with sound only.
         needs_speed: selects records with reliable head rotation speeds only; see `records.has_reliable_speed`.
         max_speed: leaves out records whose head rotates faster on average, in degrees per frame; 0 keeps all. See
-            `mean_speeds`.
+            `motion_of`.
         without_sound: which records `needs_sound` nevertheless selects without sound: "none"; "videos"; "all", those of
             a single picture, too, of whatever speed.
 
@@ -176,9 +178,9 @@ def select_records(
     if needs_speed:
         keep &= source.reliable_speed()
     if clip_config.get("flow_cell", 0):
-        keep &= have_landmarks(source)
+        keep &= motion_of(source).landmarks
     if max_speed:
-        keep &= mean_speeds(source) <= max_speed
+        keep &= motion_of(source).speed <= max_speed
     if needs_sound and without_sound == "all":
         keep |= index["frames"] == 1
     if not keep.all():
