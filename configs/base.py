@@ -80,6 +80,7 @@ def get_config(stage: str = "image") -> ConfigDict:
                 face_weight=1.0,
                 lip_weight=1.0,
                 hold_colors=False,  # hold the mean and deviation of each channel of the latents to the first segment's
+                portrait_return=0.0,  # share of its motion that a clip loses by its end, for VAEs of flow (drift.py)
                 clips=4,
             ),
             data=dict(

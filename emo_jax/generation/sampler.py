@@ -24,6 +24,7 @@ from emo_jax.diffusion.solvers import make_solver
 from emo_jax.distributed.mesh import replicated, traced_for_mesh
 from emo_jax.generation.checks import MAX_LATENT, check_usable
 from emo_jax.generation.colors import channel_statistics, match_colors
+from emo_jax.generation.drift import towards_portrait
 from emo_jax.generation.guided import Params, Scales, guidance_options, guided_denoiser, mode_of, tiles_bank
 from emo_jax.generation.options import SAMPLING_OPTIONS
 from emo_jax.generation.programs import KeptProgram
@@ -114,6 +115,9 @@ class VideoSampler:
         self._deep_interval = int(options.deep_interval)
         self._tiled = tiles_bank(sampling, self.mode)
         self._reencodes = bool(options.reencode_motion) and emo.config.clip.motion_frames > 0
+        self._return = float(options.portrait_return)
+        if self._return and not emo.uses_flow:
+            raise ValueError(f"sampling.portrait_return is {self._return}; expected 0 without model.vae.flow_channels")
         self._starts_with_portrait = emo.config.clip.get("first_motion", "zeros") == "portrait"
         self._branch_weights = np.array([options[f"{branch}_weight"] for branch in BRANCHES], np.float32)
         self._prepare = self._jit(self._prepare_fn)
@@ -346,7 +350,9 @@ class VideoSampler:
         interval = self._deep_interval
         guided = guided_denoiser(self.emo, params, conditions, self.mode, scales, interval > 1, **self._guidance)
         times = self._timesteps, solver_key, held, self._t_nexts
-        return sample(guided, self._schedule, self._solver, noise, *times, interval)
+        latents = sample(guided, self._schedule, self._solver, noise, *times, interval)
+        flow = self.emo.config.model.vae.get("flow_channels", 0)
+        return towards_portrait(latents, self._return, flow) if self._return else latents
 
     def _conditions(self, params: Params, constants: Any, features: Array, speed: Array, **motion: Any) -> Conditions:
         """Adds the inputs of f frames to the conditions of the video, and removes those that are switched off."""

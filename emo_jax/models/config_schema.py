@@ -84,7 +84,8 @@ _NEW = (
     "sampling.stride", "sampling.bank_tiling", "sampling.reencode_motion", "sampling.pose_weight",
     "sampling.face_weight", "sampling.lip_weight", "sampling.strategy", "sampling.overlap",
     "sampling.shift", "model.image_inputs", "model.guidance_inputs",
-    "sampling.deep_interval", "model.vae.flow_channels", "model.vae.mouth_channels", "clip.flow_cell",
+    "sampling.deep_interval", "sampling.portrait_return", "model.vae.flow_channels", "model.vae.mouth_channels",
+    "clip.flow_cell",
 )  # fmt: skip
 """Fields that weights of earlier versions lack; they then have their earlier meaning."""
 _GROUPS = ("model", "clip")

@@ -17,6 +17,7 @@ from emo_jax.arrays import AnyArray
 from emo_jax.models.cosine import flow_basis, inverse_flow_basis, mouth_basis
 from emo_jax.models.initializers import ZEROS
 from emo_jax.models.layers import Dense, LayerNorm, conv, fold, unfold
+from emo_jax.models.mouth import Opening, draw_inside, find_opening, inside
 from emo_jax.ops.warp import warp
 
 Frames = Float[AnyArray, "batch frames height width 3"]
@@ -31,8 +32,6 @@ WINDOW = 18
 """Side, in cells, of the squares on which the painter is trained: 72 pixels for the small model, as wide as a mouth."""
 _MOUTH = 4.0
 """Scale of the latents of mouths, which are rare: their squares then count as much as those of the flow."""
-_SHARPNESS, _HALF = 16.0, 0.375
-"""Paint of a new painter covers half of a pixel whose share of open mouth is the latter; narrow mouths lose some."""
 _BINOMIAL = (0.25, 0.5, 0.25)
 """Weights of the smoothing of fields, which the cosine transforms of neighbouring squares do not continue."""
 
@@ -91,15 +90,20 @@ class FlowDecoder(nn.Module):
         """
         cell, field = self.config.flow_cell, decode_field(self.config, latents)
         warped = warp(reference.astype(jnp.float32), _enlarge(field[..., :2], cell))
-        seen = field
+        share = _enlarge(field[..., 2:], cell)
+        opening = find_opening(share, cell)
+        drawn, edges = draw_inside(opening, share, warped), inside(opening, share)
+        seen = jnp.concatenate([_with_derivatives(field), fold(_places(opening), cell)], axis=-1)
         if windows is not None:
-            seen, warped = cut_windows(field, windows, 1), cut_windows(warped, windows, cell)
-        mask, paint = Painter(self.config, name="painter")(seen, warped)
+            seen = cut_windows(seen, windows, 1)
+            warped, drawn, edges = (cut_windows(a, windows, cell) for a in (warped, drawn, edges))
+        change = Painter(self.config, name="painter")(seen, warped)
+        mask, paint = nn.sigmoid(edges + change[..., :1]), drawn + change[..., 1:]
         return Decoded(field, warped, warped + mask * (paint - warped))
 
 
 class Painter(nn.Module):
-    """Paints what the warped reference image does not show: teeth, tongue and the dark inside of an opening mouth.
+    """Corrects what `mouth.draw_inside` draws where the warped reference image does not show the inside of a mouth.
 
     It normalises each position by itself, so that the same network paints a window and a complete frame.
 
@@ -110,21 +114,25 @@ class Painter(nn.Module):
     config: Any
 
     @nn.compact
-    def __call__(self, field: Field, warped: Frames) -> tuple[Float[Array, "batch frames height width 1"], Frames]:
-        """Returns how much of the paint is seen, 0 to 1, and the paint. A new painter draws grey in open mouths."""
+    def __call__(self, seen: Maps, warped: Frames) -> Float[Array, "batch frames height width 4"]:
+        """Returns what is added to the logit of the mask and to the paint; zeros from a new painter.
+
+        Args:
+            seen: what is known of the motion and the opening in each cell.
+            warped: the warped reference.
+        """
         c, width = self.config, self.config.decoder_channels[0]
         embed = functools.partial(Dense, width, dtype=c.dtype)
         x = embed(name="warped_in")(fold(warped.astype(c.dtype), c.flow_cell))
-        x = x + embed(name="field_in")(_with_derivatives(field).astype(c.dtype))
+        x = x + embed(name="seen_in")(seen.astype(c.dtype))
         for i in range(c.layers):
             h = nn.silu(LayerNorm(dtype=c.dtype, name=f"norm1_{i}")(x))
             h = conv(width, dtype=c.dtype, name=f"conv1_{i}")(h)
             h = nn.silu(LayerNorm(dtype=c.dtype, name=f"norm2_{i}")(h))
             x = x + conv(width, dtype=c.dtype, name=f"conv2_{i}")(h)
         x = nn.silu(LayerNorm(dtype=c.dtype, name="norm_out")(x))
-        out = unfold(conv(4 * c.flow_cell**2, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out")(x), c.flow_cell)
-        is_open = _SHARPNESS * (_enlarge(field[..., 2:], c.flow_cell) - _HALF)
-        return nn.sigmoid(is_open + out[..., :1]), out[..., 1:]
+        out = conv(4 * c.flow_cell**2, dtype=jnp.float32, kernel_init=ZEROS, name="conv_out")(x)
+        return jnp.asarray(unfold(out, c.flow_cell))
 
 
 def cut_windows(a: AnyArray, windows: Windows, size: int) -> Array:
@@ -148,7 +156,13 @@ def _with_derivatives(field: Field) -> Float[Array, "batch frames field_height f
     """Returns the field with the flow's derivatives along both axes."""
     flow = field[..., :2]
     down, right = (jnp.asarray(jnp.gradient(flow, axis=axis)) for axis in (-3, -2))
-    return jnp.concatenate([flow / 4, 4 * field[..., 2:], down, right], axis=-1)
+    return jnp.concatenate([flow / 4, _MOUTH * field[..., 2:], down, right], axis=-1)
+
+
+def _places(opening: Opening) -> Float[Array, "batch frames height width 3"]:
+    """Returns the place of each pixel in an opening, as numbers of about 1 for the painter."""
+    edges = (jnp.clip(a, -2, 4) / 2 for a in (opening.above, opening.below))
+    return jnp.where(opening.height > 0, jnp.concatenate([*edges, opening.height / 4], axis=-1), 0)
 
 
 def _smooth(field: Field) -> Field:

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from emo_jax.data.motion_fields import optical_flow
 from emo_jax.diffusion.schedule import make_schedule
+from emo_jax.generation.drift import towards_portrait
 from emo_jax.generation.sampler import VideoSampler
 from emo_jax.generation.window_sampler import make_sampler
 from emo_jax.models.cosine import flow_basis, inverse_flow_basis, mouth_basis
@@ -120,10 +122,12 @@ def test_windows_lie_where_the_weight_is():
 
 
 def test_a_window_is_painted_as_the_complete_frame_is(still):
-    emo, params, references, _, own = still
+    emo, params, references, *_ = still
     variables = {"params": jax.tree.map(lambda a: a + 0.05, params["vae"])}
     windows = jnp.array([[[0, 0]], [[14, 6]]])
-    paint = functools.partial(emo.vae.apply, variables, own, references / 127.5 - 1, method="decode_flow")
+    field = jnp.zeros((2, 1, 32, 32, 3)).at[:, :, 8:24, 4:28, 2].set(1)  # partly outside the windows
+    latents = encode_field(emo.vae.config, field)
+    paint = functools.partial(emo.vae.apply, variables, latents, references / 127.5 - 1, method="decode_flow")
     complete, parts = paint(), paint(windows=windows)
     inner = np.s_[:, :, 10:-10, 10:-10]  # beyond the reach of the window's border
     np.testing.assert_allclose(parts.frames[inner], cut_windows(complete.frames, windows, 2)[inner], atol=1e-4)
@@ -230,6 +234,35 @@ def test_sampling_options_that_do_not_fit(name):
     config = config_of()
     config.sampling[name] = True
     with pytest.raises(ValueError, match=name):
+        VideoSampler(build(config), None, config.sampling)
+
+
+def test_clips_return_to_the_portrait_smoothly():
+    rng = np.random.default_rng(0)
+    latents = jnp.asarray(rng.normal(size=(2, 4, 3, 3, 8)) + 5, jnp.float32)
+    moved = towards_portrait(latents, 0.4, 6)
+    np.testing.assert_allclose(moved[..., 6:], latents[..., 6:])
+    change, mean = np.asarray(latents - moved)[..., :6], np.asarray(latents)[..., :6].mean(1)
+    np.testing.assert_allclose(change, np.array([0.1, 0.2, 0.3, 0.4])[:, None, None, None] * mean[:, None], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_sampler_returns_to_the_portrait(video, monkeypatch):
+    emo, params, config = video
+    monkeypatch.setattr(EMO, "denoise", lambda self, params, x, t, conditions: -jnp.ones_like(x))
+    config = ConfigDict(config)
+    config.sampling.portrait_return = 0.5
+    portrait, mask = shifted(0, 0)[0][None], np.ones((1, 64, 64, 1), np.uint8)
+    sampler = VideoSampler(emo, params, config.sampling)
+    frames = np.concatenate(
+        list(sampler.stream(portrait, mask, np.zeros((1, 2560), np.float32), key=jax.random.key(0))), axis=1
+    )
+    latents = towards_portrait(jnp.ones((1, 4, *emo.latent_shape)), 0.5, 6)
+    expected = decode_frames(emo, params, latents, portrait)
+    assert np.abs(frames.astype(int) - expected).max() <= 1
+    config = small_config()
+    config.sampling.portrait_return = 0.5
+    with pytest.raises(ValueError, match="portrait_return"):
         VideoSampler(build(config), None, config.sampling)
 
 
