@@ -13,7 +13,7 @@ files): identity, lips against sound, eyes, head motion, seams and drift, also a
 Fields of the model's `sampling` config are set by --sampling.field=value, for example --sampling.steps=8.
 
 Example:
-  emo evaluate --checkpoint tiny --identities 2 --seconds 1 --only lips -o out/evaluation
+  emo evaluate --checkpoint small --identities 2 --seconds 1 --only lips -o out/evaluation
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--i3d", metavar="FILE", help="with --against: VideoGPT's i3d_pretrained_400.pt, for FVD")
     parser.add_argument("--syncnet", metavar="FILE", help="with --videos: syncnet_v2.model, for Sync-C and Sync-D")
     parser.add_argument("--data", help="records whose split validation is used (default: newly rendered people)")
+    help_text = "which people are rendered; people needs the extra of that name (default: %(default)s)"
+    parser.add_argument("--world", default="drawn", choices=("drawn", "people"), help=help_text)
     add_output(parser, "folder for report.json and frames.png (with --videos: videos.html, .json, .csv)", required=True)
     parser.add_argument("--identities", type=int, default=16, help="number of people (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each video (default: %(default)s)")
@@ -73,6 +75,7 @@ def main(args: argparse.Namespace, rest: list[str]) -> None:
         args.checkpoint,
         args.output,
         data=args.data,
+        world=args.world,
         identities=args.identities,
         seconds=args.seconds,
         long=args.long,

@@ -126,6 +126,24 @@ def choose_face_window(
     return first_row + inner_top, first_column + inner_left, rows, columns
 
 
+def middle_window(
+    frame_size: tuple[int, int], image_size: tuple[int, int], data: ConfigDict, clip: ConfigDict, box: Box
+) -> Window:
+    """Returns the window without random draws that is most like those of training.
+
+    Args:
+        frame_size: (height, width) of the frame.
+        image_size: (height, width) of the image that the crop is resized to.
+        data: the `data` config.
+        clip: the `clip` config.
+        box: the face in the frame.
+    """
+    if data.get("face_crop"):
+        face = clip.face.height, tuple(clip.face.centre)
+        return choose_face_window(np.random.default_rng(0), frame_size, image_size, (1.0, 1.0), box, face)
+    return center_window(frame_size, image_size, sum(data["crop_scale"]) / 2)
+
+
 def place_points(points: np.ndarray, window: Window, image_size: tuple[int, int]) -> np.ndarray:
     """Returns where points (..., 2) of a frame, (x, y) in pixels, are in the crop of a window."""
     top, left, rows, columns = window

@@ -45,6 +45,7 @@ def evaluate(
     output: str,
     *,
     data: str | None = None,
+    world: str = "drawn",
     identities: int = 16,
     seconds: float = 4.0,
     long: float = 60.0,
@@ -58,6 +59,7 @@ def evaluate(
         checkpoint: a preset, a folder of weights, or the folder of a training run.
         output: the folder to write to.
         data: records whose split validation is used; None: newly rendered people.
+        world: "drawn" or "people", the world of newly rendered people.
         identities: number of people.
         seconds: length of each video.
         long: length of the long videos in seconds; 0 skips them.
@@ -93,7 +95,7 @@ def evaluate(
     except OSError as error:
         raise ValueError(f"--output {output} cannot be created ({error.strerror}); choose another folder") from error
     options = dict(seed=seed, long=long, wanted=properties)
-    evaluation = new_evaluation(config, params, identities, seconds, STRANGERS, data, **options)
+    evaluation = new_evaluation(config, params, identities, seconds, STRANGERS, data, world, **options)
     rows, frames = measured_rows(evaluation)
     people = evaluation.people
     if frames is not None:
@@ -104,6 +106,7 @@ def evaluate(
         checkpoint=checkpoint,
         output=output,
         data=data,
+        world=world,
         identities=identities,
         seconds=seconds,
         long=long,
@@ -145,6 +148,7 @@ def new_evaluation(
     seconds: float,
     strangers: int,
     data: str | None = None,
+    world: str = "drawn",
     **options: Any,
 ) -> Evaluation:
     """Chooses held-out people and returns their evaluation.
@@ -156,13 +160,13 @@ def new_evaluation(
         seconds: length of each video.
         strangers: number of further people among whom a face must be recognised.
         data: records whose split validation is used; None: newly rendered people.
+        world: "drawn" or "people", the world of newly rendered people.
         **options: seed, long and wanted, as `Evaluation` takes them.
     """
     from emo_jax.evaluation.heldout import choose_people
     from emo_jax.evaluation.probe import load_probe
 
-    scale = sum(config.data.crop_scale) / 2
-    people = choose_people(identities, strangers, seconds, config.clip, scale, data)
+    people = choose_people(identities, strangers, seconds, config.clip, config.data, data, world)
     return Evaluation(config, params, people, load_probe(), **options)
 
 

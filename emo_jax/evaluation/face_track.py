@@ -113,8 +113,9 @@ class FaceMeter:
         if not self._rows:
             raise ValueError("the video has no frames")
         found, *columns = zip(*self._rows, strict=True)
-        names = [field.name for field in dataclasses.fields(FaceTrack)]
-        measured = {name: np.array(column, float) for name, column in zip(names[1:10], columns, strict=True)}
+        others = ("found", "embeddings", "embedded")
+        names = [field.name for field in dataclasses.fields(FaceTrack) if field.name not in others]
+        measured = {name: np.array(column, float) for name, column in zip(names, columns, strict=True)}
         embeddings = np.array(self._embeddings).reshape(-1, 128)
         return FaceTrack(
             found=np.array(found), **measured, embeddings=embeddings, embedded=np.array(self._embedded, int)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from emo_jax.data.records import open_records
-from emo_jax.data.transforms import center_window, crop
+from emo_jax.data.records import Record, open_records
+from emo_jax.data.transforms import crop, middle_window
 from emo_jax.faces.boxes import mask_from_box
 from emo_jax.media.mp4 import decode_video
 from emo_jax.media.timing import SAMPLE_RATE, exact_fps
+from emo_jax.synthetic import world as drawn
 from emo_jax.synthetic.identities import Identity
 from emo_jax.synthetic.rendering import render
-from emo_jax.synthetic.world import Track, make_record, make_voice
+from emo_jax.synthetic.world import Track, make_voice
 
 FIRST_SEED = 3 << 23
 """Middle of the first block of 2**24 validation seeds of `emo prepare synthetic`."""
@@ -61,7 +62,9 @@ class People:
         return np.stack([mask_from_box(tuple(box), height, width, MASK_PAD) for box in moved])
 
 
-def choose_people(count: int, others: int, seconds: float, clip, scale: float, data: str | None = None) -> People:
+def choose_people(
+    count: int, others: int, seconds: float, clip, data, records: str | None = None, world: str = "drawn"
+) -> People:
     """Returns the first `count` held-out people, and `others` further people among whom they must be recognised.
 
     Args:
@@ -69,8 +72,10 @@ def choose_people(count: int, others: int, seconds: float, clip, scale: float, d
         others: number of further people.
         seconds: length of each voice.
         clip: `config.clip`, for fps and image_size.
-        scale: side of the view relative to the record's frame, the middle of `config.data.crop_scale`.
-        data: directory of records whose split "validation" is used. By default people are rendered, from FIRST_SEED on.
+        data: `config.data`, for the crops.
+        records: directory of records whose split "validation" is used. By default people are rendered, from FIRST_SEED
+            on.
+        world: "drawn" or "people", which needs the extra `people`: the world of rendered people.
 
     Raises:
         ValueError: the records are too few, too short or silent, or have no truth about the mouth.
@@ -78,11 +83,13 @@ def choose_people(count: int, others: int, seconds: float, clip, scale: float, d
     frames = round(seconds * clip.fps)
     if count < 2 or frames < 2:
         raise ValueError(f"{count} identities of {frames} frames; an evaluation needs two of each at least")
-    records = _stored(data, count, others) if data else _drawn(count, others, seconds, clip, scale)
+    scale = sum(data.crop_scale) / 2
+    found = _stored(records, count, others) if records else _rendered(world, count, others, seconds, clip, scale)
     rows, distractors, size = [], [], tuple(clip.image_size)
-    for number, record in enumerate(records):
+    for number, record in enumerate(found):
         middle = len(record["boxes"]) // 2
-        window = center_window(decode_video(record["video"], 0, 1).shape[1:3], size, scale)
+        frame_size = decode_video(record["video"], 0, 1).shape[1:3]
+        window = middle_window(frame_size, size, data, clip, record["boxes"][middle])
         picture, box = _view(record, middle, window, size)
         if number >= count:
             distractors.append(picture)
@@ -103,7 +110,7 @@ def choose_people(count: int, others: int, seconds: float, clip, scale: float, d
         renders=np.stack([row[3] for row in rows]),
         rendered_openings=np.stack([r["mouth"][:frames, 0] for r in own]),
         rendered_speeds=np.stack([r["speed"][:frames] for r in own]),
-        seeds=[_seed(r["id"]) for r in own],
+        seeds=[None if data.get("face_crop") else _seed(r["id"]) for r in own],
         scale=scale,
     )
 
@@ -146,11 +153,25 @@ def _record_size(side: int, scale: float) -> int:
     return 2 * round(side / scale / 2)
 
 
-def _drawn(count: int, others: int, seconds: float, clip, scale: float) -> Iterator[dict]:
+def _rendered(world: str, count: int, others: int, seconds: float, clip, scale: float) -> Iterator[dict]:
     size = _record_size(max(clip.image_size), scale)
+    make_record = _maker(world)
     for number in range(count + others):
         length = seconds if number < count else 5 / clip.fps  # only one frame of the others is needed
         yield dataclasses.asdict(make_record(FIRST_SEED + number, seconds=length, size=size, fps=clip.fps))
+
+
+def _maker(world: str) -> Callable[..., Record]:
+    """Returns the function that makes a record of a world."""
+    if world == "drawn":
+        return drawn.make_record
+    if world != "people":
+        raise ValueError(f"the world is {world!r}; choose one of drawn, people")
+    from emo_jax.synthetic.people import prepare
+    from emo_jax.synthetic.people import world as people
+
+    prepare.check_tools()
+    return people.make_record
 
 
 def _stored(data: str, count: int, others: int) -> Iterator[dict]:

@@ -143,7 +143,7 @@ class SampleWriter:
             sound = source.index()["sound"]
             voiced += [(source, int(i)) for i in np.flatnonzero(sound)[:_PEOPLE]]
             silent += [(source, int(i)) for i in np.flatnonzero(~sound)[:_PEOPLE]]
-        people = [_person(source, i, size, data.crop_scale) for source, i in [*voiced, *silent][:_PEOPLE]]
+        people = [_person(source, i, size, self._config) for source, i in [*voiced, *silent][:_PEOPLE]]
         references, masks, voices = zip(*people, strict=True)
         return np.stack(references), np.stack(masks), np.stack(voices)
 
@@ -175,7 +175,7 @@ def failure_is_a_warning(consequence: str) -> Iterator[None]:
 
 
 def _person(
-    source: Any, position: int, size: tuple[int, int], crop_scale: tuple[float, float]
+    source: Any, position: int, size: tuple[int, int], config: ConfigDict
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the reference, mask and voice of one record."""
     record = source[position]
@@ -183,7 +183,7 @@ def _person(
         window, reference = tuple(record["windows"][0]), source.frames(position, 0, False, 0, 1)[0]
     else:
         frame = mp4.decode_video(record["video"], 0, 1)
-        window = transforms.center_window(frame.shape[1:3], size, sum(crop_scale) / 2)
+        window = transforms.middle_window(frame.shape[1:3], size, config.data, config.clip, record["boxes"][0])
         reference = transforms.crop(frame, window, size)[0]
     mask = transforms.union_mask(record["boxes"][:1], window, size)
     audio = np.zeros(round(_SECONDS * 16_000), np.float32)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from emo_jax.data import transforms
 from emo_jax.faces.rotation import rotation_speed
@@ -101,6 +102,17 @@ def test_face_windows_of_a_face_that_is_too_large_or_at_the_border_stay_inside()
         draw = (rng, (256, 300), (64, 64), (0.9, 1.0), box, face)
         for top, left, rows, columns in (transforms.choose_face_window(*draw) for _ in range(100)):
             assert top >= 0 and left >= 0 and top + rows <= 256 and left + columns <= 300
+
+
+@pytest.mark.parametrize("face_crop", [False, True])
+def test_middle_window_is_that_of_training(face_crop):
+    box, clip = (90.0, 60.0, 190.0, 180.0), ConfigDict(dict(face=dict(height=0.6, centre=(0.5, 0.55))))
+    data = ConfigDict(dict(face_crop=face_crop, crop_scale=(0.9, 0.9)))
+    window = transforms.middle_window((256, 300), (64, 64), data, clip, box)
+    if face_crop:
+        np.testing.assert_allclose(face_in(window, box), (0.6, 0.5, 0.55), atol=0.01)
+    else:
+        assert window == transforms.center_window((256, 300), (64, 64), 0.9)
 
 
 def test_crop_keeps_pixels_or_resizes():

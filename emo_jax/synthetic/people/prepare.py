@@ -53,9 +53,7 @@ def prepare_world(
     for name in ("follow", "babble"):
         if options.get(name):
             raise ValueError(f"--{name} is an option of --world drawn; leave it out")
-    load_heads()
-    check_renderer()
-    check_voices()
+    check_tools()
     target = pathlib.Path(output).absolute()
     parts = target.with_name(f".{target.name}.parts")
     parts.mkdir(parents=True, exist_ok=True)
@@ -65,6 +63,13 @@ def prepare_world(
     for path in parts.iterdir():
         path.unlink()
     parts.rmdir()
+
+
+def check_tools() -> None:
+    """Raises ValueError if OpenGL, the data of the heads or the voices are missing."""
+    load_heads()
+    check_renderer()
+    check_voices()
 
 
 def make_kept_record(
