@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint docs tiny-weights small-weights clean
+.PHONY: demo test slow lint docs small-weights clean
 
 demo: $(VENV)/.installed
 	$(BIN)/emo demo --out out/demo.mp4
@@ -22,9 +22,6 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q -d out/doctrees docs out/docs
-
-tiny-weights: $(VENV)/.installed-test
-	launch/tiny_weights.sh
 
 small-weights: $(VENV)/.installed-test
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[people]'

@@ -1,6 +1,6 @@
 """Compares the initial values of reference-attention that `emo convert` offers (model.init.reference), on miniatures.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.reference_start
+    JAX_PLATFORMS=cpu python -m benchmarks.reference_start --vae runs/vae
 
 Stable Diffusion is replaced by a small UNet that is trained here to denoise drawn people from a prompt: one token per
 attribute of the person. Its weights are converted with each choice, and stage `image` is trained from each with equal
@@ -46,6 +46,7 @@ OPTIMIZER = optax.adam(optax.linear_schedule(0.0, 4e-4, 30))
 def main() -> None:
     """Trains the stand-in and all students, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--vae", required=True, help="run of emo train --config tiny:vae, or its exported weights")
     parser.add_argument("--people", type=int, default=120)
     parser.add_argument("--teacher-steps", type=int, default=400)
     parser.add_argument("--steps", type=int, default=100)
@@ -53,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     config = student_config()
     emo = build(config)
-    latents, masks, prompts = encode_people(args.people)
+    latents, masks, prompts = encode_people(args.vae, args.people)
     print(f"{args.people} people, {VIEWS} views each, latents {latents.shape[2:]}", flush=True)
     teacher = train_teacher(emo, latents, prompts, args.teacher_steps)
     rows = []
@@ -74,9 +75,9 @@ def student_config(start: str = "self") -> ConfigDict:
     return config
 
 
-def encode_people(people: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def encode_people(vae: str, people: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns latents (people, views, h, w, c), masks (people, views, H, W, 1) and prompts (people, tokens, size)."""
-    emo, params = load_model("tiny")
+    emo, params = load_model(vae)
     encode = jax.jit(functools.partial(emo.encode, params))
     latents, masks, prompts = [], [], []
     for seed in range(people):

@@ -1,6 +1,6 @@
 """A small EMO at 128x128 pixels with all parts of base.py, which trains on two CPU cores.
 
-    make tiny-weights    # prepares the data and trains tiny.py:vae, :image, :video, :speed (launch/tiny_weights.sh)
+    emo train --config tiny:vae ...    # then :image, :video, :speed; docs/train.md has the commands
 
 Expected result: four hours on two cores (records 9 min, vae 20, image 31, video 78, speed 103), or twenty minutes on an
 H100. `emo evaluate` then measures lips 0.90, silence 0.08, identity 0.99, seams 1.29, speed 1.73.
@@ -26,7 +26,7 @@ def get_config(stage: str = "video") -> ConfigDict:
     config.model.update(
         dtype="float32",
         reference_positions=True,
-        speed_positions=False,  # as the bundled weights were trained
+        speed_positions=False,  # as in the runs of docs/benchmarks.md
         unet=dict(channels=(64, 128), attention=(True, False), layers=1, heads=4, groups=8, remat="none"),
         vae=dict(
             channels=(32, 64, 128),
@@ -49,7 +49,7 @@ def get_config(stage: str = "video") -> ConfigDict:
     config.train.update(
         stage=stage,
         ema=0.995,
-        drop_both=0.0,  # as the bundled weights were trained
+        drop_both=0.0,  # as in the runs of docs/benchmarks.md
         face_weight=3.0,
         kl_weight=2e-4,
         motion_noise=0.05,

@@ -1,15 +1,15 @@
 """Guidance scales of reference and audio; no training.
 
-    emo sweep configs/sweeps/guidance.py --output runs/guidance --checkpoint tiny
+    emo sweep configs/sweeps/guidance.py --output runs/guidance --checkpoint small
 
 This sweep has not been run to its end in this project; its points build (tests/evaluation/test_sweep.py).
 """
 
 from collections.abc import Iterator
 
-CONFIG = "tiny"
+CONFIG = "small"
 STAGES = ()
-EVALUATE = ("--only", "lips", "identity", "seams", "--identities", "8")
+EVALUATE = ("--world", "people", "--only", "lip-gap", "likeness", "seams", "--identities", "8")
 
 
 def get_sweep() -> Iterator[tuple[str, dict[str, object]]]:

@@ -316,9 +316,7 @@ def generate_demo(
     pipe = load_pipeline(weights, None, fields)
     create_folder_of(path)
     strip = FilmStrip(frame_count(len(voice.samples), pipe.fps))
-    write_video(
-        path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, framing="crop", **stream_fields
-    )
+    write_video(path, pipe, portrait, voice, label="demo", seed=seed, on_frames=strip.add, **stream_fields)
     strip.save(path.with_suffix(".png"))
     print_result(f"{path.with_suffix('.png')}: a strip of its frames")
 

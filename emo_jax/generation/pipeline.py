@@ -36,7 +36,7 @@ Callback: TypeAlias = Callable[["EmoPipeline", int, np.ndarray], None]
 class EmoPipeline:
     """Generates talking videos from a portrait and a voice.
 
-        pipe = EmoPipeline.from_pretrained("tiny")
+        pipe = EmoPipeline.from_pretrained("small")
         pipe("portrait.png", "voice.wav").save("out.mp4")
 
     A program is compiled at the first use of a solver, a number of steps, a guidance mode and a framing. Other
@@ -85,7 +85,7 @@ class EmoPipeline:
         """Loads a pipeline, and makes JAX keep compiled programs for later processes (see `cache.keep_programs`).
 
         Args:
-            name_or_dir: a preset ("tiny"), a folder written by `emo export`, or the folder of an `emo train` run.
+            name_or_dir: a preset ("small"), a folder written by `emo export`, or the folder of an `emo train` run.
             size: (height, width) of the frames, or the side of square ones, in place of the trained size. The bundled
                 weights accept no other size; for other weights a warning names the trained size.
             **sampling: fields of the config's `sampling` to replace: solver, steps, clips (per segment), ...

@@ -1,1 +1,1 @@
-"""Weights in and out, and the bundled tiny EMO."""
+"""Weights in and out, and the bundled small EMO."""

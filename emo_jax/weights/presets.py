@@ -2,7 +2,7 @@
 
 import pathlib
 
-DEFAULT = "tiny"
+DEFAULT = "small"
 """The preset that the command line and `EmoPipeline` use; one of BUNDLED."""
-BUNDLED = {name: pathlib.Path(__file__).parent / name for name in ("tiny",)}
+BUNDLED = {name: pathlib.Path(__file__).parent / name for name in ("small",)}
 """Presets {name: folder}. `launch/NAME_weights.sh` trains the weights of a preset."""

@@ -45,7 +45,7 @@ def test_every_point_is_a_config_that_builds(file, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep_lib, "resolve", lambda *a, resolve=resolve: configs.append(resolve(*a)) or configs[-1])
     assert len(found.points) >= 2
     for name in found.points:
-        commands = plan(found, name, tmp_path / name, "runs/vae", "tiny")
+        commands = plan(found, name, tmp_path / name, "runs/vae", "small")
         assert [command[0] for command, _ in commands] == ["train"] * len(found.stages) + ["evaluate"]
         args, rest = cli.make_parser("evaluate").parse_known_args(commands[-1][0])
         select_properties(args.only)

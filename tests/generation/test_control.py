@@ -10,6 +10,7 @@ from emo_jax.cli import main as cli_main
 from emo_jax.faces.detection import find_faces
 from emo_jax.generation.inputs import ASSETS, choose_face, load_portrait, place_portrait
 from emo_jax.generation.speed import read_speed, speeds_of_frames
+from emo_jax.weights.presets import DEFAULT
 from emo_jax.weights.store import read_flat
 from tests.generation.media import BOX, random_portrait, random_voice
 
@@ -66,7 +67,7 @@ def test_faces_are_chosen_by_number():
     two[: small.shape[0], image.shape[1] : image.shape[1] + small.shape[1]] = small
     faces = find_faces(two)
     assert len(faces) == 2 and choose_face(two, 2) == faces[1]
-    clip = read_flat("tiny")[0].clip
+    clip = read_flat(DEFAULT)[0].clip
     assert place_portrait(two, clip, 2).face == faces[1] != place_portrait(two, clip, 1).face
     with pytest.raises(ValueError, match="2 faces"):
         choose_face(two, 3)
@@ -76,7 +77,7 @@ def test_preview_shows_square_mask_and_face_without_generating(tmp_path, capsys,
     out = tmp_path / "p.png"
     assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), "--preview", str(out)]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert "256x256 pixels" in line and "white" in line
+    assert "512x512 pixels" in line and "white" in line
     with Image.open(out) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     height = load_portrait(ASSETS / "portrait.png").shape[0]
@@ -85,7 +86,7 @@ def test_preview_shows_square_mask_and_face_without_generating(tmp_path, capsys,
     for color in ((255, 255, 255), (255, 220, 0), (80, 220, 255)):
         assert (left == color).all(-1).sum() > 100
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
-    for more, size in ((["--max-size", "150"], "150x150"), (["--framing", "crop"], "128x128")):
+    for more, size in ((["--max-size", "150"], "150x150"), (["--framing", "crop"], "256x256")):
         other = ["--preview", str(tmp_path / "new" / "p.png"), *more]
         assert cli_main.main(["generate", "--portrait", str(ASSETS / "portrait.png"), *other]) == 0
         assert f"{size} pixels" in capsys.readouterr().out and (tmp_path / "new" / "p.png").is_file()

@@ -130,11 +130,11 @@ def test_from_pretrained_rejects_bad_options(weights_dir, option, field):
         EmoPipeline.from_pretrained(weights_dir, **option)
 
 
-@pytest.mark.parametrize("size", [(128, 256), 64, (0, 0)])
+@pytest.mark.parametrize("size", [(128, 256), 128, (0, 0)])
 def test_bundled_weights_accept_only_their_trained_size(size):
     with pytest.raises(ValueError, match="^size is "):
-        EmoPipeline.from_pretrained("tiny", size=size)
-    assert EmoPipeline.from_pretrained("tiny", size=128).size == (128, 128)
+        EmoPipeline.from_pretrained("small", size=size)
+    assert EmoPipeline.from_pretrained("small", size=256).size == (256, 256)
 
 
 def test_other_weights_warn_with_the_trained_size(weights_dir, capsys):
@@ -164,7 +164,7 @@ def test_package_exports_the_pipeline():
 @pytest.mark.slow
 @pytest.mark.skipif(not MEDIA.is_dir(), reason="no real media beside the repository")
 def test_real_media(tmp_path):
-    pipe = EmoPipeline.from_pretrained("tiny")
+    pipe = EmoPipeline.from_pretrained("small")
     voice = load_voice(MEDIA / "audio" / "en_speech_hallo_1.wav")
     short = Voice(voice.samples[:40000], voice.track)
     write_video(tmp_path / "a.mp4", pipe, MEDIA / "portraits" / "photo_hallo_6.jpg", short, label="test")

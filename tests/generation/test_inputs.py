@@ -11,12 +11,11 @@ from PIL import Image
 
 from emo_jax.faces.boxes import crop_around
 from emo_jax.faces.detection import find_face
-from emo_jax.generation.inputs import check_options, check_size, load_portrait, load_voice, place_portrait
+from emo_jax.generation.inputs import ASSETS, check_options, check_size, load_portrait, load_voice, place_portrait
 from emo_jax.media.audio import write_wav
-from emo_jax.synthetic.assets import ASSETS, PERSON, SIDE
 from emo_jax.synthetic.head import State
 from emo_jax.synthetic.identities import Identity
-from emo_jax.synthetic.rendering import face_box
+from emo_jax.synthetic.rendering import face_box, render
 from tests.generation.media import random_portrait, random_voice
 
 CLIP = tiny.get_config().clip
@@ -183,11 +182,12 @@ def test_config_places_faces_as_the_rendered_clips_do():
 
 
 def test_detected_face_is_placed_as_in_training(capsys):
-    image = load_portrait(ASSETS / "portrait.png")
+    person = Identity.sample((1 << 24) + 121)
+    image = render(person, State(), 256)
     crop, mask, *_ = place_portrait(image, CLIP)
     assert capsys.readouterr().err == ""
     assert crop.shape == (128, 128, 3) and mask.shape == (128, 128, 1) and set(np.unique(mask)) == {0, 1}
-    truth = face_box(Identity.sample(PERSON), State(), SIDE)
+    truth = face_box(person, State(), 256)
     expected, _ = crop_around(image, truth, (128, 128), CLIP.face.height, tuple(CLIP.face.centre))
     rows, columns = np.flatnonzero(mask.any((1, 2))), np.flatnonzero(mask.any((0, 2)))
     height, growth = CLIP.face.height * 128, CLIP.face.growth

@@ -119,7 +119,7 @@ def test_damaged_file_is_named(exported, tmp_path, name):
 @pytest.mark.slow
 def test_diffusers_and_transformers_are_imported_only_for_export():
     code = (
-        "import sys, emo_jax; from emo_jax import EmoPipeline; EmoPipeline.from_pretrained('tiny');"
+        "import sys, emo_jax; from emo_jax import EmoPipeline; EmoPipeline.from_pretrained('small');"
         "sys.exit(any(name in sys.modules for name in ('diffusers', 'transformers', 'huggingface_hub')))"
     )
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": python_path(), "JAX_PLATFORMS": "cpu"})

@@ -23,7 +23,7 @@ def sing(rng: np.random.Generator, seconds: float) -> Voice:
     parts, phones, length, degree = [], [], 0.0, int(rng.integers(0, 5))
     while length < seconds:
         spoken = trim(speak(make_sentence(rng, language), engine, voice, int(rng.integers(140, 175)), 50, 0))
-        sung, degree = _hold_vowels(spoken, rng, low, degree)
+        sung, degree = hold_vowels(spoken, rng, low, degree)
         pause = np.zeros(int(rng.uniform(0.1, 0.6) * SAMPLE_RATE), np.float32)
         phones += shift_phones(sung.phones, length + len(pause) / SAMPLE_RATE)
         parts += [pause, sung.sound]
@@ -31,7 +31,7 @@ def sing(rng: np.random.Generator, seconds: float) -> Voice:
     return Voice(np.concatenate(parts), phones, f"song, {engine} {voice}")
 
 
-def _hold_vowels(spoken: Voice, rng: np.random.Generator, low: float, degree: int) -> tuple[Voice, int]:
+def hold_vowels(spoken: Voice, rng: np.random.Generator, low: float, degree: int) -> tuple[Voice, int]:
     """Stretches the vowels of a sentence to notes and gives it a melody; also returns the last note."""
     phones, sources, pitches, time = [], [], [], 0.0
     for phone in spoken.phones:

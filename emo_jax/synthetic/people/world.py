@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from emo_jax.media.timing import SAMPLE_RATE
 from emo_jax.synthetic.pauses import add_noise, draw_pause, insert_pause
 from emo_jax.synthetic.people.geometry import (
     POINT_NAMES,
+    Camera,
     Head,
     face_vertices,
     head_matrix,
@@ -43,6 +45,27 @@ class Performance:
     sound: np.ndarray
     phones: list[Phone]
     source: str
+
+
+class Scene(NamedTuple):
+    """A person in front of a camera."""
+
+    person: Person
+    head: Head
+    camera: Camera
+    look: Look
+    studio: Studio
+
+
+def set_scene(seed: int, size: int) -> Scene:
+    """Returns the person of a seed with light, camera and background, for pictures of size x size pixels."""
+    rng = np.random.default_rng([seed, 23])
+    person = Person.sample(seed)
+    head = Head(person)
+    light, camera = sample_light(rng, person.skin), sample_camera(rng)
+    look = Look(person.look, rng, size)
+    studio = Studio(head, light, camera, paint_background(rng, size), size, look.toon)
+    return Scene(person, head, camera, look, studio)
 
 
 def make_voice(rng: np.random.Generator, seconds: float) -> Voice:
@@ -169,12 +192,8 @@ def make_record(
         )
     cv2.setNumThreads(1)
     seconds = frames / fps
-    rng = np.random.default_rng([seed, 23])
-    person = Person.sample(seed)
-    head = Head(person)
-    light, camera = sample_light(rng, person.skin), sample_camera(rng)
-    look = Look(person.look, rng, size)
-    studio = Studio(head, light, camera, paint_background(rng, size), size, look.toon)
+    person, head, camera, look, studio = set_scene(seed, size)
+    light = studio.light
     done = perform(seed, seconds, fps, head_motion)
     pictures, boxes, points, mouth = [], [], [], []
     for pose, turn in zip(done.poses, done.light_turns, strict=True):
