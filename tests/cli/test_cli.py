@@ -15,6 +15,7 @@ from emo_jax.cli import main as cli
 from emo_jax.generation.pipeline import EmoPipeline
 from emo_jax.generation.video import FrameStream
 from emo_jax.media.audio import load_audio
+from emo_jax.media.timing import frame_count
 from emo_jax.media.video import probe
 from emo_jax.synthetic.assets import ASSETS, make_portrait, make_voice
 from emo_jax.synthetic.people.assets import has_heads
@@ -201,8 +202,8 @@ def test_demo_writes_a_video_and_a_strip(loaded, tmp_path, capsys):
     out = tmp_path / "new" / "demo.mp4"
     assert cli.main(["demo", "--out", str(out)]) == 0
     info = probe(out)
-    seconds = len(load_audio(ASSETS / "voice.wav")) / 16000
-    assert info["frames"] == int(25 * seconds) and info["audio_seconds"] == pytest.approx(seconds, abs=1e-3)
+    seconds = len(voice := load_audio(ASSETS / "voice.wav")) / 16000
+    assert info["frames"] == frame_count(len(voice), 25) and info["audio_seconds"] == pytest.approx(seconds, abs=1e-3)
     with Image.open(out.with_suffix(".png")) as strip:
         assert strip.size == (8 * 512, 512)
     assert "no face" not in capsys.readouterr().err
