@@ -113,7 +113,7 @@ def common_layout(sources: list[Source], data_config: ConfigDict, clip_config: C
 
 
 class Motion(NamedTuple):
-    """What is known of the motion in each record of a source.
+    """Motion data of the records of a source.
 
     Attributes:
         speed: mean rotation speed of the head in degrees per frame, (records,).
@@ -128,7 +128,7 @@ _MOTION: weakref.WeakKeyDictionary[Source, Motion] = weakref.WeakKeyDictionary()
 
 
 def motion_of(source: Source) -> Motion:
-    """Returns what is known of the motion in the records; the first call for a source reads all of them."""
+    """Returns the motion data of a source; the first call reads all of its records, later ones use a cache."""
     if source not in _MOTION:
         rows = []
         for record in (source[position] for position in range(len(source))):

@@ -89,8 +89,8 @@ class FlowDecoder(nn.Module):
             windows: where to paint; None for everywhere.
         """
         cell, field = self.config.flow_cell, decode_field(self.config, latents)
-        warped = warp(reference.astype(jnp.float32), _enlarge(field[..., :2], cell))
-        share = _enlarge(field[..., 2:], cell)
+        large = _enlarge(field, cell)
+        warped, share = warp(reference.astype(jnp.float32), large[..., :2]), large[..., 2:]
         opening = find_opening(share, cell)
         drawn, edges = draw_inside(opening, share, warped), inside(opening, share)
         seen = jnp.concatenate([_with_derivatives(field), fold(_places(opening), cell)], axis=-1)
@@ -115,10 +115,10 @@ class Painter(nn.Module):
 
     @nn.compact
     def __call__(self, seen: Maps, warped: Frames) -> Float[Array, "batch frames height width 4"]:
-        """Returns what is added to the logit of the mask and to the paint; zeros from a new painter.
+        """Predicts corrections of the logit of the mask and of the paint. Before training, all corrections are zero.
 
         Args:
-            seen: what is known of the motion and the opening in each cell.
+            seen: features of each cell: its motion, and the distances of its pixels to the edges of the opening.
             warped: the warped reference.
         """
         c, width = self.config, self.config.decoder_channels[0]

@@ -1,4 +1,4 @@
-"""Edges of an opening mouth, and what is drawn inside before a painter is trained."""
+"""Tests that the edges of an opening mouth are found, and that its inside is drawn."""
 
 import cv2
 import jax.numpy as jnp
